@@ -1,0 +1,54 @@
+"""Token ids of the class texts: tokenised once, when an adapter is made, and stored in its configuration."""
+
+from __future__ import annotations
+
+from transformers import AutoTokenizer, CLIPConfig, PreTrainedTokenizerBase
+
+from .config import JSCPTConfig
+
+
+def fill_token_ids(config: JSCPTConfig, clip_config: CLIPConfig) -> None:
+    """Fills `class_token_ids` and `prompt_init_token_ids` where they are missing, and checks that the texts fit.
+
+    Raises:
+        ValueError: no tokenizer is known, or a class name with its prompts exceeds the base model's positions.
+    """
+    needs_prompt_init = config.prompt_init is not None and config.prompt_init_token_ids is None
+    if config.class_token_ids is None or needs_prompt_init:
+        tokenizer = _load_tokenizer(config, clip_config)
+        if config.class_token_ids is None:
+            config.class_token_ids = {
+                task: tokenizer([config.class_template.format(name) for name in names]).input_ids
+                for task, names in config.tasks.items()
+            }
+        if needs_prompt_init:
+            config.prompt_init_token_ids = tokenizer(config.prompt_init, add_special_tokens=False).input_ids
+    _check_token_ids(config, clip_config)
+
+
+def _load_tokenizer(config: JSCPTConfig, clip_config: CLIPConfig) -> PreTrainedTokenizerBase:
+    source = config.tokenizer_name_or_path or clip_config.name_or_path
+    if not source:
+        raise ValueError(
+            "`tokenizer_name_or_path` is not set and the base model has no name or path: give the tokenizer's name, or "
+            "`class_token_ids`."
+        )
+    return AutoTokenizer.from_pretrained(source)
+
+
+def _check_token_ids(config: JSCPTConfig, clip_config: CLIPConfig) -> None:
+    text_config = clip_config.text_config
+    prompts = config.num_tokens if "text" in config.prompted_towers else 0
+    for task, names in config.tasks.items():
+        for name, ids in zip(names, config.class_token_ids[task], strict=True):
+            if len(ids) < 2 or max(ids) >= text_config.vocab_size:
+                raise ValueError(
+                    f"`class_token_ids` of class {name!r} in task {task!r} must be [SOS] ... [EOS] with ids below the "
+                    f"vocabulary size {text_config.vocab_size}, got {ids}."
+                )
+            if prompts + len(ids) > text_config.max_position_embeddings:
+                raise ValueError(
+                    f"Class name {name!r} of task {task!r} is too long: {len(ids)} tokens and {prompts} prompt tokens "
+                    f"exceed the base model's {text_config.max_position_embeddings} positions. Shorten the name or "
+                    "`class_template`, or use fewer prompt tokens."
+                )

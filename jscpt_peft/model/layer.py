@@ -1,0 +1,51 @@
+"""What the wrapped layers of a JSCPT model have in common."""
+
+from __future__ import annotations
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from .config import JSCPTConfig
+from .routing import TaskRouter
+
+
+class JSCPTLayer(nn.Module, BaseTunerLayer):
+    """A part of `CLIPModel` wrapped with the adapters' parameters, held in `nn.ModuleDict`s by adapter name.
+
+    Subclasses name these dicts in `adapter_layer_names` and fill them in `update_layer`.
+    """
+
+    # PEFT deletes an adapter from these too; an adapter without parameters here is known by its configuration alone.
+    other_param_names = ("adapter_configs",)
+
+    def __init__(self, base_layer: nn.Module, router: TaskRouter) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.router = router
+        self.adapter_configs: dict[str, JSCPTConfig] = {}
+        self._disable_adapters = False
+        self.merged_adapters = []
+
+    def update_layer(self, adapter_name: str, config: JSCPTConfig) -> None:
+        """Adds the parameters of an adapter."""
+        self.adapter_configs[adapter_name] = config
+
+    @property
+    def enabled(self) -> bool:
+        """Whether an adapter is to be applied."""
+        return not self.disable_adapters and bool(self.active_adapters) and bool(self.adapter_configs)
+
+    @property
+    def active_name(self) -> str:
+        """Name of the one active adapter; a `ValueError` where several are."""
+        if len(self.active_adapters) != 1:
+            raise ValueError(
+                f"JSCPT applies one adapter at a time, but {self.active_adapters} are active: call "
+                "`set_adapter(name)` with one of them."
+            )
+        return self.active_adapters[0]
+
+    @property
+    def active_config(self) -> JSCPTConfig:
+        """Configuration of the active adapter."""
+        return self.adapter_configs[self.active_name]

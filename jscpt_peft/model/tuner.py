@@ -1,0 +1,302 @@
+"""`JSCPTModel`: what `get_peft_model(clip, JSCPTConfig(...))` puts around a `CLIPModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from PIL import Image
+from torch import nn
+from transformers import CLIPTextModel, CLIPVisionModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from jscpt_peft.data import image_transform
+
+from .class_tokens import fill_token_ids
+from .classifier import ClassTexts, JSCPTOutput, check_labels, task_logits, task_losses
+from .config import JSCPTConfig
+from .encoder import PromptedText, PromptedTower, PromptedVision
+from .fingerprint import fingerprint
+from .intervention import FeatureSelection, Views, complement_features, select_features
+from .layer import JSCPTLayer
+from .routing import TaskRouter, task_index
+
+
+class JSCPTModel(BaseTuner):
+    """A frozen `CLIPModel` under task-shared and task-specific prompts with causal feature selection.
+
+    Made by `get_peft_model`; every method here is reached from the `PeftModel` it returns.
+    """
+
+    prefix = "jscpt_"
+    tuner_layer_cls = JSCPTLayer
+    target_module_mapping = {"clip": r"(.*\.)?(text_model|vision_model|visual_projection)"}  # noqa: RUF012 (PEFT's form)
+
+    # ---- PEFT -------------------------------------------------------------------------------------------------------
+
+    def _pre_injection_hook(self, model: nn.Module, config: JSCPTConfig, adapter_name: str) -> None:  # noqa: ARG002
+        self.router = TaskRouter()
+        self._class_texts: dict[str, ClassTexts] = {}
+        self._class_embeds: dict[str, tuple[tuple, torch.Tensor]] = {}
+
+    def _prepare_adapter_config(self, peft_config: JSCPTConfig, model_config: dict) -> JSCPTConfig:
+        if peft_config.target_modules is None and model_config.get("model_type") not in self.target_module_mapping:
+            raise ValueError(
+                f"JSCPT adapts a transformers `CLIPModel`, got a model of type {model_config.get('model_type')!r}."
+            )
+        return super()._prepare_adapter_config(peft_config, model_config)
+
+    def _prepare_model(self, peft_config: JSCPTConfig, model: nn.Module) -> None:  # noqa: ARG002
+        # `model` is the PeftModel when a further adapter is added; `self.model` is the CLIPModel in every case.
+        _check_base_dimensions(peft_config, self.model.config)
+        fill_token_ids(peft_config, self.model.config)
+
+    def _create_and_replace(
+        self,
+        peft_config: JSCPTConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,  # noqa: ARG002
+        parameter_name: str | None = None,  # noqa: ARG002
+    ) -> None:
+        if isinstance(target, JSCPTLayer):
+            layer = target
+        elif isinstance(target, CLIPVisionModel):
+            layer = PromptedVision(target, self.router)
+        elif isinstance(target, CLIPTextModel):
+            layer = PromptedText(target, self.router)
+        else:
+            layer = FeatureSelection(target, self.router)
+        layer.update_layer(adapter_name, peft_config)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
+        if adapter_name not in self.active_adapters:
+            layer.set_requires_grad(adapter_name, False)  # a further adapter is not trained until it is set active
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:  # noqa: ARG002
+        # PEFT's own version moves `weight` and `bias`, which towers do not have; parameters are made where they belong.
+        setattr(parent, child_name, new_module)
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(
+            "JSCPT prompts depend on the task of each sample and cannot be merged into the base weights: use "
+            "`unload()` for the base model, or keep the adapter."
+        )
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self._class_texts.pop(adapter_name, None)
+        self._class_embeds.pop(adapter_name, None)
+
+    # ---- the towers -------------------------------------------------------------------------------------------------
+
+    @property
+    def vision_tower(self) -> PromptedVision:
+        return self.model.vision_model
+
+    @property
+    def text_tower(self) -> PromptedText:
+        return self.model.text_model
+
+    @property
+    def selection(self) -> FeatureSelection:
+        return self.model.visual_projection
+
+    @property
+    def active_jscpt_config(self) -> JSCPTConfig:
+        """Configuration of the one active adapter."""
+        return self.vision_tower.active_config
+
+    @property
+    def task_names(self) -> list[str]:
+        """The active adapter's tasks, in the order of `task_ids`."""
+        return list(self.active_jscpt_config.tasks)
+
+    # ---- using it ---------------------------------------------------------------------------------------------------
+
+    def set_task(self, task: str | None) -> None:
+        """From now on the model is a `CLIPModel` under this task's prompts; `None` undoes it.
+
+        Raises:
+            ValueError: the active adapter has no such task.
+        """
+        if task is not None:
+            task_index(task, self.task_names)
+        self.router.task = task
+
+    def prompt_tokens(self, tower: str) -> torch.Tensor:
+        """Prompts of `tower` (`"vision"` or `"text"`) as each task sees them, `[N, depth, n_s + n_t, d]`, shared first.
+
+        Raises:
+            ValueError: there is no such tower.
+        """
+        towers: dict[str, PromptedTower] = {"vision": self.vision_tower, "text": self.text_tower}
+        if tower not in towers:
+            raise ValueError(f"`tower` must be one of {list(towers)}, got {tower!r}.")
+        return towers[tower].prompts()
+
+    def task_views(self) -> Views:
+        """Every trainable parameter as each task sees it: name -> `[N, ...]`, differentiable in the parameters.
+
+        Losses are functions of these views, and task i's loss of their slices i alone. The gradient of the *sum* of
+        the task losses with respect to a view therefore holds every task's own gradient: one backward serves Eqs. 5
+        and 9.
+        """
+        views = {"vision": self.prompt_tokens("vision"), "text": self.prompt_tokens("text")}
+        return {**views, **self.selection.views()}
+
+    def class_embeds(self, views: Views | None = None) -> torch.Tensor:
+        """Class features z `[N, C, D]` of all tasks under their text prompts, zero beyond a task's classes.
+
+        Without autograd they are computed once and kept until a parameter changes.
+        """
+        texts = self._texts()
+        if views is not None or (torch.is_grad_enabled() and self._text_is_trainable()):
+            prompts = self.prompt_tokens("text") if views is None else views["text"]
+            return self._encode_classes(texts, prompts)
+        name = self.text_tower.active_name
+        key = (self.text_tower.enabled, fingerprint(self.text_tower, self.model.text_projection))
+        if name not in self._class_embeds or self._class_embeds[name][0] != key:
+            with torch.no_grad():
+                self._class_embeds[name] = key, self._encode_classes(texts, self.prompt_tokens("text"))
+        return self._class_embeds[name][1]
+
+    def classify(
+        self,
+        pixel_values: torch.Tensor,
+        task_ids: torch.Tensor | Sequence[int] | int | None = None,
+        labels: torch.Tensor | None = None,
+        views: Views | None = None,
+    ) -> JSCPTOutput:
+        """Classifies images of any mixture of tasks, each among its own task's classes.
+
+        Args:
+            pixel_values: `[B, 3, H, W]` images, normalised as CLIP's processor does.
+            task_ids: `[B]`, or one id for all; `None`: the task of `set_task`.
+            labels: `[B]` within each sample's task.
+            views: what `task_views()` returned, where gradients with respect to it are wanted.
+
+        Raises:
+            ValueError: a task id or a label is out of range, or no task is known.
+        """
+        task_ids = self.router.resolve(task_ids, len(pixel_values), self.task_names, pixel_values.device)
+        class_embeds = self.class_embeds(views)
+        if views is None:
+            views = self.task_views()
+        x = self.selection.project(self.vision_tower.pooled(pixel_values, task_ids, views["vision"]))
+        selected = select_features(x, task_ids, views) if "mask" in views else x
+        logits = self.logits(selected, class_embeds, task_ids)
+        output = JSCPTOutput(logits=logits, image_embeds=x, selected_embeds=selected, class_embeds=class_embeds)
+        if labels is not None:
+            check_labels(labels, task_ids, self.active_jscpt_config.tasks)
+            output.task_losses = task_losses(logits, labels, task_ids, len(self.task_names))
+            output.loss = output.task_losses.nanmean()
+        return output
+
+    def logits(self, embeds: torch.Tensor, class_embeds: torch.Tensor, task_ids: torch.Tensor) -> torch.Tensor:
+        """Logits `[B, C]` of image features `[B, D]` under class features `[N, C, D]` (Eq. 1)."""
+        scale = self.model.logit_scale.exp()
+        return task_logits(embeds, class_embeds, self._texts().num_classes, task_ids, scale)
+
+    def reference_embeds(self, x: torch.Tensor, task_ids: torch.Tensor, kind: str) -> torch.Tensor:
+        """The view that the causal effect compares x̄ with (Eq. 4): x itself, or (1 - M)∘x for `"complement"`.
+
+        Args:
+            x: `[B, D]` image features.
+            task_ids: `[B]`.
+            kind: `"original"` or `"complement"`.
+        """
+        views = self.selection.views()
+        return complement_features(x, task_ids, views) if kind == "complement" and views else x
+
+    @torch.no_grad()
+    def predict(
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        task: str | None = None,
+        batch_size: int = 64,
+        image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
+        image_std: Sequence[float] = OPENAI_CLIP_STD,
+    ) -> list[dict[str, float]]:
+        """Probabilities of the task's classes for pictures, best first.
+
+        Args:
+            images: one PIL image or several.
+            task: name of the task; `None`: the task of `set_task`.
+            batch_size: images that are encoded together.
+            image_mean: mean of the base model's image processor, per channel.
+            image_std: standard deviation of the base model's image processor, per channel.
+
+        Returns:
+            One dict `{class name: probability}` an image.
+
+        Raises:
+            ValueError: no task is known.
+        """
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        task_id = None if task is None else task_index(task, self.task_names)
+        size = self.model.config.vision_config.image_size
+        transform = image_transform(size, image_mean, image_std, train=False)
+        training = self.training
+        self.eval()
+        predictions = []
+        for start in range(0, len(images), batch_size):
+            pixels = torch.stack([transform(image, None) for image in images[start : start + batch_size]])
+            ids = self.router.resolve(task_id, len(pixels), self.task_names, pixels.device)
+            class_names = self.active_jscpt_config.tasks[self.task_names[int(ids[0])]]
+            logits = self.classify(pixels.to(self.model.device), ids).logits[:, : len(class_names)]
+            for probabilities, order in zip(*logits.softmax(-1).sort(descending=True), strict=True):
+                predictions.append(
+                    {class_names[label]: float(p) for label, p in zip(order, probabilities, strict=True)}
+                )
+        self.train(training)
+        return predictions
+
+    # ---- within ------------------------------------------------------------------------------------------------------
+
+    def _texts(self) -> ClassTexts:
+        name, device = self.text_tower.active_name, self.model.device
+        texts = self._class_texts.get(name)
+        if texts is None or texts.words.device != device:
+            eos_token_id = self.model.config.text_config.eos_token_id
+            with torch.inference_mode(False):  # kept for training too, where inference tensors may not take part
+                texts = ClassTexts.from_token_ids(self.active_jscpt_config.class_token_ids, eos_token_id, device)
+            self._class_texts[name] = texts
+        return texts
+
+    def _text_is_trainable(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.text_tower.parameters())
+
+    def _encode_classes(self, texts: ClassTexts, prompts: torch.Tensor) -> torch.Tensor:
+        pooled = self.text_tower.pooled(texts.start_id, texts.words, texts.read_out, texts.task_ids, prompts)
+        return texts.by_task(self.model.text_projection(pooled))
+
+
+def _check_base_dimensions(config: JSCPTConfig, clip_config) -> None:
+    """Records the sizes of the base model, or compares them with those the adapter was made for."""
+    dimensions = {
+        "vision_width": clip_config.vision_config.hidden_size,
+        "vision_blocks": clip_config.vision_config.num_hidden_layers,
+        "text_width": clip_config.text_config.hidden_size,
+        "text_blocks": clip_config.text_config.num_hidden_layers,
+        "projection": clip_config.projection_dim,
+        "vocabulary": clip_config.text_config.vocab_size,
+    }
+    if config.base_dimensions is None:
+        config.base_dimensions = dimensions
+    differing = {k: (v, dimensions[k]) for k, v in config.base_dimensions.items() if v != dimensions[k]}
+    if differing:
+        detail = ", ".join(f"{name} {made} (this base: {here})" for name, (made, here) in differing.items())
+        raise ValueError(
+            f"The adapter was made for another base model: {detail}. Load it on "
+            f"`{config.base_model_name_or_path}`, the base model it was trained on."
+        )
+    blocks = min(dimensions[f"{tower}_blocks"] for tower in config.prompted_towers or ("vision", "text"))
+    if config.prompt_depth is not None and config.prompt_depth > blocks:
+        raise ValueError(
+            f"`prompt_depth` is {config.prompt_depth}, but the base model's prompted towers have {blocks} blocks: use "
+            f"at most {blocks}, or None for every block."
+        )

@@ -1,0 +1,73 @@
+"""`JSCPTConfig` names what is wrong with it."""
+
+from __future__ import annotations
+
+import oracles
+import prompted
+import pytest
+from peft import PeftConfig, get_peft_model
+
+from jscpt_peft import JSCPTConfig
+
+TASKS = prompted.TASKS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": {}}, "`tasks` is empty"),
+        ({"tasks": {"art": []}}, r"`tasks\['art'\]` has no class names"),
+        ({"tasks": {"art": ["cat", "dog", "cat"]}}, r"names \['cat'\] more than once"),
+        ({"towers": "visoin"}, "`towers` must be one of .*Did you mean 'vision'"),
+        ({"intervention": "mask_mpl"}, "Did you mean 'mask_mlp'"),
+        ({"num_shared_tokens": -1}, "`num_shared_tokens` must be at least 0, got -1"),
+        ({"prompt_depth": 0}, "`prompt_depth` must be at least 1"),
+        ({"class_template": "a photo"}, "`class_template` must contain {}"),
+        ({"class_token_ids": {"art": [[97, 1, 98]]}}, r"`class_token_ids\['art'\]` has 1 entries for 3 classes"),
+    ],
+)
+def test_bad_values_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        JSCPTConfig(**{"tasks": TASKS, **options})
+
+
+def test_depth_beyond_the_base_model():
+    config = JSCPTConfig(tasks=TASKS, class_token_ids=prompted.class_token_ids(), prompt_depth=4)
+    with pytest.raises(ValueError, match="`prompt_depth` is 4, but the base model's prompted towers have 3 blocks"):
+        get_peft_model(oracles.tiny_clip(), config)
+
+
+def test_class_name_too_long_for_the_position_table():
+    ids = prompted.class_token_ids()
+    ids["clipart"][1] = [oracles.TINY_SOS, *[3] * 50, oracles.TINY_EOS]
+    config = JSCPTConfig(tasks=TASKS, class_token_ids=ids)
+    with pytest.raises(ValueError, match="Class name 'dog' of task 'clipart' is too long: 52 tokens and 32 prompt"):
+        get_peft_model(oracles.tiny_clip(), config)
+
+
+def test_longest_name_that_fits():
+    ids = prompted.class_token_ids()
+    ids["clipart"][1] = [oracles.TINY_SOS, *[3] * 43, oracles.TINY_EOS]
+    model = get_peft_model(oracles.tiny_clip(), JSCPTConfig(tasks=TASKS, class_token_ids=ids))
+    assert model.class_embeds().isfinite().all()
+
+
+def test_no_tokenizer_known():
+    with pytest.raises(ValueError, match="`tokenizer_name_or_path` is not set"):
+        get_peft_model(oracles.tiny_clip(), JSCPTConfig(tasks=TASKS))
+
+
+def test_not_a_clip_model():
+    from transformers import BertConfig, BertModel
+
+    bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
+    with pytest.raises(ValueError, match="adapts a transformers `CLIPModel`, got a model of type 'bert'"):
+        get_peft_model(bert, JSCPTConfig(tasks=TASKS))
+
+
+def test_configuration_survives_the_disk(tmp_path):
+    config = JSCPTConfig(tasks=TASKS, class_token_ids=prompted.class_token_ids(), towers="text", prompt_depth=2)
+    config.save_pretrained(tmp_path)
+    loaded = PeftConfig.from_pretrained(tmp_path)
+    assert isinstance(loaded, JSCPTConfig)
+    assert loaded.to_dict() == config.to_dict()

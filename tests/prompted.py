@@ -1,0 +1,87 @@
+"""A small prompted CLIP and the same function computed by the concatenating oracle."""
+
+from __future__ import annotations
+
+import oracles
+import torch
+from peft import PeftModel, get_peft_model
+from torch import Tensor
+
+from jscpt_peft import JSCPTConfig
+
+# Tasks with different numbers of classes; names of different lengths, so that padding takes part.
+TASKS = {"art": ["cat", "dog", "fox"], "clipart": ["cat", "dog"], "sketch": ["a", "b", "c", "d"]}
+
+
+def class_token_ids(tasks: dict[str, list[str]] = TASKS) -> dict[str, list[list[int]]]:
+    """Unpadded ids of one to four words a class, as a tokenizer would give them."""
+    return {
+        task: [
+            [
+                oracles.TINY_SOS,
+                *[(7 * row + 13 * label + 5 * word) % 90 for word in range(1 + (row + label) % 4)],
+                oracles.TINY_EOS,
+            ]
+            for label in range(len(names))
+        ]
+        for row, (task, names) in enumerate(tasks.items())
+    }
+
+
+def prompted_clip(
+    dtype: torch.dtype = torch.float64, eos_token_id: int = oracles.TINY_EOS, implementation: str = "sdpa", **options
+) -> PeftModel:
+    """A random tiny CLIP under prompts; zero-initialised weights and masks are moved so that every path counts."""
+    options = {"tasks": TASKS, "num_shared_tokens": 3, "num_task_tokens": 2, "intervention_hidden": 4, **options}
+    clip = oracles.tiny_clip(eos_token_id=eos_token_id, dtype=dtype)
+    clip.set_attn_implementation(implementation)
+    config = JSCPTConfig(class_token_ids=class_token_ids(options["tasks"]), prompt_init_std=0.5, **options)
+    model = get_peft_model(clip, config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.selection.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(dtype))
+    return model
+
+
+def batch(model: PeftModel, per_task: int = 2, seed: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, task ids and labels of every task, in mixed order."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = [len(names) for names in model.active_jscpt_config.tasks.values()]
+    task_ids = torch.arange(len(counts)).repeat(per_task)
+    labels = torch.tensor([int(torch.randint(counts[task], (), generator=generator)) for task in task_ids])
+    pixels = torch.randn(len(task_ids), 3, 32, 32, generator=generator).to(model.dtype)
+    return pixels, task_ids, labels
+
+
+def oracle_losses(model: PeftModel, pixels: Tensor, task_ids: Tensor, labels: Tensor, padded: bool = True) -> Tensor:
+    """Losses `[N]` of Eq. 3 by concatenation, one task at a time, from the model's own parameters."""
+    config = model.active_jscpt_config
+    clip = model.get_base_model()
+    plain = _plain_clip(clip)
+    views = model.task_views()
+    losses = []
+    for task, ids in enumerate(config.class_token_ids.values()):
+        chosen = task_ids == task
+        classes = oracles.text_features(plain, views["text"][task], ids, length=77 if padded else None)
+        x = oracles.image_features(plain, views["vision"][task], pixels[chosen])
+        names = ("inner_down", "inner_down_bias", "inner_up", "inner_up_bias")
+        names += tuple(name.replace("inner", "outer") for name in names)
+        if "mask" in views:
+            x = oracles.intervention(x, views["mask"][task], *(views[name][task] for name in names))
+        losses.append(oracles.task_loss(plain, x, classes, labels[chosen]))
+    return torch.stack(losses)
+
+
+class _plain_clip:
+    """The unwrapped modules of a prompted CLIP under the names that the oracle uses."""
+
+    def __init__(self, clip) -> None:
+        self.config = clip.config
+        self.dtype = clip.dtype
+        self.logit_scale = clip.logit_scale
+        self.text_projection = clip.text_projection
+        self.text_model = clip.text_model.base_layer
+        self.vision_model = clip.vision_model.base_layer
+        self.visual_projection = clip.visual_projection.base_layer
