@@ -1,6 +1,6 @@
 """JSCPT: joint scheduling of causal prompts and tasks for CLIP, as a PEFT method.
 
-Importing this package registers the PEFT type `JSCPT`, so that `get_peft_model` and `PeftModel.from_pretrained` know it.
+Importing this package registers the PEFT type `JSCPT` with `get_peft_model` and `PeftModel.from_pretrained`.
 """
 
 from .model import JSCPTConfig, JSCPTModel, JSCPTOutput

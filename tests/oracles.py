@@ -200,8 +200,8 @@ def task_loss(clip: CLIPModel, images: Tensor, classes: Tensor, labels: Tensor) 
 
 
 def dense_hessian(loss: Callable[[Tensor], Tensor], vector: Tensor) -> Tensor:
-    """The whole Hessian `[P, P]` of the scalar `loss(vector)` at `vector` `[P]`, row by row."""
-    return torch.autograd.functional.hessian(loss, vector.detach())
+    """The whole Hessian `[P, P]` of the scalar `loss(vector)` at `vector` `[P]`, its rows in one batched backward."""
+    return torch.autograd.functional.hessian(loss, vector.detach(), vectorize=True)
 
 
 def dense_hypergradient(

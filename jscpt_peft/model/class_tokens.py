@@ -30,8 +30,8 @@ def _load_tokenizer(config: JSCPTConfig, clip_config: CLIPConfig) -> PreTrainedT
     source = config.tokenizer_name_or_path or clip_config.name_or_path
     if not source:
         raise ValueError(
-            "`tokenizer_name_or_path` is not set and the base model has no name or path: give the tokenizer's name, or "
-            "`class_token_ids`."
+            "`tokenizer_name_or_path` is not set and the base model has no name or path: give the tokenizer's name, "
+            "or `class_token_ids`."
         )
     return AutoTokenizer.from_pretrained(source)
 

@@ -97,13 +97,23 @@ def task_logits(
         `[B, C]` in float32 or better; -inf beyond a task's classes.
     """
     precise = torch.promote_types(embeds.dtype, torch.float32)
-    images = F.normalize(embeds.to(precise), dim=-1)
-    classes = F.normalize(class_embeds.to(precise), dim=-1)
+    images, broken_images = _finite_rows(embeds.to(precise))
+    classes, broken_classes = _finite_rows(class_embeds.to(precise))
     with torch.autocast(embeds.device.type, enabled=False):
-        every_task = torch.einsum("bd,ncd->bnc", images, classes) * scale.to(precise)
-    logits = every_task[torch.arange(len(embeds), device=embeds.device), task_ids]
+        every_task = torch.einsum("bd,ncd->bnc", F.normalize(images, dim=-1), F.normalize(classes, dim=-1))
+    logits = every_task[torch.arange(len(embeds), device=embeds.device), task_ids] * scale.to(precise)
+    logits = logits.masked_fill((broken_images | broken_classes.any(1)[task_ids])[:, None], torch.nan)
     beyond = torch.arange(logits.shape[1], device=logits.device) >= num_classes[task_ids, None]
     return logits.masked_fill(beyond, -torch.inf)
+
+
+def _finite_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features `[..., D]` with zeros in rows that are not finite, and which rows these are.
+
+    The product of all images with all classes would otherwise carry one task's NaN into the others' gradients.
+    """
+    broken = ~features.isfinite().all(-1)
+    return torch.where(broken[..., None], 0, features), broken
 
 
 def task_losses(logits: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tensor, num_tasks: int) -> torch.Tensor:

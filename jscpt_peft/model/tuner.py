@@ -77,7 +77,7 @@ class JSCPTModel(BaseTuner):
             layer.set_requires_grad(adapter_name, False)  # a further adapter is not trained until it is set active
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:  # noqa: ARG002
-        # PEFT's own version moves `weight` and `bias`, which towers do not have; parameters are made where they belong.
+        # PEFT's own moves `weight` and `bias`, which towers do not have; parameters are made where they belong.
         setattr(parent, child_name, new_module)
 
     def _check_merge_allowed(self) -> None:
@@ -128,7 +128,10 @@ class JSCPTModel(BaseTuner):
         self.router.task = task
 
     def prompt_tokens(self, tower: str) -> torch.Tensor:
-        """Prompts of `tower` (`"vision"` or `"text"`) as each task sees them, `[N, depth, n_s + n_t, d]`, shared first.
+        """Prompts of a tower as each task sees them, `[N, depth, n_s + n_t, d]`, shared tokens first.
+
+        Args:
+            tower: `"vision"` or `"text"`.
 
         Raises:
             ValueError: there is no such tower.
@@ -255,7 +258,7 @@ class JSCPTModel(BaseTuner):
         self.train(training)
         return predictions
 
-    # ---- within ------------------------------------------------------------------------------------------------------
+    # ---- within -----------------------------------------------------------------------------------------------------
 
     def _texts(self) -> ClassTexts:
         name, device = self.text_tower.active_name, self.model.device

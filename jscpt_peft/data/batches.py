@@ -1,0 +1,158 @@
+"""Batches with every task in every batch; every batch, and every augmentation, a pure function of its number."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import datasets
+import torch
+from torch import Tensor
+
+from jscpt_peft.data.transforms import UNREADABLE, ImageTransform, to_rgb
+
+Key = tuple[int, int]
+
+
+@lru_cache(maxsize=64)
+def _shuffled(size: int, seed: int, epoch: int, task: int, cycle: int) -> tuple[int, ...]:
+    order = list(range(size))
+    # a string seed goes through SHA-512: the same everywhere, and unrelated for neighbouring numbers
+    random.Random(f"{seed}/{epoch}/{task}/{cycle}").shuffle(order)
+    return tuple(order)
+
+
+class TaskBalancedBatchSampler(torch.utils.data.Sampler[list[Key]]):
+    """Batches of keys with `batch_size` items of every task, task after task.
+
+    An epoch is one pass over the largest task; shorter tasks are re-shuffled and cycle, and the last batch is filled
+    in the same way, so that every batch is full. Rank r of K takes the r-th part of what one process with
+    K * batch_size would take. It shards by itself: do not shard it again.
+
+    A key is (index into the concatenation of the tasks, draw); `draw` is unique to that draw in the whole run and
+    seeds the augmentation in `ImageTaskDataset`.
+
+    Args:
+        sizes: number of items of each task.
+        batch_size: items per task, process and batch.
+        seed: of the shuffling.
+        rank, world_size: this process and the number of processes.
+
+    Raises:
+        ValueError: no task, an empty task, `batch_size` below 1, `rank` out of range.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"`sizes` is {list(sizes)}: give at least one task, and no empty one.")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}: give the images per task and process, at least 1.")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"`rank` is {rank}: with `world_size` {world_size} it is 0 to {world_size - 1}.")
+        self.sizes = tuple(sizes)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self._starts = (0, *itertools.accumulate(self.sizes))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Iterate over the batches of `epoch` from now on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(max(self.sizes) / (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch = self.epoch  # a set_epoch during the iteration counts from the next one on
+        return (self.batch(number, epoch) for number in range(len(self)))
+
+    def batch(self, number: int, epoch: int = 0) -> list[Key]:
+        """Batch `number` of `epoch`: a pure function of these, the seed and the sizes.
+
+        `number` may exceed `len(self)`: then all tasks cycle on, which gives an endless stream of batches.
+        """
+        per_batch = self.batch_size * self.world_size
+        first = number * per_batch + self.rank * self.batch_size
+        keys = []
+        for task, size in enumerate(self.sizes):
+            for position in range(first, first + self.batch_size):
+                cycle, offset = divmod(position, size)
+                index = self._starts[task] + _shuffled(size, self.seed, epoch, task, cycle)[offset]
+                keys.append((index, epoch * len(self) * per_batch + position))
+        return keys
+
+
+class ImageTaskDataset(torch.utils.data.Dataset):
+    """The concatenation of the tasks' data sets, as what `collate` takes.
+
+    Args:
+        datasets: one split of every task, as `TaskSet.split` gives it.
+        transform: as `image_transform` gives it; called in the data loader's workers.
+        seed: of the augmentation, which is a pure function of (seed, key).
+
+    Raises:
+        ValueError: some of the data sets have a `group` column and some have not.
+        OSError: on access, naming an image that cannot be read.
+    """
+
+    def __init__(self, datasets: Sequence[datasets.Dataset], transform: ImageTransform, seed: int = 0) -> None:
+        grouped = ["group" in dataset.column_names for dataset in datasets]
+        if any(grouped) and not all(grouped):
+            raise ValueError(
+                f"`datasets` number {grouped.index(False)} has no column `group`, number {grouped.index(True)} has: "
+                "give all of them groups or none."
+            )
+        self.datasets = tuple(datasets)
+        self.transform = transform
+        self.seed = seed
+        self.has_groups = any(grouped)
+        self._ends = tuple(itertools.accumulate(len(dataset) for dataset in self.datasets))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, key: int | Key) -> dict[str, Tensor | int]:
+        """The item with an index (draw 0) or a key of `TaskBalancedBatchSampler`: `pixel_values`, `labels`, ..."""
+        index, draw = key if isinstance(key, tuple) else (key, 0)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} images")
+        position = bisect_right(self._ends, index)
+        dataset = self.datasets[position]
+        row = _read(dataset, index - (self._ends[position] - len(dataset)))
+        item = {
+            "pixel_values": self.transform(row["image"], random.Random(f"{self.seed}/{index}/{draw}")),
+            "labels": row["label"],
+            "task_ids": row["task_id"],
+        }
+        return {**item, "groups": row["group"]} if self.has_groups else item
+
+
+def _read(dataset: datasets.Dataset, index: int) -> dict:
+    try:
+        row = dataset[index]
+        return {**row, "image": to_rgb(row["image"])}
+    except UNREADABLE as error:
+        stored = dataset.with_format("arrow")[index].to_pylist()[0]
+        path = (stored.get("image") or {}).get("path")
+        raise OSError(
+            f"image {path or stored.get('key', index)!r} cannot be read ({error}): repair it, remove it, or load the "
+            "task set with `skip_bad_images=True`."
+        ) from error
+
+
+def collate(examples: Sequence[dict[str, Tensor | int]]) -> dict[str, Tensor]:
+    """Stacks items of `ImageTaskDataset`: pixel_values [B, 3, S, S] float32; labels, task_ids, groups [B] int64."""
+    batch = {
+        name: torch.tensor([example[name] for example in examples], dtype=torch.int64)
+        for name in examples[0]
+        if name != "pixel_values"
+    }
+    return {"pixel_values": torch.stack([example["pixel_values"] for example in examples]), **batch}

@@ -1,0 +1,175 @@
+"""`folder`, the task set made of a user's own images: one folder a task, one folder a class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+
+from jscpt_peft.data.layout import LAYOUT, POOL, FoundTask, find_images
+from jscpt_peft.data.splits import carve_dev, split_pool, take_fraction, take_shots
+from jscpt_peft.data.task import SPLITS, Task, TaskSet
+
+
+def folder_task_set(
+    data_root: str | Path,
+    train_fraction: float | None = None,
+    shots: int | None = None,
+    seed: int = 1,
+    validation_fraction: float = 0.2,
+    test_fraction: float = 0.3,
+    split_seed: int = 0,
+    manifest: dict | None = None,
+    skip_bad_images: bool = False,
+) -> TaskSet:
+    """The tasks in `ROOT/<task>/<class>/*` or `ROOT/<task>/{train,validation,test}/<class>/*`.
+
+    Tasks and classes come in the order of their folders' names; a class is named after its folder, with spaces for
+    underscores. Images lie at any depth in the class's folder. Rows have `image`, `label`, `task_id` and `key` (the
+    path relative to `data_root`).
+
+    A task without split folders is split at random per class, always in the same way, whatever the `seed`: so runs
+    with several seeds are tested on the same images. Then the scheduler's D_dev is taken out of validation (half of
+    it) or, where there is none, out of the training images (a fifth). Last, `train_fraction` or `shots` of the
+    remaining training images of each class are kept. All of it is a pure function of (seed, task name, key).
+
+    Args:
+        data_root: the folder with one folder a task.
+        train_fraction: the part of each class's training images to keep, in (0, 1]; at least one image a class.
+        shots: the number to keep of each class (all of them where there are fewer); at most one of the two.
+        seed: of D_dev and of what is kept.
+        validation_fraction, test_fraction: parts of each class for tasks without split folders (50/20/30 is CoOp's).
+        split_seed: of that split.
+        manifest: re-use exactly the images of this manifest (see `read_manifest`) instead of sampling.
+        skip_bad_images: leave out unreadable images (each is decoded once now, and named in the log); otherwise
+            reading such an image raises an error.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: `data_root` is no folder.
+        ValueError: the layout is another one, a class has no training images, a task has no test images or none to
+            spare for D_dev, an option is out of range, or the manifest does not fit the data.
+    """
+    if train_fraction is not None and shots is not None:
+        raise ValueError(f"`train_fraction` is {train_fraction} and `shots` is {shots}: give at most one of them.")
+    found = find_images(data_root, skip_bad_images)
+    if manifest is None:
+        chosen = {}
+        for task, splits in found.items():
+            splits = _complete(task, splits, validation_fraction, test_fraction, split_seed)
+            chosen[task] = _sample(task, splits, train_fraction, shots, seed)
+        manifest = {
+            "task_set": "folder",
+            "seed": seed,
+            "options": {
+                "train_fraction": train_fraction,
+                "shots": shots,
+                "validation_fraction": validation_fraction,
+                "test_fraction": test_fraction,
+                "split_seed": split_seed,
+                "skip_bad_images": skip_bad_images,
+            },
+            "tasks": {task: {split: _keys(splits[split]) for split in SPLITS} for task, splits in chosen.items()},
+        }
+    elif train_fraction is not None or shots is not None:
+        raise ValueError("`manifest` fixes the training images: leave out `train_fraction` and `shots`.")
+    else:
+        chosen = _reuse(manifest, found)
+    tasks = [_build(Path(data_root), task_id, task, splits) for task_id, (task, splits) in enumerate(chosen.items())]
+    return TaskSet(name="folder", tasks=tuple(tasks), manifest=manifest)
+
+
+def _complete(
+    task: str, splits: FoundTask, validation_fraction: float, test_fraction: float, split_seed: int
+) -> FoundTask:
+    """Train, validation and test of a task as it was found."""
+    if POOL in splits:
+        parts = {
+            folder: split_pool(keys, validation_fraction, test_fraction, split_seed, task)
+            for folder, keys in splits[POOL].items()
+        }
+        splits = {
+            split: {folder: part[number] for folder, part in parts.items()}
+            for number, split in enumerate(("train", "validation", "test"))
+        }
+    folders = sorted({folder for classes in splits.values() for folder in classes})
+    complete = {
+        split: {folder: splits.get(split, {}).get(folder, []) for folder in folders}
+        for split in ("train", "validation", "test")
+    }
+    for folder, keys in complete["train"].items():
+        if not keys:
+            raise ValueError(
+                f"`data_root`: class {folder!r} of task {task!r} has no training images; add some or remove its "
+                f"folder; {LAYOUT}."
+            )
+    if not _keys(complete["test"]):
+        raise ValueError(
+            f"`data_root`: task {task!r} has no test images; add some (a task without split folders needs two or more "
+            "images in a class, and a `test_fraction` above 0)."
+        )
+    return complete
+
+
+def _sample(task: str, splits: FoundTask, train_fraction: float | None, shots: int | None, seed: int) -> FoundTask:
+    """The four splits of a run: D_dev taken out, the training images thinned."""
+    train, validation, dev = carve_dev(splits["train"], splits["validation"], seed, task)
+    if train_fraction is not None:
+        train = {folder: take_fraction(keys, train_fraction, seed, task) for folder, keys in train.items()}
+    if shots is not None:
+        train = {folder: take_shots(keys, shots, seed, task) for folder, keys in train.items()}
+    return {"train": train, "validation": validation, "dev": dev, "test": splits["test"]}
+
+
+def _reuse(manifest: dict, found: dict[str, FoundTask]) -> dict[str, FoundTask]:
+    """The images that a manifest names, under the class folders that they lie in."""
+    if manifest["task_set"] != "folder":
+        raise ValueError(f"`manifest` belongs to the task set {manifest['task_set']!r}, not to 'folder'.")
+    chosen = {}
+    for task, keys_of_split in manifest["tasks"].items():
+        if set(keys_of_split) != set(SPLITS):
+            raise ValueError(f"`manifest` gives task {task!r} the splits {list(keys_of_split)}: it needs {SPLITS}.")
+        folder_of = {
+            key: folder for classes in found.get(task, {}).values() for folder, keys in classes.items() for key in keys
+        }
+        chosen[task] = {split: {} for split in SPLITS}
+        for split in SPLITS:
+            for key in keys_of_split[split]:
+                if key not in folder_of:
+                    raise ValueError(
+                        f"`manifest` names {key!r} ({split} of task {task!r}), which `data_root` does not hold: give "
+                        "the data that the manifest was written for."
+                    )
+                chosen[task][split].setdefault(folder_of[key], []).append(key)
+    return chosen
+
+
+def _build(root: Path, task_id: int, task: str, splits: FoundTask) -> Task:
+    folders = sorted({folder for classes in splits.values() for folder, keys in classes.items() if keys})
+    class_names = tuple(folder.replace("_", " ") for folder in folders)
+    built = {}
+    for split, classes in splits.items():
+        label_of = {key: label for label, folder in enumerate(folders) for key in sorted(classes.get(folder, []))}
+        built[split] = _dataset(root, task_id, label_of)
+    return Task(name=task, class_names=class_names, **built)
+
+
+def _dataset(root: Path, task_id: int, label_of: dict[str, int]) -> datasets.Dataset:
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.Value("int64"),
+            "task_id": datasets.Value("int64"),
+            "key": datasets.Value("string"),
+        }
+    )
+    columns = {
+        "image": [str(root.absolute() / key) for key in label_of],
+        "label": list(label_of.values()),
+        "task_id": [task_id] * len(label_of),
+        "key": list(label_of),
+    }
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def _keys(classes: dict[str, list[str]]) -> list[str]:
+    return sorted(key for keys in classes.values() for key in keys)

@@ -1,0 +1,139 @@
+"""Finding the images below a data root: `ROOT/<task>/<class>/*`, with or without folders for the splits between."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from jscpt_peft.data.transforms import UNREADABLE, to_rgb
+
+logger = logging.getLogger(__name__)
+
+LAYOUT = "expected ROOT/<task>/<class>/<image> or ROOT/<task>/{train,validation,test}/<class>/<image>"
+SPLIT_FOLDERS = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
+POOL = "pool"
+
+FoundTask = dict[str, dict[str, list[str]]]
+
+
+def find_images(data_root: str | Path, skip_bad_images: bool = False) -> dict[str, FoundTask]:
+    """All images below `data_root`, as {task: {split: {class folder: [keys]}}}; a key is a path relative to the root.
+
+    The split is `train`, `validation` or `test`, or `POOL` for a task without folders for them. Hidden files are
+    ignored; other files that Pillow has no reader for are ignored and counted in the log, by suffix.
+
+    Args:
+        data_root: the folder with one folder a task.
+        skip_bad_images: decode every image once and leave out the unreadable ones (named in the log).
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: `data_root` is no folder.
+        ValueError: it does not follow the layout.
+    """
+    root = Path(data_root)
+    if not root.exists():
+        raise FileNotFoundError(f"`data_root` {str(data_root)!r} does not exist: {LAYOUT}.")
+    if not root.is_dir():
+        raise NotADirectoryError(f"`data_root` {str(data_root)!r} is a file, not a folder: {LAYOUT}.")
+    tasks = _folders(root)
+    if not tasks:
+        raise ValueError(f"`data_root` {str(data_root)!r} has no folder in it: {LAYOUT}.")
+    search = _Search(root)
+    found = {task.name: search.task(task) for task in tasks}
+    if search.skipped:
+        counts = ", ".join(f"{count} x {suffix}" for suffix, count in search.skipped.most_common())
+        logger.warning("Ignored files below %s that Pillow cannot open: %s.", root, counts)
+    return _readable(root, found) if skip_bad_images else found
+
+
+class _Search:
+    """Walks class folders and counts what it skips."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.skipped: Counter[str] = Counter()
+        self.suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+
+    def task(self, task: Path) -> FoundTask:
+        folders = _folders(task)
+        if not folders:
+            raise ValueError(
+                f"`data_root`: {str(task)!r} has no class folders in it: {LAYOUT}. Is `data_root` one level too deep?"
+            )
+        # a class may be called "train": a split folder is one with folders in it
+        splits = [folder for folder in folders if folder.name in SPLIT_FOLDERS and _folders(folder)]
+        if not splits:
+            return {POOL: self.classes(folders)}
+        others = [folder.name for folder in folders if folder.name not in SPLIT_FOLDERS]
+        if others:
+            raise ValueError(
+                f"`data_root`: {str(task)!r} holds both the split folder {splits[0].name!r} and the folder "
+                f"{others[0]!r}, which is no split: {LAYOUT}. Move or rename one of them."
+            )
+        found: FoundTask = {}
+        for folder in splits:
+            split = SPLIT_FOLDERS[folder.name]
+            if split in found:
+                raise ValueError(f"`data_root`: {str(task)!r} has two folders for {split!r}: merge them.")
+            found[split] = self.classes(_folders(folder))
+        for split in ("train", "test"):
+            if split not in found:
+                raise ValueError(
+                    f"`data_root`: {str(task)!r} has folders for splits but none for {split!r}: add it, or put the "
+                    "class folders directly into the task's folder to have them split at random."
+                )
+        return found
+
+    def classes(self, folders: list[Path]) -> dict[str, list[str]]:
+        return {folder.name: self.images(folder) for folder in folders}
+
+    def images(self, folder: Path) -> list[str]:
+        keys = []
+        for parent, _, names in os.walk(folder):
+            for name in names:
+                if name.startswith("."):
+                    continue
+                path = Path(parent, name)
+                if path.suffix.lower() in self.suffixes:
+                    keys.append(path.relative_to(self.root).as_posix())
+                else:
+                    self.skipped[path.suffix or "(no suffix)"] += 1
+        return sorted(keys)
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+
+
+def _readable(root: Path, found: dict[str, FoundTask]) -> dict[str, FoundTask]:
+    bad: list[str] = []
+
+    def readable(key: str) -> bool:
+        try:
+            to_rgb(ImageFeature().decode_example({"path": str(root / key), "bytes": None}))
+        except UNREADABLE:
+            bad.append(key)
+            return False
+        return True
+
+    kept = {
+        task: {
+            split: {folder: [key for key in keys if readable(key)] for folder, keys in classes.items()}
+            for split, classes in splits.items()
+        }
+        for task, splits in found.items()
+    }
+    if bad:
+        logger.warning("Skipped %d unreadable images below %s: %s.", len(bad), root, ", ".join(bad))
+    return kept

@@ -1,0 +1,133 @@
+"""A task is a labelled image data set with its own class names; a task set is what one run trains jointly."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import datasets
+
+SPLITS = ("train", "validation", "dev", "test")
+
+
+def read_column(dataset: datasets.Dataset, name: str) -> list:
+    """One column of `dataset` as a list, without decoding or drawing a single image."""
+    return dataset.with_format("arrow", columns=[name])[:][name].to_pylist()
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One image-classification task.
+
+    Rows of every split hold `image` (PIL image), `label` (index into `class_names`), `task_id` (position in the task
+    set) and optionally `group` (index of the group for worst-group accuracy) and `key` (what the manifest calls it).
+
+    Args:
+        name: the task's name.
+        class_names: the classes in the order of their labels.
+        train: images of the lower level (Eq. 9).
+        validation: images of model selection; may be empty, then there is none.
+        dev: the paper's D_dev (Eq. 11): seen by the scheduler only, disjoint from `validation`.
+        test: images of the final figures.
+        template: the zero-shot template, with `{}` where the class name goes.
+
+    Raises:
+        ValueError: duplicate class names, a label out of range, a class without training images, an empty dev set.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: datasets.Dataset
+    validation: datasets.Dataset
+    dev: datasets.Dataset
+    test: datasets.Dataset
+    template: str = "a photo of a {}."
+
+    def __post_init__(self) -> None:
+        duplicates = [name for name, count in Counter(self.class_names).items() if count > 1]
+        if duplicates:
+            raise ValueError(
+                f"`class_names` of task {self.name!r} holds {duplicates[0]!r} more than once: merge these classes or "
+                "give them different names."
+            )
+        if len(self.train) == 0:
+            raise ValueError(f"`train` of task {self.name!r} is empty: a task needs training images of every class.")
+        labels = {split: read_column(self.split(split), "label") for split in SPLITS}
+        for split in SPLITS:
+            self._check_range(split, labels[split])
+        seen = set(labels["train"])
+        unseen = [name for label, name in enumerate(self.class_names) if label not in seen]
+        if unseen:
+            raise ValueError(
+                f"`class_names` of task {self.name!r}: class {unseen[0]!r} has no training images"
+                f"{f' (nor have {len(unseen) - 1} others)' if len(unseen) > 1 else ''}: add some or drop the class."
+            )
+        if len(self.dev) == 0:
+            raise ValueError(
+                f"`dev` of task {self.name!r} is empty: the scheduler learns from it (Eq. 11); give the task "
+                "validation images, or more training images to take it from."
+            )
+
+    def _check_range(self, split: str, labels: list[int]) -> None:
+        wrong = [label for label in labels if label not in range(len(self.class_names))]
+        if wrong:
+            raise ValueError(
+                f"`{split}` of task {self.name!r} holds label {wrong[0]}, out of range for its "
+                f"{len(self.class_names)} `class_names`: labels are 0 to {len(self.class_names) - 1}."
+            )
+
+    def split(self, name: str) -> datasets.Dataset:
+        """The split called `name`, one of `train`, `validation`, `dev`, `test`."""
+        splits = {"train": self.train, "validation": self.validation, "dev": self.dev, "test": self.test}
+        if name not in splits:
+            raise ValueError(f"`name` is {name!r}: a split is one of {', '.join(SPLITS)}.")
+        return splits[name]
+
+
+@dataclass(frozen=True, eq=False)
+class TaskSet:
+    """The tasks of one run, in the order of their task ids.
+
+    Args:
+        name: the task set's name.
+        tasks: one `Task` each; the rows of `tasks[i]` have `task_id` i.
+        manifest: what was sampled, as JSON: `{"task_set", "seed", "options", "tasks": {task: {split: [keys]}}}`.
+
+    Raises:
+        ValueError: no task, duplicate task names, a `task_id` that is not the task's position.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    manifest: dict
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError(f"`tasks` of task set {self.name!r} is empty: give at least one task.")
+        duplicates = [name for name, count in Counter(task.name for task in self.tasks).items() if count > 1]
+        if duplicates:
+            raise ValueError(f"`tasks` of task set {self.name!r} holds two tasks named {duplicates[0]!r}: rename one.")
+        for position, task in enumerate(self.tasks):
+            for split in SPLITS:
+                wrong = set(read_column(task.split(split), "task_id")) - {position}
+                if wrong:
+                    raise ValueError(
+                        f"`{split}` of task {task.name!r} holds `task_id` {wrong.pop()}, but the task is number "
+                        f"{position} of {len(self.tasks)} in task set {self.name!r}: the two must agree."
+                    )
+
+    @property
+    def class_names(self) -> dict[str, list[str]]:
+        """Task name -> class names, in the order of task ids: what `JSCPTConfig(tasks=...)` takes."""
+        return {task.name: list(task.class_names) for task in self.tasks}
+
+    def split(self, name: str) -> tuple[datasets.Dataset, ...]:
+        """The split called `name` (`train`, `validation`, `dev` or `test`) of every task, in the order of task ids."""
+        return tuple(task.split(name) for task in self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)

@@ -1,0 +1,32 @@
+"""What a run has achieved: accuracies, the results table, the scheduler's history and its pictures."""
+
+from .accuracy import MultiTaskAccuracy, multi_task_accuracy, worst_task
+from .history import SchedulerHistory, history_arrays, read_history
+from .pictures import LITERAL_NEUTRAL_EFFECT, draw_pictures
+from .report import (
+    ResultsRow,
+    ResultsTable,
+    print_results,
+    results_json,
+    results_markdown,
+    results_table,
+    write_results,
+)
+
+__all__ = [
+    "LITERAL_NEUTRAL_EFFECT",
+    "MultiTaskAccuracy",
+    "ResultsRow",
+    "ResultsTable",
+    "SchedulerHistory",
+    "draw_pictures",
+    "history_arrays",
+    "multi_task_accuracy",
+    "print_results",
+    "read_history",
+    "results_json",
+    "results_markdown",
+    "results_table",
+    "worst_task",
+    "write_results",
+]

@@ -1,0 +1,6 @@
+"""Algorithm 1: training the prompts and the scheduler."""
+
+from .arguments import JSCPTTrainingArguments
+from .trainer import JSCPTTrainer
+
+__all__ = ["JSCPTTrainer", "JSCPTTrainingArguments"]

@@ -1,0 +1,135 @@
+"""`JSCPTTrainingArguments`: `TrainingArguments` plus Algorithm 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from jscpt_peft.choices import check_choice
+from jscpt_peft.scheduling import NEUTRAL_EFFECT
+from jscpt_peft.scheduling.affinity import AFFINITIES
+from jscpt_peft.scheduling.scheduler import AFFINITY_DIRECTIONS, PARAMETERIZATIONS, WEIGHT_NORMALIZATIONS
+
+REFERENCES = ("original", "complement")
+HESSIAN_PARAMETERS = ("all", "shared")
+SCHEDULER_OPTIMIZERS = ("adam", "sgd")
+
+
+@dataclass
+class JSCPTTrainingArguments(TrainingArguments):
+    """Arguments of `JSCPTTrainer`: those of `TrainingArguments`, with the paper's defaults, and those of Algorithm 1.
+
+    `per_device_train_batch_size` counts images of *every* task: a step takes B images of each.
+
+    Raises:
+        ValueError: an argument is out of its range or asks for what the bi-level loop cannot do (fp16, FSDP,
+            DeepSpeed, reentrant checkpointing).
+    """
+
+    # ---- TrainingArguments with other defaults (paper, section 4.1) ----
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Images of every task in a step."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images in an evaluation step."})
+    num_train_epochs: float = field(default=50.0, metadata={"help": "Passes over the largest task."})
+    learning_rate: float = field(default=1.5e-3, metadata={"help": "Learning rate η₁ of the prompts."})
+    optim: str = field(default="sgd", metadata={"help": "Optimizer of the prompts."})
+    momentum: float = field(default=0.9, metadata={"help": "Momentum of --optim sgd."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float | None = field(
+        default=None, metadata={"help": "Warm-up steps, or a part of all steps if below 1. Default: one epoch."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the gradient of the prompts; 0 does not."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the batches are made here."}
+    )
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Must stay as it is."})
+
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into an output directory in use."})
+
+    # ---- the scheduler (Eqs. 4-6) ----
+    prompt_scheduling: bool = field(default=True, metadata={"help": "Weigh tasks by causal effect (Eq. 4)."})
+    task_scheduling: bool = field(default=True, metadata={"help": "Weigh tasks by inter-task affinity (Eq. 5)."})
+    causal_effect: str = field(default="literal", metadata={"help": "Eq. 4: literal, σ(exp(d)), or sigmoid, σ(d)."})
+    reference: str = field(
+        default="original", metadata={"help": "What Eq. 4 compares x̄ with: original, x, or complement, (1-M)∘x."}
+    )
+    affinity: str = field(default="clipped", metadata={"help": "Eq. 5: clipped to [-1, 1], cosine or unclipped."})
+    affinity_direction: str = field(default="incoming", metadata={"help": "A[:, i] (incoming) or A[i, :] (outgoing)."})
+    weight_normalization: str = field(
+        default="sum", metadata={"help": "sum: the weights sum to the number of tasks; none: Eq. 6 as printed."}
+    )
+    scheduler_parameterization: str = field(
+        default="unconstrained", metadata={"help": "unconstrained, or softplus, which keeps α and β positive."}
+    )
+
+    # ---- the upper level (Eqs. 8-11) ----
+    learn_scheduler: bool = field(default=True, metadata={"help": "Update Ω = {α, β}; without, it stays at 1."})
+    lower_steps: int = field(default=10, metadata={"help": "M: lower steps between two updates of Ω."})
+    neumann_terms: int = field(default=3, metadata={"help": "H of Eq. 11; 0 needs no Hessian-vector product."})
+    neumann_step_size: float = field(default=1.0, metadata={"help": "Largest step size of the Neumann series."})
+    power_iterations: int = field(
+        default=3, metadata={"help": "Products that estimate λ_max for the step size 0.9/λ_max; 0 fixes it."}
+    )
+    hessian_parameters: str = field(default="all", metadata={"help": "θ of the Hessian: all, or shared prompts only."})
+    scheduler_learning_rate: float = field(default=1e-2, metadata={"help": "Learning rate η₂ of Ω."})
+    scheduler_optimizer: str = field(default="adam", metadata={"help": "Optimizer of Ω: adam or sgd."})
+    max_hypergradient_norm: float = field(default=10.0, metadata={"help": "Clip the gradient of Ω; 0 does not."})
+    dev_batch_size: int | None = field(
+        default=None, metadata={"help": "Dev images of every task in an update of Ω. Default: as in training."}
+    )
+    max_nonfinite_steps: int = field(
+        default=10, metadata={"help": "Stop after so many steps in a row with a task whose loss is not finite."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps is None:
+            self.warmup_steps = min(1.0 / self.num_train_epochs, 0.5) if self.max_steps <= 0 else 0.0
+        super().__post_init__()
+        self._check_choices()
+        self._check_ranges()
+        self._refuse()
+
+    def _check_choices(self) -> None:
+        check_choice("causal_effect", self.causal_effect, NEUTRAL_EFFECT)
+        check_choice("reference", self.reference, REFERENCES)
+        check_choice("affinity", self.affinity, AFFINITIES)
+        check_choice("affinity_direction", self.affinity_direction, AFFINITY_DIRECTIONS)
+        check_choice("weight_normalization", self.weight_normalization, WEIGHT_NORMALIZATIONS)
+        check_choice("scheduler_parameterization", self.scheduler_parameterization, PARAMETERIZATIONS)
+        check_choice("hessian_parameters", self.hessian_parameters, HESSIAN_PARAMETERS)
+        check_choice("scheduler_optimizer", self.scheduler_optimizer, SCHEDULER_OPTIMIZERS)
+
+    def _check_ranges(self) -> None:
+        for name, minimum in {
+            "lower_steps": 1,
+            "neumann_terms": 0,
+            "power_iterations": 0,
+            "max_nonfinite_steps": 1,
+        }.items():
+            value = getattr(self, name)
+            if value < minimum:
+                raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
+        for name in ("neumann_step_size", "scheduler_learning_rate"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise ValueError(f"`{name}` must be positive, got {value}.")
+
+    def _refuse(self) -> None:
+        if self.fp16:
+            raise ValueError("`fp16=True` is not supported: second derivatives overflow in float16. Use `bf16=True`.")
+        if self.fsdp or self.deepspeed:
+            name = "fsdp" if self.fsdp else "deepspeed"
+            raise ValueError(
+                f"`{name}` is not supported: per-task gradients need whole parameters, which are a few MB. Use plain "
+                "data parallelism (`accelerate launch --num_processes K`)."
+            )
+        if self.gradient_checkpointing and (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ValueError(
+                "`gradient_checkpointing_kwargs={'use_reentrant': True}` does not work with `torch.autograd.grad`: "
+                "use `{'use_reentrant': False}`."
+            )
+
+    @property
+    def schedules(self) -> bool:
+        """Whether the weights differ from 1."""
+        return self.prompt_scheduling or self.task_scheduling

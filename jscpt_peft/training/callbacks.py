@@ -1,0 +1,89 @@
+"""Callbacks of `JSCPTTrainer`, and those that a command-line program wants."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from jscpt_peft.data import TaskBalancedBatchSampler
+
+
+class SetEpoch(TrainerCallback):
+    """Tells the batch sampler the epoch before its batches are asked for, also after a resume in mid-epoch."""
+
+    def __init__(self, sampler: TaskBalancedBatchSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
+    ) -> None:
+        self.sampler.set_epoch(int(state.epoch))
+
+
+class StopOnInterrupt(TrainerCallback):
+    """Ctrl-C finishes the step under way, saves a checkpoint and ends training; a second one ends it at once.
+
+    Attributes:
+        interrupted: whether training ended that way.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._previous: Any = None
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._previous = signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, self._previous)
+
+    def on_step_end(self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        signal.signal(signal.SIGINT, self._previous)
+
+
+class TaskProgress(ProgressCallback):
+    """Progress bars, and one line a log: the mean loss, then every task's loss and weight."""
+
+    def __init__(self, task_names: list[str]) -> None:
+        super().__init__()
+        self.task_names = task_names
+
+    def on_log(
+        self,
+        _args: TrainingArguments,
+        state: TrainerState,
+        _control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not (state.is_world_process_zero and self.training_bar is not None and logs):
+            return
+        if "loss" in logs:
+            self.training_bar.write(self._training_line(state.global_step, logs))
+        elif "eval_mean_accuracy" in logs:
+            accuracies = self._by_task(logs, "eval_accuracy", "{:.1%}")
+            self.training_bar.write(
+                f"step {state.global_step:>5}  validation: mean accuracy {logs['eval_mean_accuracy']:.1%}  "
+                f"({accuracies})"
+            )
+
+    def _training_line(self, step: int, logs: dict[str, float]) -> str:
+        parts = [f"step {step:>5}", f"loss {logs['loss']:.3f}"]
+        if f"weight/{self.task_names[0]}" in logs:
+            parts.append(f"loss of {self._by_task(logs, 'loss', '{:.3f}')}")
+            parts.append(f"φ {self._by_task(logs, 'weight', '{:.2f}', named=False)}")
+        if "scheduler/hypergradient_norm" in logs:
+            parts.append(f"‖∇Ω‖ {logs['scheduler/hypergradient_norm']:.2e}")
+        return "  ".join(parts)
+
+    def _by_task(self, logs: dict[str, float], series: str, form: str, named: bool = True) -> str:
+        values = [(name, logs[f"{series}/{name}"]) for name in self.task_names]
+        return ", ".join((f"{name} " if named else "") + form.format(value) for name, value in values)

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate, image_transform
+
+SIZES = (5, 23, 12)
+STARTS = (0, 5, 28, 40)
+IDENTITY = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+def task_of(index):
+    return next(task for task in range(3) if index < STARTS[task + 1])
+
+
+@pytest.fixture
+def splits(tmp_path):
+    """Two tasks of 4 and 3 pictures, each of one grey level of its own, with groups."""
+    built = []
+    for task_id, size in enumerate((4, 3)):
+        paths = []
+        for number in range(size):
+            paths.append(str(tmp_path / f"{task_id}-{number}.png"))
+            pixels = np.random.default_rng(10 * task_id + number).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(paths[-1])
+        columns = {
+            "image": paths,
+            "label": list(range(size)),
+            "task_id": [task_id] * size,
+            "group": [7 + number for number in range(size)],
+            "key": paths,
+        }
+        built.append(datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()))
+    return built
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 30])
+def test_every_batch_has_as_many_items_of_every_task(batch_size):
+    sampler = TaskBalancedBatchSampler(SIZES, batch_size)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == math.ceil(23 / batch_size)
+    for batch in batches:
+        assert [task_of(index) for index, _ in batch] == sorted([0, 1, 2] * batch_size)
+
+
+def test_an_epoch_is_one_pass_over_the_largest_task_and_cycles_the_others():
+    counts = Counter(index for batch in TaskBalancedBatchSampler(SIZES, 1) for index, _ in batch)
+    assert [counts[index] for index in range(5, 28)] == [1] * 23
+    assert {counts[index] for index in range(0, 5)} == {4, 5}  # 23 draws of 5 items
+    assert {counts[index] for index in range(28, 40)} == {1, 2}
+    filled = Counter(index for batch in TaskBalancedBatchSampler(SIZES, 4) for index, _ in batch)
+    assert sum(filled[index] - 1 for index in range(5, 28)) == 1  # 6 batches of 4 hold 23 items and one more
+
+
+def test_short_tasks_are_reshuffled_in_every_cycle_and_all_tasks_in_every_epoch():
+    sampler = TaskBalancedBatchSampler(SIZES, 1)
+    epochs = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        epochs.append([batch[0][0] for batch in sampler])
+    cycles = [tuple(epoch[start : start + 5]) for epoch in epochs for start in (0, 5, 10, 15)]
+    assert all(sorted(cycle) == [0, 1, 2, 3, 4] for cycle in cycles)
+    assert len(set(cycles)) >= 7  # 8 draws out of 120 orders
+
+
+def test_draws_are_unique_over_epochs_within_a_task():
+    sampler = TaskBalancedBatchSampler(SIZES, 4)
+    draws = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        draws += [(task_of(index), draw) for batch in sampler for index, draw in batch]
+    assert len(set(draws)) == len(draws) == 3 * 3 * 6 * 4
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_ranks_together_take_what_one_process_with_all_their_images_takes(world_size):
+    alone = TaskBalancedBatchSampler(SIZES, 4 * world_size, seed=3)
+    ranks = [
+        TaskBalancedBatchSampler(SIZES, 4, seed=3, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    for epoch in (0, 5):
+        for sampler in (alone, *ranks):
+            sampler.set_epoch(epoch)
+        assert {len(sampler) for sampler in ranks} == {len(alone)}
+        for whole, *parts in zip(alone, *ranks, strict=True):
+            union = [key for part in parts for key in part]
+            assert len(union) == len(whole)
+            for task in range(3):
+                assert {key for key in union if task_of(key[0]) == task} == {
+                    key for key in whole if task_of(key[0]) == task
+                }
+
+
+def test_a_batch_is_a_pure_function_of_seed_epoch_and_number():
+    sampler = TaskBalancedBatchSampler(SIZES, 4, seed=1)
+    sampler.set_epoch(2)
+    resumed = TaskBalancedBatchSampler(SIZES, 4, seed=1)
+    resumed.set_epoch(2)
+    batches = list(sampler)
+    assert [resumed.batch(number, epoch=2) for number in (5, 3, 0)] == [batches[5], batches[3], batches[0]]
+    assert list(resumed)[3:] == batches[3:]
+    assert list(TaskBalancedBatchSampler(SIZES, 4, seed=2)) != list(TaskBalancedBatchSampler(SIZES, 4, seed=1))
+
+
+def test_batches_beyond_the_epoch_cycle_on():
+    sampler = TaskBalancedBatchSampler((4,), 2)
+    stream = [index for number in range(10) for index, _ in sampler.batch(number)]
+    assert Counter(stream) == Counter({index: 5 for index in range(4)})
+
+
+def test_a_set_epoch_while_iterating_counts_from_the_next_iteration_on():
+    sampler = TaskBalancedBatchSampler(SIZES, 4)
+    expected = list(sampler)
+    iterator = iter(sampler)
+    first = next(iterator)
+    sampler.set_epoch(1)
+    assert [first, *iterator] == expected
+    assert list(sampler) != expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sizes": [], "batch_size": 1}, r"`sizes` is \[\]"),
+        ({"sizes": [3, 0], "batch_size": 1}, r"`sizes` is \[3, 0\]"),
+        ({"sizes": [3], "batch_size": 0}, "`batch_size` is 0"),
+        ({"sizes": [3], "batch_size": 1, "rank": 2, "world_size": 2}, "`rank` is 2"),
+    ],
+)
+def test_a_bad_sampler_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TaskBalancedBatchSampler(**arguments)
+
+
+def test_items_are_those_of_the_concatenation(splits):
+    transform = image_transform(8, **IDENTITY, train=False)
+    data = ImageTaskDataset(splits, transform)
+    assert len(data) == 7
+    for index, (task, number) in enumerate([(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2)]):
+        item = data[index]
+        assert (item["task_ids"], item["labels"], item["groups"]) == (task, number, 7 + number)
+        assert torch.equal(item["pixel_values"], transform(splits[task][number]["image"]))
+    assert len(list(data)) == 7
+    for index in (7, -1):
+        with pytest.raises(IndexError, match=f"index {index} is out of range for 7 images"):
+            data[index]
+
+
+def test_groups_are_given_for_all_tasks_or_none(splits):
+    transform = image_transform(8, **IDENTITY, train=False)
+    without = [split.remove_columns("group") for split in splits]
+    assert set(ImageTaskDataset(without, transform)[0]) == {"pixel_values", "labels", "task_ids"}
+    with pytest.raises(ValueError, match="`datasets` number 1 has no column `group`, number 0 has"):
+        ImageTaskDataset([splits[0], without[1]], transform)
+
+
+def test_augmentation_is_a_pure_function_of_seed_and_key(splits):
+    transform = image_transform(8, **IDENTITY, train=True)
+    data, same, other = (ImageTaskDataset(splits, transform, seed=seed) for seed in (1, 1, 2))
+    views = [data[(0, draw)]["pixel_values"] for draw in range(4)]
+    assert all(torch.equal(view, same[(0, draw)]["pixel_values"]) for draw, view in enumerate(views))
+    assert not any(torch.equal(views[0], view) for view in views[1:])
+    assert not torch.equal(views[0], other[(0, 0)]["pixel_values"])
+    assert torch.equal(data[0]["pixel_values"], views[0])
+
+
+def test_collate_stacks(splits):
+    data = ImageTaskDataset(splits, image_transform(8, **IDENTITY, train=False))
+    batch = collate([data[1], data[6]])
+    assert batch["pixel_values"].shape == (2, 3, 8, 8)
+    assert batch["pixel_values"].dtype == torch.float32
+    for name, expected in {"labels": [1, 2], "task_ids": [0, 1], "groups": [8, 9]}.items():
+        assert batch[name].dtype == torch.int64
+        assert batch[name].tolist() == expected
+
+
+def test_workers_give_exactly_the_images_of_the_main_process(splits):
+    data = ImageTaskDataset(splits, image_transform(8, **IDENTITY, train=True), seed=4)
+    alone, shared = (
+        list(
+            DataLoader(
+                data,
+                batch_sampler=TaskBalancedBatchSampler([4, 3], 2, seed=4),
+                collate_fn=collate,
+                num_workers=workers,
+            )
+        )
+        for workers in (0, 2)
+    )
+    assert len(alone) == len(shared) == 2
+    for one, two in zip(alone, shared, strict=True):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_an_unreadable_image_is_named_when_it_is_read(tmp_path, splits):
+    whole = (tmp_path / "0-1.png").read_bytes()
+    broken = {
+        "truncated": whole[: len(whole) // 2],
+        "no image": b"hello",
+        "empty": b"",
+        "flipped": whole[:200] + bytes(255 - byte for byte in whole[200:400]) + whole[400:],
+    }
+    data = ImageTaskDataset(splits, image_transform(8, **IDENTITY, train=False))
+    for name, content in broken.items():
+        (tmp_path / "0-1.png").write_bytes(content)
+        with pytest.raises(OSError, match=r"image '.*0-1\.png' cannot be read .* `skip_bad_images=True`"):
+            data[1]
+            pytest.fail(name)
+    (tmp_path / "0-1.png").unlink()
+    with pytest.raises(OSError, match=r"image '.*0-1\.png' cannot be read"):
+        next(iter(DataLoader(data, batch_sampler=[[0, 1]], collate_fn=collate, num_workers=1)))
+    assert data[0]["labels"] == 0

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import logging
+import shutil
+
+import pytest
+from PIL import Image
+
+from jscpt_peft.data import folder_task_set, read_column, read_manifest, write_manifest
+
+SPLITS = ("train", "validation", "dev", "test")
+
+
+def picture(path, colour="red"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (6, 6), colour).save(path)
+
+
+def flat(root, task, **sizes):
+    for name, size in sizes.items():
+        for number in range(size):
+            picture(root / task / name / f"{number}.png")
+
+
+def splits(root, task, validation="validation", **sizes):
+    """`sizes`: class -> (train, validation, test)."""
+    for name, counts in sizes.items():
+        for split, size in zip(("train", validation, "test"), counts, strict=True):
+            for number in range(size):
+                picture(root / task / split / name / f"{number}.png")
+
+
+def keys(task_set):
+    return {task.name: {split: set(read_column(task.split(split), "key")) for split in SPLITS} for task in task_set}
+
+
+def test_split_folders_are_kept_and_dev_comes_out_of_validation(tmp_path):
+    splits(tmp_path, "art", cat=(4, 4, 3), dog=(3, 2, 1))
+    task = folder_task_set(tmp_path).tasks[0]
+    found = keys([task])["art"]
+    assert {key.split("/")[1] for key in found["train"]} == {"train"}
+    assert {key.split("/")[1] for key in found["test"]} == {"test"}
+    assert [len(found[split]) for split in SPLITS] == [7, 3, 3, 4]
+    shared = found["validation"] | found["dev"]
+    assert len(shared) == 6
+    assert {key.split("/")[1] for key in shared} == {"validation"}
+
+
+@pytest.mark.parametrize("name", ["val", "valid"])
+def test_validation_may_be_called_otherwise(name, tmp_path):
+    splits(tmp_path, "art", validation=name, cat=(2, 4, 1))
+    assert [len(keys(folder_task_set(tmp_path))["art"][split]) for split in SPLITS] == [2, 2, 2, 1]
+
+
+def test_a_task_without_split_folders_is_partitioned(tmp_path, caplog):
+    flat(tmp_path, "art", cat=20, dog=10)
+    task = folder_task_set(tmp_path).tasks[0]
+    found = keys([task])["art"]
+    assert [len(found[split]) for split in SPLITS] == [15, 3, 3, 9]
+    assert set.union(*found.values()) == {f"art/cat/{n}.png" for n in range(20)} | {
+        f"art/dog/{n}.png" for n in range(10)
+    }
+    assert read_column(task.test, "label").count(1) == 3
+    assert not caplog.records
+
+
+def test_classes_are_named_after_their_folders_and_may_differ_by_task(tmp_path):
+    flat(tmp_path, "b task", **{"light & video": 4, "Postit_Notes": 4})
+    splits(tmp_path, "a", **{"only one": (2, 2, 2)})
+    task_set = folder_task_set(tmp_path)
+    assert list(task_set.class_names.items()) == [
+        ("a", ["only one"]),
+        ("b task", ["Postit Notes", "light & video"]),
+    ]
+
+
+def test_rows_hold_the_picture_of_their_key(tmp_path):
+    colours = {"red": (255, 0, 0), "blue": (0, 0, 255)}
+    for task in ("x", "y"):
+        for colour in colours:
+            for number in range(6):
+                picture(tmp_path / task / colour / f"{number}.png", colour)
+    for task_id, task in enumerate(folder_task_set(tmp_path)):
+        for split in SPLITS:
+            for row in task.split(split):
+                folder = row["key"].split("/")[1]
+                assert row["image"].getpixel((0, 0)) == colours[folder]
+                assert task.class_names[row["label"]] == folder
+                assert row["task_id"] == task_id
+
+
+def test_sampling_keeps_its_promises(tmp_path):
+    splits(tmp_path, "art", cat=(20, 4, 2), dog=(5, 4, 2))
+    everything = keys(folder_task_set(tmp_path))["art"]
+    shots = [keys(folder_task_set(tmp_path, shots=shots))["art"] for shots in (2, 4, 10)]
+    assert [len(found["train"]) for found in shots] == [4, 8, 15]
+    assert shots[0]["train"] < shots[1]["train"] < shots[2]["train"] < everything["train"]
+    assert all(found[split] == everything[split] for found in shots for split in SPLITS[1:])
+    assert len(keys(folder_task_set(tmp_path, train_fraction=0.1))["art"]["train"]) == 3
+    assert keys(folder_task_set(tmp_path, shots=2, seed=2))["art"]["train"] != shots[0]["train"]
+
+
+def test_samples_do_not_depend_on_what_else_is_loaded(tmp_path):
+    flat(tmp_path / "small", "art", cat=20, dog=10)
+    flat(tmp_path / "large", "art", cat=20, dog=10, aardvark=9)
+    flat(tmp_path / "large", "a first task", cat=20, dog=10)
+    small = keys(folder_task_set(tmp_path / "small", shots=3))["art"]
+    large = keys(folder_task_set(tmp_path / "large", shots=3))
+    known = {split: {key for key in found if "aardvark" not in key} for split, found in large["art"].items()}
+    assert known == small
+    renamed = {split: {key.replace("a first task", "art") for key in large["a first task"][split]} for split in SPLITS}
+    assert renamed != small
+
+
+def test_seeds_share_their_test_images(tmp_path):
+    flat(tmp_path, "art", cat=30)
+    first, second = (keys(folder_task_set(tmp_path, shots=5, seed=seed))["art"] for seed in (1, 2))
+    assert first["test"] == second["test"]
+    assert first["validation"] | first["dev"] == second["validation"] | second["dev"]
+    assert first["train"] != second["train"]
+    assert keys(folder_task_set(tmp_path, split_seed=1))["art"]["test"] != first["test"]
+
+
+def test_without_validation_dev_comes_out_of_train(tmp_path, caplog):
+    splits(tmp_path, "art", cat=(10, 0, 2), dog=(10, 0, 2))
+    with caplog.at_level(logging.WARNING):
+        found = keys(folder_task_set(tmp_path, shots=5))["art"]
+    assert [len(found[split]) for split in SPLITS] == [10, 0, 4, 4]
+    assert not found["train"] & found["dev"]
+    assert "4 of its 20 training images serve the scheduler" in caplog.text
+
+
+def test_manifest_names_what_was_used_and_can_be_reused(tmp_path):
+    root = tmp_path / "data"
+    flat(root, "art", cat=20, dog=10)
+    splits(root, "clip art", cat=(4, 4, 4), **{"light & video": (5, 3, 2)})
+    task_set = folder_task_set(root, shots=3, seed=7)
+    assert keys(task_set) == {
+        task: {split: set(found) for split, found in named.items()}
+        for task, named in task_set.manifest["tasks"].items()
+    }
+    assert task_set.manifest["seed"] == 7
+    assert task_set.manifest["options"]["shots"] == 3
+    write_manifest(task_set.manifest, tmp_path / "manifest.json")
+    manifest = read_manifest(tmp_path / "manifest.json")
+    assert manifest == task_set.manifest
+    # neither new images, classes and tasks nor another place change what a manifest gives
+    root.rename(tmp_path / "moved")
+    flat(tmp_path / "moved", "art", cat=40, ant=5)
+    flat(tmp_path / "moved", "another", cat=5)
+    reused = folder_task_set(tmp_path / "moved", manifest=manifest)
+    assert reused.manifest == manifest
+    assert reused.class_names == task_set.class_names
+    for one, two in zip(task_set, reused, strict=True):
+        for split in SPLITS:
+            for column in ("key", "label", "task_id"):
+                assert read_column(one.split(split), column) == read_column(two.split(split), column)
+
+
+def test_a_manifest_that_does_not_fit_is_refused(tmp_path):
+    flat(tmp_path, "art", cat=20)
+    manifest = folder_task_set(tmp_path).manifest
+    with pytest.raises(ValueError, match="`manifest` fixes the training images: leave out"):
+        folder_task_set(tmp_path, shots=1, manifest=manifest)
+    with pytest.raises(ValueError, match="belongs to the task set 'shapes'"):
+        folder_task_set(tmp_path, manifest={**manifest, "task_set": "shapes"})
+    with pytest.raises(ValueError, match=r"`manifest` gives task 'art' the splits \['train'\]"):
+        folder_task_set(tmp_path, manifest={**manifest, "tasks": {"art": {"train": []}}})
+    missing = manifest["tasks"]["art"]["train"][2]
+    (tmp_path / missing).unlink()
+    with pytest.raises(ValueError, match=rf"`manifest` names '{missing}' \(train of task 'art'\)"):
+        folder_task_set(tmp_path, manifest=manifest)
+    shutil.rmtree(tmp_path / "art")
+    flat(tmp_path, "clipart", cat=20)
+    with pytest.raises(ValueError, match=f"`manifest` names '{manifest['tasks']['art']['train'][0]}'"):
+        folder_task_set(tmp_path, manifest=manifest)
+
+
+def test_a_file_that_is_no_manifest_is_refused(tmp_path):
+    path = tmp_path / "manifest.json"
+    with pytest.raises(FileNotFoundError):
+        read_manifest(path)
+    for text, message in [("{", "is not JSON"), ("[]", "has no 'task_set'"), ('{"task_set": "x"}', "has no 'seed'")]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_manifest(path)
+
+
+def test_other_files_are_ignored_and_counted(tmp_path, caplog):
+    flat(tmp_path, "art", cat=10)
+    for name in ("a.txt", "b.txt", "c.json", "LICENSE", ".DS_Store"):
+        (tmp_path / "art" / "cat" / name).write_text("no image")
+    picture(tmp_path / "art" / "cat" / "deeper" / "x.JPEG")
+    (tmp_path / "README.md").write_text("not in a task")
+    (tmp_path / ".cache").mkdir()
+    with caplog.at_level(logging.WARNING):
+        found = keys(folder_task_set(tmp_path))
+    assert "2 x .txt, 1 x .json, 1 x (no suffix)" in caplog.text or "2 x .txt, 1 x (no suffix)" in caplog.text
+    assert len(set.union(*found["art"].values())) == 11
+    assert "art/cat/deeper/x.JPEG" in set.union(*found["art"].values())
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    flat(tmp_path, "vehicles", train=5, bus=5)
+    assert folder_task_set(tmp_path).class_names == {"vehicles": ["bus", "train"]}
+
+
+def test_bad_images_are_skipped_on_request_only(tmp_path, caplog):
+    flat(tmp_path, "art", cat=10, dog=10)
+    (tmp_path / "art" / "cat" / "3.png").write_bytes(b"no image")
+    whole = (tmp_path / "art" / "dog" / "4.png").read_bytes()
+    (tmp_path / "art" / "dog" / "4.png").write_bytes(whole[: len(whole) // 2])
+    assert len(set.union(*keys(folder_task_set(tmp_path))["art"].values())) == 20
+    with caplog.at_level(logging.WARNING):
+        found = set.union(*keys(folder_task_set(tmp_path, skip_bad_images=True))["art"].values())
+    assert len(found) == 18
+    assert not found & {"art/cat/3.png", "art/dog/4.png"}
+    assert "Skipped 2 unreadable images" in caplog.text
+    assert "art/cat/3.png, art/dog/4.png" in caplog.text
+
+
+def test_a_missing_root_is_refused_with_the_layout(tmp_path):
+    layout = r"expected ROOT/<task>/<class>/<image> or ROOT/<task>/\{train,validation,test\}/<class>/<image>"
+    with pytest.raises(FileNotFoundError, match=f"`data_root` '.*nowhere' does not exist: {layout}"):
+        folder_task_set(tmp_path / "nowhere")
+    picture(tmp_path / "picture.png")
+    with pytest.raises(NotADirectoryError, match=f"is a file, not a folder: {layout}"):
+        folder_task_set(tmp_path / "picture.png")
+    with pytest.raises(ValueError, match=f"has no folder in it: {layout}"):
+        folder_task_set(tmp_path)
+
+
+def test_another_layout_is_refused(tmp_path):
+    picture(tmp_path / "deep" / "cat" / "1.png")
+    with pytest.raises(ValueError, match=r"cat' has no class folders in it: .* one level too deep"):
+        folder_task_set(tmp_path / "deep")
+    splits(tmp_path / "mixed", "art", cat=(2, 2, 2))
+    flat(tmp_path / "mixed", "art", dog=3)
+    with pytest.raises(ValueError, match="holds both the split folder 'test' and the folder 'dog'"):
+        folder_task_set(tmp_path / "mixed")
+    splits(tmp_path / "twice", "art", cat=(2, 2, 2))
+    splits(tmp_path / "twice", "art", validation="val", cat=(2, 2, 2))
+    with pytest.raises(ValueError, match="has two folders for 'validation'"):
+        folder_task_set(tmp_path / "twice")
+    splits(tmp_path / "part", "art", cat=(2, 2, 0))
+    with pytest.raises(ValueError, match="none for 'test'"):
+        folder_task_set(tmp_path / "part")
+
+
+def test_a_class_without_training_images_is_refused(tmp_path):
+    splits(tmp_path, "art", cat=(2, 2, 2), dog=(0, 0, 1))
+    with pytest.raises(ValueError, match="class 'dog' of task 'art' has no training images"):
+        folder_task_set(tmp_path)
+    shutil.rmtree(tmp_path / "art")
+    flat(tmp_path, "art", cat=5)
+    (tmp_path / "art" / "empty").mkdir()
+    with pytest.raises(ValueError, match="class 'empty' of task 'art' has no training images"):
+        folder_task_set(tmp_path)
+
+
+def test_other_bad_input_is_refused(tmp_path):
+    flat(tmp_path, "art", a_b=4, **{"a b": 4})
+    with pytest.raises(ValueError, match="`class_names` of task 'art' holds 'a b' more than once"):
+        folder_task_set(tmp_path)
+    with pytest.raises(ValueError, match=r"`train_fraction` is 0\.5 and `shots` is 2"):
+        folder_task_set(tmp_path, train_fraction=0.5, shots=2)
+    flat(tmp_path / "few", "art", cat=1)
+    with pytest.raises(ValueError, match="task 'art' has no test images"):
+        folder_task_set(tmp_path / "few")
+    splits(tmp_path / "bare", "art", cat=(1, 0, 1))
+    with pytest.raises(ValueError, match="`dev` of task 'art' would be empty"):
+        folder_task_set(tmp_path / "bare")

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+
+from jscpt_peft.data import TASK_SETS, load_task_set
+
+
+def test_options_reach_the_task_sets(tmp_path):
+    for number in range(10):
+        path = tmp_path / "art" / "cat" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    folder = load_task_set("folder", data_root=tmp_path, shots=2, seed=3, test_fraction=0.5)
+    assert folder.name == "folder"
+    assert (len(folder.tasks[0].train), len(folder.tasks[0].test)) == (2, 5)
+    shapes = load_task_set("shapes", shots=1, seed=3, spurious_strength=0.9)
+    assert shapes.name == "shapes"
+    assert len(shapes.tasks[0].train) == len(shapes.tasks[0].class_names)
+    assert shapes.manifest["seed"] == folder.manifest["seed"] == 3
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("shape", "shapes"), ("Folder", "folder"), ("fodler", "folder")])
+def test_a_typo_suggests_the_nearest_name(name, nearest):
+    with pytest.raises(ValueError, match=rf"`name` is {name!r}: .*Did you mean {nearest!r}\?") as error:
+        load_task_set(name)
+    assert all(known in str(error.value) for known in TASK_SETS)
+
+
+def test_an_unlike_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="`name` is 'xyz': known task sets are shapes, folder"):
+        load_task_set("xyz")
+
+
+def test_data_root_is_required_or_refused():
+    with pytest.raises(ValueError, match="`data_root` is None: 'folder' needs"):
+        load_task_set("folder")
+    with pytest.raises(ValueError, match="`data_root` is 'here', but 'shapes' reads no data"):
+        load_task_set("shapes", data_root="here")

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset
+
+from jscpt_peft.data import Task, TaskSet
+
+
+def rows(labels, task_id=0):
+    return Dataset.from_dict({"label": list(labels), "task_id": [task_id] * len(labels)})
+
+
+def task(name="art", class_names=("cat", "dog"), train=(0, 1), validation=(0,), dev=(1,), test=(0, 1), task_id=0):
+    splits = {"train": train, "validation": validation, "dev": dev, "test": test}
+    return Task(name, class_names, **{split: rows(labels, task_id) for split, labels in splits.items()})
+
+
+def test_task_set_gives_names_and_splits_in_task_order():
+    first, second = task("b"), task("a", ("x", "y", "z"), train=(2, 0, 1), task_id=1)
+    task_set = TaskSet("mine", (first, second), {})
+    assert list(task_set.class_names.items()) == [("b", ["cat", "dog"]), ("a", ["x", "y", "z"])]
+    assert [len(split) for split in task_set.split("train")] == [2, 3]
+    assert task_set.split("dev")[1] is second.dev
+    assert list(task_set) == [first, second]
+    assert len(task_set) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": ("cat", "cat")}, r"`class_names` of task 'art' holds 'cat' more than once"),
+        ({"train": ()}, r"`train` of task 'art' is empty"),
+        ({"train": (0, 0)}, r"class 'dog' has no training images"),
+        ({"test": (0, 2)}, r"`test` of task 'art' holds label 2, out of range"),
+        ({"validation": (-1,)}, r"`validation` of task 'art' holds label -1, out of range"),
+        ({"dev": ()}, r"`dev` of task 'art' is empty"),
+    ],
+)
+def test_a_bad_task_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        task(**changes)
+
+
+def test_validation_may_be_empty():
+    assert len(task(validation=()).validation) == 0
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="`name` is 'val'"):
+        task().split("val")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ((), r"`tasks` of task set 'mine' is empty"),
+        ((task(), task(task_id=1)), r"two tasks named 'art'"),
+        (
+            (task(), task("clipart", task_id=0)),
+            r"`train` of task 'clipart' holds `task_id` 0, but the task is number 1",
+        ),
+    ],
+)
+def test_a_bad_task_set_is_refused(tasks, message):
+    with pytest.raises(ValueError, match=message):
+        TaskSet("mine", tasks, {})

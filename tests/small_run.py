@@ -1,0 +1,63 @@
+"""A training run small enough for tests: three tasks of coloured pictures and a random tiny CLIP."""
+
+from __future__ import annotations
+
+import datasets
+import numpy as np
+import prompted
+import torch
+from PIL import Image
+
+from jscpt_peft.data import ImageTaskDataset, image_transform
+from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
+
+SIZES = {"train": (8, 5, 6), "validation": (3, 3, 3), "dev": (4, 4, 4), "test": (4, 3, 5)}
+
+
+def pictures(split: str, sizes: tuple[int, ...] | None = None, train: bool = False, groups: bool = False):
+    """Random pictures of every task whose mean colour tells the label, as an `ImageTaskDataset`."""
+    rng = np.random.default_rng(sum(map(ord, split)))
+    columns = []
+    for task, size in enumerate(sizes or SIZES[split]):
+        classes = len(list(prompted.TASKS.values())[task])
+        labels = [index % classes for index in range(size)]
+        images = [Image.fromarray((rng.uniform(0, 60, (32, 32, 3)) + 40 * label).astype(np.uint8)) for label in labels]
+        rows = {"image": images, "label": labels, "task_id": [task] * size}
+        if groups:
+            rows["group"] = [index % 2 for index in range(size)]
+        features = datasets.Features(
+            {"image": datasets.Image()} | {name: datasets.Value("int64") for name in rows if name != "image"}
+        )
+        columns.append(datasets.Dataset.from_dict(rows, features=features))
+    transform = image_transform(32, (0.5,) * 3, (0.25,) * 3, train=train)
+    return ImageTaskDataset(columns, transform, seed=7)
+
+
+def trainer(output_dir, model=None, callbacks=None, **options) -> JSCPTTrainer:
+    """A `JSCPTTrainer` on these pictures; `options` are those of `JSCPTTrainingArguments`."""
+    defaults = {
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 4,
+        "max_steps": 4,
+        "lower_steps": 2,
+        "learning_rate": 0.05,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 3,
+    }
+    arguments = JSCPTTrainingArguments(output_dir=str(output_dir), **{**defaults, **options})
+    return JSCPTTrainer(
+        prompted.prompted_clip(torch.float32) if model is None else model,
+        arguments,
+        train_dataset=pictures("train", train=True),
+        dev_dataset=pictures("dev"),
+        eval_dataset=pictures("validation"),
+        callbacks=callbacks,
+    )
+
+
+def trained_parameters(run: JSCPTTrainer) -> dict[str, torch.Tensor]:
+    """The adapter's parameters after (or before) a run."""
+    return {name: p.detach().clone() for name, p in run.model.named_parameters() if ".jscpt_" in name}

@@ -1,0 +1,138 @@
+"""One backward gives what N backwards give, and sums over batches give what the union gives."""
+
+from __future__ import annotations
+
+import prompted
+import pytest
+import torch
+
+from jscpt_peft.training.task_gradients import (
+    scheduled_gradient,
+    shared_prompt_gradients,
+    task_gradients,
+    task_products,
+)
+
+VARIANTS = [{}, {"prompt_depth": 1}, {"intervention_shared": True}, {"num_task_tokens": 0}, {"towers": "text"}]
+
+
+def trainable(model):
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def flat(tensors):
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def separate_gradients(model, batch):
+    """The slow way: a forward and a backward a task, `[N, P]`."""
+    rows = []
+    for task in range(len(model.task_names)):
+        loss = model.classify(*batch).task_losses[task]
+        rows.append(flat(torch.autograd.grad(loss, trainable(model), allow_unused=True, materialize_grads=True)))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_one_backward_equals_one_a_task(options):
+    model = prompted.prompted_clip(**options)
+    batch = prompted.batch(model)
+    separate = separate_gradients(model, batch)
+    sums, _ = task_gradients(model, *batch)
+    step, views = sums.means(), model.task_views()
+    for task, reference in enumerate(separate):
+        weights = torch.zeros(3, dtype=torch.float64)
+        weights[task] = 1
+        single = flat(scheduled_gradient(views, trainable(model), step.gradients, weights))
+        torch.testing.assert_close(single, reference, atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(step.losses, model.classify(*batch).task_losses)
+
+
+def test_scheduled_gradient_is_that_of_the_weighted_loss():
+    model, weights = prompted.prompted_clip(), torch.tensor([0.3, 1.7, 1.0], dtype=torch.float64)
+    batch = prompted.batch(model)
+    loss = (weights * model.classify(*batch).task_losses).sum()
+    reference = flat(torch.autograd.grad(loss, trainable(model)))
+    step = task_gradients(model, *batch)[0].means()
+    scheduled = flat(scheduled_gradient(model.task_views(), trainable(model), step.gradients, weights))
+    torch.testing.assert_close(scheduled, reference, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_products_with_every_tasks_gradient(options):
+    model = prompted.prompted_clip(**options)
+    batch = prompted.batch(model)
+    separate = separate_gradients(model, batch)
+    vector = torch.randn(separate.shape[1], dtype=torch.float64)
+    step = task_gradients(model, *batch)[0].means()
+    products = task_products(model.task_views(), trainable(model), step.gradients, vector)
+    torch.testing.assert_close(products, separate @ vector, atol=1e-12, rtol=1e-10)
+
+
+def test_shared_gradients_are_those_of_the_shared_prompts_of_both_towers():
+    model = prompted.prompted_clip()
+    batch = prompted.batch(model)
+    shared = [parameter for name, parameter in model.named_parameters() if name.endswith(".shared")]
+    assert len(shared) == 2
+    step = task_gradients(model, *batch)[0].means()
+    gradients = shared_prompt_gradients(step.gradients, num_shared_tokens=3)
+    for task in range(3):
+        loss = model.classify(*batch).task_losses[task]
+        reference = dict(zip(("text", "vision"), torch.autograd.grad(loss, shared), strict=True))
+        expected = torch.cat([reference["vision"].flatten(), reference["text"].flatten()])
+        torch.testing.assert_close(gradients[task], expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("pieces", [2, 4])
+def test_micro_batches_add_up_to_the_union(pieces):
+    model = prompted.prompted_clip()
+    batch = prompted.batch(model, per_task=4)
+    # Uneven in the tasks: pieces of consecutive images hold different tasks in different numbers.
+    union = task_gradients(model, *batch)[0].means()
+    sums = [
+        task_gradients(model, *part)[0] for part in zip(*(each.tensor_split(pieces) for each in batch), strict=True)
+    ]
+    step = sum(sums[1:], sums[0]).means()
+    torch.testing.assert_close(step.losses, union.losses)
+    torch.testing.assert_close(step.reference_losses, union.reference_losses)
+    for name, gradient in union.gradients.items():
+        torch.testing.assert_close(step.gradients[name], gradient, atol=1e-12, rtol=1e-10)
+
+
+def test_absent_task_is_skipped():
+    model = prompted.prompted_clip()
+    pixels, task_ids, labels = prompted.batch(model)
+    here = task_ids != 1
+    step = task_gradients(model, pixels[here], task_ids[here], labels[here])[0].means()
+    assert step.usable.tolist() == [True, False, True]
+    assert not step.nonfinite.any()
+    assert step.losses.isnan().tolist() == [False, True, False]
+    assert all((gradient[1] == 0).all() and gradient[0].abs().sum() > 0 for gradient in step.gradients.values())
+
+
+def test_task_that_is_not_finite_is_set_aside():
+    model = prompted.prompted_clip()
+    pixels, task_ids, labels = prompted.batch(model)
+    reference = task_gradients(model, pixels, task_ids, labels)[0].means()
+    pixels[task_ids == 2] = torch.inf
+    step = task_gradients(model, pixels, task_ids, labels)[0].means()
+    assert step.nonfinite.tolist() == [False, False, True]
+    assert step.usable.tolist() == [True, True, False]
+    for name, gradient in step.gradients.items():
+        assert (gradient[2] == 0).all()
+        torch.testing.assert_close(gradient[:2], reference.gradients[name][:2], atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["original", "complement"])
+def test_reference_losses(kind):
+    model = prompted.prompted_clip()
+    pixels, task_ids, labels = prompted.batch(model)
+    step = task_gradients(model, pixels, task_ids, labels, reference=kind)[0].means()
+    output = model.classify(pixels, task_ids)
+    masks = torch.sigmoid(model.selection.views()["mask"])[task_ids]
+    view = output.image_embeds if kind == "original" else (1 - masks) * output.image_embeds
+    for task in range(3):
+        chosen, classes = task_ids == task, output.class_embeds[task, : len(list(prompted.TASKS.values())[task])]
+        cosine = torch.nn.functional.cosine_similarity(view[chosen][:, None], classes[None], dim=-1)
+        loss = torch.nn.functional.cross_entropy(cosine * model.logit_scale.exp(), labels[chosen])
+        torch.testing.assert_close(step.reference_losses[task], loss, atol=1e-10, rtol=1e-10)

@@ -1,0 +1,314 @@
+"""`JSCPTTrainer` does what Algorithm 1 says, and what users of `Trainer` expect."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import prompted
+import pytest
+import small_run
+import torch
+from transformers import TrainerCallback
+
+from jscpt_peft.data import collate
+from jscpt_peft.evaluation import read_history
+from jscpt_peft.scheduling import TaskPromptScheduler, causal_effect, inter_task_affinity
+from jscpt_peft.training.callbacks import StopOnInterrupt
+
+
+def batches_of(run, steps):
+    """The training batches that the run will see."""
+    sampler = run.get_train_dataloader().batch_sampler
+    return [
+        collate([run.train_dataset[key] for key in sampler.batch(step % len(sampler), step // len(sampler))])
+        for step in range(steps)
+    ]
+
+
+def trainable(model):
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def manual_weights(model, batch, losses):
+    """φ of Eq. 6 at α = β = 1, from N separate backwards."""
+    output = model.classify(batch["pixel_values"].to(model.dtype), batch["task_ids"])
+    shared = [parameter for name, parameter in model.named_parameters() if name.endswith(".shared")]
+    gradients = torch.stack(
+        [torch.cat([g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True)]) for loss in losses]
+    )
+    with torch.no_grad():
+        logits = model.logits(output.image_embeds, output.class_embeds, batch["task_ids"])
+        references = torch.stack(
+            [
+                torch.nn.functional.cross_entropy(
+                    logits[batch["task_ids"] == task], batch["labels"][batch["task_ids"] == task]
+                )
+                for task in range(len(losses))
+            ]
+        )
+    effect = causal_effect(references, losses.detach())
+    return TaskPromptScheduler(len(losses)).double()(effect, inter_task_affinity(gradients)).detach()
+
+
+@pytest.mark.parametrize("scheduling", [False, True])
+def test_lower_steps_are_momentum_sgd_on_the_scheduled_loss(tmp_path, scheduling):
+    """Algorithm 1, lines 4-9, written out by hand in float64: one backward a task, plain PyTorch SGD."""
+    run = small_run.trainer(
+        tmp_path,
+        prompted.prompted_clip(torch.float64),
+        prompt_scheduling=scheduling,
+        task_scheduling=scheduling,
+        learn_scheduler=False,
+        lr_scheduler_type="constant",
+    )
+    model = prompted.prompted_clip(torch.float64)
+    optimizer = torch.optim.SGD(trainable(model), lr=0.05, momentum=0.9)
+    for batch in batches_of(run, 4):
+        losses = model.classify(batch["pixel_values"].double(), batch["task_ids"], batch["labels"]).task_losses
+        weights = manual_weights(model, batch, losses) if scheduling else torch.ones(3)
+        optimizer.zero_grad()
+        (weights * losses).sum().backward()
+        optimizer.step()
+    start = small_run.trained_parameters(run)
+    run.train()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            trained = small_run.trained_parameters(run)[name]
+            assert not torch.equal(trained, start[name])
+            # The weights φ are float32 (Ω is), the gradients float64.
+            torch.testing.assert_close(trained, parameter.detach(), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2])
+def test_accumulation_equals_the_large_batch(tmp_path, micro_batch):
+    """Also of the weights: Δ, A and φ belong to the step, not to the micro-batch."""
+    runs = [
+        small_run.trainer(
+            tmp_path / str(size),
+            prompted.prompted_clip(torch.float64),
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=4 // size,
+            max_steps=2,
+            neumann_terms=0,
+            dev_batch_size=2,
+        )
+        for size in (micro_batch, 4)
+    ]
+    for run in runs:
+        run.train()
+    one, other = (small_run.trained_parameters(run) for run in runs)
+    for name, parameter in one.items():
+        torch.testing.assert_close(parameter, other[name], atol=1e-7, rtol=1e-7)
+    torch.testing.assert_close(runs[0].task_scheduler.alpha, runs[1].task_scheduler.alpha)
+
+
+@pytest.mark.parametrize("terms", [0, 3])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_omega_moves_and_everything_is_logged(tmp_path, terms, bf16):
+    run = small_run.trainer(tmp_path, neumann_terms=terms, bf16=bf16)
+    run.train()
+    assert run.scheduler_updates == 2
+    for vector in (run.task_scheduler.alpha, run.task_scheduler.beta):
+        assert vector.isfinite().all()
+        assert (vector - 1).abs().min() > 1e-6, "every task's α and β must have moved"
+
+    logs = [entry for entry in run.state.log_history if "loss" in entry]
+    for series in ("loss", "weight", "causal_effect", "affinity", "alpha", "beta"):
+        assert {f"{series}/{task}" for task in prompted.TASKS} <= logs[0].keys()
+    assert "grad_norm" in logs[0]
+    updates = [entry for entry in logs if "scheduler/step_size" in entry]
+    assert [entry["step"] for entry in updates] == [2, 4]
+    assert all(entry["scheduler/hypergradient_norm"] > 0 for entry in updates)
+    assert all(abs(sum(entry[f"weight/{task}"] for task in prompted.TASKS) - 3) < 1e-5 for entry in logs)
+
+    rows = read_history(tmp_path / "scheduler_history.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["scheduler"] is not None for row in rows] == [False, True, False, True]
+    for entry, row in zip(logs, rows, strict=True):
+        assert row["weight"] == pytest.approx([entry[f"weight/{task}"] for task in prompted.TASKS])
+        assert row["gradient_norm"] == pytest.approx(entry["grad_norm"], rel=1e-4)
+
+
+def test_plain_joint_training_never_touches_omega(tmp_path):
+    run = small_run.trainer(tmp_path, prompt_scheduling=False, task_scheduling=False)
+    run.train()
+    assert run.scheduler_updates == 0
+    assert all(row["weight"] == [1, 1, 1] for row in read_history(tmp_path / "scheduler_history.jsonl"))
+
+
+def test_shared_prompts_only_in_the_hessian(tmp_path):
+    run = small_run.trainer(tmp_path, hessian_parameters="shared", max_steps=2)
+    run.train()
+    assert run.scheduler_updates == 1
+    assert (run.task_scheduler.alpha - 1).abs().min() > 1e-6
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    results = []
+    for name, checkpointing in (("plain", False), ("checkpointed", True)):
+        run = small_run.trainer(tmp_path / name, gradient_checkpointing=checkpointing)
+        run.train()
+        results.append(small_run.trained_parameters(run))
+    for name, parameter in results[0].items():
+        torch.testing.assert_close(parameter, results[1][name])
+
+
+def test_evaluation_counts_each_tasks_own_classes(tmp_path):
+    run = small_run.trainer(tmp_path)
+    test = small_run.pictures("test", groups=True)
+    metrics = run.evaluate(test, metric_key_prefix="test")
+    batch = collate([test[index] for index in range(len(test))])
+    run.model.eval()
+    with torch.no_grad():
+        right = run.model.classify(batch["pixel_values"], batch["task_ids"]).logits.argmax(-1) == batch["labels"]
+    by_task = {
+        task: right[batch["task_ids"] == index].float().mean().item() for index, task in enumerate(prompted.TASKS)
+    }
+    for task, accuracy in by_task.items():
+        assert metrics[f"test_accuracy/{task}"] == pytest.approx(accuracy)
+    assert metrics["test_mean_accuracy"] == pytest.approx(sum(by_task.values()) / 3)
+    assert metrics["test_worst_task_accuracy"] == pytest.approx(min(by_task.values()))
+    groups = [
+        right[(batch["task_ids"] == task) & (batch["groups"] == group)].float().mean().item()
+        for task in range(3)
+        for group in range(2)
+    ]
+    assert metrics["test_worst_group_accuracy"] == pytest.approx(min(groups))
+
+
+def test_training_lowers_the_loss(tmp_path):
+    run = small_run.trainer(tmp_path, max_steps=30, learning_rate=0.02)
+    before = run.evaluate(run.train_dataset)["eval_loss"]
+    run.train()
+    assert run.evaluate(run.train_dataset)["eval_loss"] < 0.8 * before
+
+
+def test_resume_goes_on_as_if_never_stopped(tmp_path):
+    whole = small_run.trainer(tmp_path / "whole", max_steps=6)
+    whole.train()
+    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "lr_scheduler_type": "cosine"}
+    small_run.trainer(tmp_path / "parts", **options).train()
+    resumed = small_run.trainer(tmp_path / "parts", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-3"))
+    for name, parameter in small_run.trained_parameters(whole).items():
+        assert torch.equal(parameter, small_run.trained_parameters(resumed)[name]), name
+    assert torch.equal(whole.task_scheduler.alpha, resumed.task_scheduler.alpha)
+    assert read_history(tmp_path / "whole/scheduler_history.jsonl") == read_history(
+        tmp_path / "parts/scheduler_history.jsonl"
+    )
+
+
+def test_checkpoint_holds_the_adapter_and_omega_but_no_base_weights(tmp_path):
+    run = small_run.trainer(tmp_path, save_strategy="steps", save_steps=4)
+    run.train()
+    checkpoint = tmp_path / "checkpoint-4"
+    assert {"adapter_model.safetensors", "adapter_config.json", "task_scheduler.pt"} <= {
+        p.name for p in checkpoint.iterdir()
+    }
+    assert not (checkpoint / "model.safetensors").exists()
+    state = torch.load(checkpoint / "task_scheduler.pt", weights_only=True)
+    assert state["updates"] == 2
+    assert torch.equal(state["scheduler"]["alpha"], run.task_scheduler.alpha)
+
+
+def test_task_that_is_not_finite_gets_no_weight_and_then_stops_the_run(tmp_path):
+    run = small_run.trainer(tmp_path, max_steps=10, max_nonfinite_steps=3)
+
+    class Broken(torch.utils.data.Dataset):
+        """The training pictures, those of the second task replaced by infinities."""
+
+        datasets = run.train_dataset.datasets
+
+        def __len__(self):
+            return len(run_dataset)
+
+        def __getitem__(self, key):
+            item = run_dataset[key]
+            return {**item, "pixel_values": item["pixel_values"] * torch.inf} if item["task_ids"] == 1 else item
+
+    run_dataset, run.train_dataset = run.train_dataset, Broken()
+    with pytest.raises(FloatingPointError, match=r"\['clipart'\] was not finite in 3 steps in a row"):
+        run.train()
+    assert run.state.global_step == 2
+    assert all(parameter.isfinite().all() for parameter in small_run.trained_parameters(run).values())
+    assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").exists()
+    weights = [entry["weight/clipart"] for entry in run.state.log_history if "weight/clipart" in entry]
+    assert weights == [0, 0]
+
+
+class PressCtrlC(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, _args, state, _control, **_):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_interrupt_finishes_the_step_and_saves(tmp_path):
+    interrupt = StopOnInterrupt()
+    before = signal.getsignal(signal.SIGINT)
+    run = small_run.trainer(tmp_path, callbacks=[PressCtrlC(2), interrupt], max_steps=10)
+    run.train()
+    assert interrupt.interrupted
+    assert run.state.global_step == 3
+    assert (tmp_path / "checkpoint-3" / "task_scheduler.pt").exists()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_negative_omega_is_announced(tmp_path, caplog):
+    run = small_run.trainer(tmp_path, scheduler_learning_rate=5.0, max_steps=2, scheduler_optimizer="adam")
+    run.train()
+    values = torch.cat([run.task_scheduler.alpha, run.task_scheduler.beta])
+    assert ("is no longer positive" in caplog.text) == bool((values <= 0).any())
+    softplus = small_run.trainer(
+        tmp_path / "softplus", scheduler_learning_rate=5.0, max_steps=2, scheduler_parameterization="softplus"
+    )
+    softplus.train()
+    assert (softplus.task_scheduler.alpha > 0).all() and (softplus.task_scheduler.beta > 0).all()
+
+
+class TestBadInput:
+    def test_not_a_jscpt_model(self, tmp_path):
+        import oracles
+
+        with pytest.raises(TypeError, match="must be a PeftModel made by"):
+            small_run.trainer(tmp_path, oracles.tiny_clip())
+
+    def test_no_dev_images(self, tmp_path):
+        from jscpt_peft.training import JSCPTTrainer
+
+        run = small_run.trainer(tmp_path)
+        with pytest.raises(ValueError, match="`dev_dataset` is empty: the scheduler learns from it"):
+            JSCPTTrainer(run.model, run.args, train_dataset=run.train_dataset)
+
+    def test_half_precision_base_has_no_second_derivative(self, tmp_path):
+        model = prompted.prompted_clip(torch.float32)
+        model.get_base_model().to(torch.bfloat16)
+        with pytest.raises(ValueError, match=r"base model is in torch.bfloat16.*`neumann_terms=0`"):
+            small_run.trainer(tmp_path, model)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"lower_steps": 0}, "`lower_steps` must be at least 1, got 0"),
+            ({"neumann_terms": -1}, "`neumann_terms` must be at least 0"),
+            ({"neumann_step_size": 0.0}, "`neumann_step_size` must be positive"),
+            ({"reference": "complment"}, "`reference` must be one of .*Did you mean 'complement'"),
+            ({"affinity": "cosin"}, "`affinity` must be one of .*Did you mean 'cosine'"),
+            ({"causal_effect": "sigmoidal"}, "`causal_effect` must be one of .*Did you mean 'sigmoid'"),
+            ({"affinity_direction": "in"}, "`affinity_direction` must be one of"),
+            ({"weight_normalization": "mean"}, "`weight_normalization` must be one of"),
+            ({"scheduler_parameterization": "soft"}, "`scheduler_parameterization` must be one of"),
+            ({"scheduler_optimizer": "adamw"}, "`scheduler_optimizer` must be one of .*Did you mean 'adam'"),
+            ({"fp16": True}, "`fp16=True` is not supported"),
+            (
+                {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+                "use_reentrant",
+            ),
+        ],
+    )
+    def test_arguments(self, tmp_path, options, message):
+        with pytest.raises(ValueError, match=message):
+            small_run.trainer(tmp_path, **options)
