@@ -59,7 +59,7 @@ def oracle_losses(model: PeftModel, pixels: Tensor, task_ids: Tensor, labels: Te
     """Losses `[N]` of Eq. 3 by concatenation, one task at a time, from the model's own parameters."""
     config = model.active_jscpt_config
     clip = model.get_base_model()
-    plain = _plain_clip(clip)
+    plain = PlainClip(clip)
     views = model.task_views()
     losses = []
     for task, ids in enumerate(config.class_token_ids.values()):
@@ -74,7 +74,7 @@ def oracle_losses(model: PeftModel, pixels: Tensor, task_ids: Tensor, labels: Te
     return torch.stack(losses)
 
 
-class _plain_clip:
+class PlainClip:
     """The unwrapped modules of a prompted CLIP under the names that the oracle uses."""
 
     def __init__(self, clip) -> None:

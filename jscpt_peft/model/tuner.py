@@ -11,8 +11,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPVisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from jscpt_peft.data import image_transform
-
+from .base_model import check_base_model
 from .class_tokens import fill_token_ids
 from .classifier import ClassTexts, JSCPTOutput, check_labels, task_logits, task_losses
 from .config import JSCPTConfig
@@ -49,7 +48,7 @@ class JSCPTModel(BaseTuner):
 
     def _prepare_model(self, peft_config: JSCPTConfig, model: nn.Module) -> None:  # noqa: ARG002
         # `model` is the PeftModel when a further adapter is added; `self.model` is the CLIPModel in every case.
-        _check_base_dimensions(peft_config, self.model.config)
+        check_base_model(peft_config, self.model.config)
         fill_token_ids(peft_config, self.model.config)
 
     def _create_and_replace(
@@ -154,17 +153,18 @@ class JSCPTModel(BaseTuner):
     def class_embeds(self, views: Views | None = None) -> torch.Tensor:
         """Class features z `[N, C, D]` of all tasks under their text prompts, zero beyond a task's classes.
 
-        Without autograd they are computed once and kept until a parameter changes.
+        Without gradients to text prompts they are computed once and kept until a parameter changes.
         """
         texts = self._texts()
-        if views is not None or (torch.is_grad_enabled() and self._text_is_trainable()):
-            prompts = self.prompt_tokens("text") if views is None else views["text"]
+        prompts = self.prompt_tokens("text") if views is None else views["text"]
+        others = views is not None and prompts.shape[2] > 0  # they need not be the parameters'
+        if prompts.requires_grad or others:
             return self._encode_classes(texts, prompts)
         name = self.text_tower.active_name
         key = (self.text_tower.enabled, fingerprint(self.text_tower, self.model.text_projection))
         if name not in self._class_embeds or self._class_embeds[name][0] != key:
             with torch.no_grad():
-                self._class_embeds[name] = key, self._encode_classes(texts, self.prompt_tokens("text"))
+                self._class_embeds[name] = key, self._encode_classes(texts, prompts)
         return self._class_embeds[name][1]
 
     def classify(
@@ -239,6 +239,8 @@ class JSCPTModel(BaseTuner):
         Raises:
             ValueError: no task is known.
         """
+        from jscpt_peft.data import image_transform  # here, since `datasets` takes seconds to import
+
         images = [images] if isinstance(images, Image.Image) else list(images)
         task_id = None if task is None else task_index(task, self.task_names)
         size = self.model.config.vision_config.image_size
@@ -270,36 +272,6 @@ class JSCPTModel(BaseTuner):
             self._class_texts[name] = texts
         return texts
 
-    def _text_is_trainable(self) -> bool:
-        return any(parameter.requires_grad for parameter in self.text_tower.parameters())
-
     def _encode_classes(self, texts: ClassTexts, prompts: torch.Tensor) -> torch.Tensor:
         pooled = self.text_tower.pooled(texts.start_id, texts.words, texts.read_out, texts.task_ids, prompts)
         return texts.by_task(self.model.text_projection(pooled))
-
-
-def _check_base_dimensions(config: JSCPTConfig, clip_config) -> None:
-    """Records the sizes of the base model, or compares them with those the adapter was made for."""
-    dimensions = {
-        "vision_width": clip_config.vision_config.hidden_size,
-        "vision_blocks": clip_config.vision_config.num_hidden_layers,
-        "text_width": clip_config.text_config.hidden_size,
-        "text_blocks": clip_config.text_config.num_hidden_layers,
-        "projection": clip_config.projection_dim,
-        "vocabulary": clip_config.text_config.vocab_size,
-    }
-    if config.base_dimensions is None:
-        config.base_dimensions = dimensions
-    differing = {k: (v, dimensions[k]) for k, v in config.base_dimensions.items() if v != dimensions[k]}
-    if differing:
-        detail = ", ".join(f"{name} {made} (this base: {here})" for name, (made, here) in differing.items())
-        raise ValueError(
-            f"The adapter was made for another base model: {detail}. Load it on "
-            f"`{config.base_model_name_or_path}`, the base model it was trained on."
-        )
-    blocks = min(dimensions[f"{tower}_blocks"] for tower in config.prompted_towers or ("vision", "text"))
-    if config.prompt_depth is not None and config.prompt_depth > blocks:
-        raise ValueError(
-            f"`prompt_depth` is {config.prompt_depth}, but the base model's prompted towers have {blocks} blocks: use "
-            f"at most {blocks}, or None for every block."
-        )

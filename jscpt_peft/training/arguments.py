@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from transformers import TrainingArguments
 
@@ -24,8 +25,10 @@ class JSCPTTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: an argument is out of its range or asks for what the bi-level loop cannot do (fp16, FSDP,
-            DeepSpeed, reentrant checkpointing).
+            DeepSpeed, several processes, reentrant checkpointing).
     """
+
+    _argument_group_name: ClassVar[str] = "training"
 
     # ---- TrainingArguments with other defaults (paper, section 4.1) ----
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Images of every task in a step."})
@@ -115,21 +118,21 @@ class JSCPTTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be positive, got {value}.")
 
     def _refuse(self) -> None:
+        if self.world_size > 1:
+            raise ValueError(
+                f"training runs in one process, got {self.world_size}: the processes' gradients are not reduced yet. "
+                "Use `accelerate launch --num_processes 1`."
+            )
         if self.fp16:
             raise ValueError("`fp16=True` is not supported: second derivatives overflow in float16. Use `bf16=True`.")
         if self.fsdp or self.deepspeed:
             name = "fsdp" if self.fsdp else "deepspeed"
             raise ValueError(
-                f"`{name}` is not supported: per-task gradients need whole parameters, which are a few MB. Use plain "
-                "data parallelism (`accelerate launch --num_processes K`)."
+                f"`{name}` is not supported: per-task gradients need whole parameters, which are a few MB. Leave it "
+                "out."
             )
-        if self.gradient_checkpointing and (self.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise ValueError(
-                "`gradient_checkpointing_kwargs={'use_reentrant': True}` does not work with `torch.autograd.grad`: "
+                "`activation_checkpointing_kwargs={'use_reentrant': True}` does not work with `torch.autograd.grad`: "
                 "use `{'use_reentrant': False}`."
             )
-
-    @property
-    def schedules(self) -> bool:
-        """Whether the weights differ from 1."""
-        return self.prompt_scheduling or self.task_scheduling

@@ -1,20 +1,28 @@
-"""The upper level: one update of Ω by the implicit gradient (Eqs. 10-11, Algorithm 1 lines 10-12)."""
+"""The upper level: Ω, its optimizer, and one update by the implicit gradient (Algorithm 1, lines 10-12)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers.utils import logging
 
+from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate
 from jscpt_peft.model.intervention import Views
-from jscpt_peft.scheduling import InverseHVP, hessian_vector_product, hypergradient, safeguarded_inverse_hvp
+from jscpt_peft.scheduling import InverseHVP, TaskPromptScheduler
 
-from .task_gradients import scheduled_gradient, task_products
+from .arguments import JSCPTTrainingArguments
+from .implicit_gradient import dev_gradient, implicit_gradient
+from .task_gradients import TaskMeans
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -41,59 +49,138 @@ class UpperStep:
         }
 
 
-def twice_differentiable(device_type: str) -> AbstractContextManager:
-    """Float32 and the MATH attention kernel: fused kernels have no second derivative, bfloat16 spoils it (by 5 %)."""
-    contexts = ExitStack()
-    contexts.enter_context(torch.autocast(device_type, enabled=False))
-    contexts.enter_context(sdpa_kernel(SDPBackend.MATH))
-    return contexts
-
-
-def dev_gradient(
-    model: PeftModel, parameters: Sequence[Tensor], pixel_values: Tensor, task_ids: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Loss Σ_i L_i of a dev batch (Eq. 8) and its gradient `[P]` with respect to the parameters, in float32."""
-    with torch.autocast(pixel_values.device.type, enabled=False):
-        loss = model.classify(pixel_values, task_ids, labels).task_losses.nansum()
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-    return loss.detach(), torch.cat([gradient.reshape(-1) for gradient in gradients])
-
-
-def implicit_gradient(
-    views: Views,
-    parameters: Sequence[Tensor],
-    lower_gradients: Views,
-    step_gradients: Views,
-    weights: Tensor,
-    omega: Sequence[nn.Parameter],
-    dev: Tensor,
-    terms: int,
-    step_size: float,
-    damping: float = 0.0,
-    power_iterations: int = 3,
-) -> tuple[tuple[Tensor, ...], InverseHVP]:
-    """∇_Ω L_dev by the truncated Neumann series (Eq. 11), one gradient a parameter of Ω.
+class UpperLevel:
+    """Ω = {α, β} and all that changes it.
 
     Args:
-        views: `model.task_views()` that the lower gradients were made with.
-        parameters: θ.
-        lower_gradients: the lower batch's gradients per task, made with `create_graph=True` where `terms` > 0; the
-            Hessian is that of Σ_i φ_i L_i on this batch.
-        step_gradients: g_i of the whole step.
-        weights: `[N]` φ(Ω) with its graph.
-        omega: Ω.
-        dev: `[P]` gradient of the dev loss with respect to θ.
-        terms: H; 0 replaces the inverse Hessian by `step_size` and makes no Hessian-vector product.
-        step_size, damping, power_iterations: as for `safeguarded_inverse_hvp`.
+        task_names: [N] names, for messages.
+        args: the arguments of Algorithm 1.
+        dev_dataset: D_dev.
+
+    Attributes:
+        scheduler: `TaskPromptScheduler`, holding Ω.
+        updates: how often Ω has been updated.
     """
 
-    def no_product(vector: Tensor) -> Tensor:
-        raise AssertionError(f"a Hessian-vector product was asked for with terms = 0 ({vector.shape})")
+    def __init__(
+        self, task_names: list[str], args: JSCPTTrainingArguments, dev_dataset: ImageTaskDataset | None
+    ) -> None:
+        self.task_names = task_names
+        self.args = args
+        self.dev_dataset = dev_dataset
+        self.scheduler = TaskPromptScheduler(
+            len(task_names),
+            affinity_direction=args.affinity_direction,
+            weight_normalization=args.weight_normalization,
+            parameterization=args.scheduler_parameterization,
+            prompt_scheduling=args.prompt_scheduling,
+            task_scheduling=args.task_scheduling,
+        ).to(args.device)
+        optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[args.scheduler_optimizer]
+        self.optimizer = optimizer(self.scheduler.parameters(), lr=args.scheduler_learning_rate)
+        self.updates = 0
+        self._dev_batches: Iterator[dict[str, Tensor]] | None = None
 
-    product = no_product
-    if terms > 0:
-        lower = scheduled_gradient(views, parameters, lower_gradients, weights.detach(), create_graph=True)
-        product = hessian_vector_product(lower, parameters)
-    inverse = safeguarded_inverse_hvp(product, dev, terms, step_size, damping, power_iterations)
-    products = task_products(views, parameters, step_gradients, inverse.vector)
-    return hypergradient(weights, products.to(weights.dtype), omega), inverse
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to learn: weights that depend on Ω, and leave to change it."""
+        return self.args.learn_scheduler and (self.args.prompt_scheduling or self.args.task_scheduling)
+
+    def check(self, model: PeftModel) -> None:
+        """Raises a `ValueError` where Ω is to be learned but cannot be."""
+        if self.dev_dataset is None or len(self.dev_dataset) == 0:
+            raise ValueError(
+                "`dev_dataset` is empty: the scheduler learns from it (Eq. 11). Give one, e.g. "
+                "`ImageTaskDataset(task_set.split('dev'), transform)`, or set `learn_scheduler=False`."
+            )
+        dtype = next(model.get_base_model().parameters()).dtype
+        if self.args.neumann_terms > 0 and dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"The base model is in {dtype}, but Hessian-vector products need float32: load it with "
+                "`dtype=torch.float32` (and use `bf16=True` for speed), or set `neumann_terms=0`."
+            )
+
+    def update(self, model: PeftModel, views: Views, lower: TaskMeans, step: TaskMeans, weights: Tensor) -> UpperStep:
+        """One step of Ω against the implicit gradient (Eq. 11).
+
+        Args:
+            model: the JSCPT model.
+            views: the views that `lower` was made with.
+            lower: the lower micro-batch whose loss gives the Hessian, its gradients with their graph.
+            step: the tasks' gradients of the whole lower step.
+            weights: `[N]` φ with its graph.
+        """
+        parameters = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and (self.args.hessian_parameters == "all" or name.endswith(".shared"))
+        ]
+        omega = list(self.scheduler.parameters())
+        batch = {name: tensor.to(self.args.device) for name, tensor in next(self._batches()).items()}
+        dev_loss, dev = dev_gradient(model, parameters, batch["pixel_values"], batch["task_ids"], batch["labels"])
+        gradients, inverse = implicit_gradient(
+            views,
+            parameters,
+            lower.gradients,
+            step.gradients,
+            weights,
+            omega,
+            dev,
+            terms=self.args.neumann_terms,
+            step_size=self.args.neumann_step_size,
+            damping=self.args.weight_decay,
+            power_iterations=self.args.power_iterations,
+        )
+        for parameter, gradient in zip(omega, gradients, strict=True):
+            parameter.grad = gradient
+        norm = float(torch.nn.utils.clip_grad_norm_(omega, self.args.max_hypergradient_norm or math.inf))
+        if math.isfinite(norm):
+            self._step()
+        else:
+            logger.warning(f"Update {self.updates + 1} of the scheduler: its gradient is not finite, Ω stays.")
+        self.updates += 1
+        return UpperStep(float(dev_loss), norm, inverse)
+
+    def _step(self) -> None:
+        names = ("alpha", "beta")
+        before = [getattr(self.scheduler, name).detach().clone() for name in names]
+        self.optimizer.step()
+        for name, old in zip(names, before, strict=True):
+            new = getattr(self.scheduler, name).detach()
+            turned = [task for task, was, now in zip(self.task_names, old, new, strict=True) if was > 0 >= now]
+            if turned:
+                logger.warning(
+                    f"Update {self.updates + 1} of the scheduler: {name} of {turned} is no longer positive, so that "
+                    "what helps a task lowers its weight. `scheduler_parameterization='softplus'` keeps it positive."
+                )
+
+    def _batches(self) -> Iterator[dict[str, Tensor]]:
+        """Dev batches, each a pure function of (seed, updates so far, rank)."""
+        if self._dev_batches is None:
+            sampler = TaskBalancedBatchSampler(
+                [len(task) for task in self.dev_dataset.datasets],
+                self.args.dev_batch_size or self.args.per_device_train_batch_size,
+                self.args.seed + 1,
+                rank=self.args.process_index,
+                world_size=self.args.world_size,
+            )
+            endless = (sampler.batch(number) for number in itertools.count(self.updates))
+            workers = min(1, self.args.dataloader_num_workers)
+            loader = DataLoader(self.dev_dataset, batch_sampler=endless, collate_fn=collate, num_workers=workers)
+            self._dev_batches = iter(loader)
+        return self._dev_batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """Ω, its optimizer and the number of updates, for a checkpoint that loads with `weights_only=True`."""
+        return {
+            "scheduler": self.scheduler.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = state["updates"]
+        self._dev_batches = None

@@ -63,7 +63,7 @@ def check_against_oracle(dtype, padded=True, **options):
 def test_logits_and_features_equal_concatenation():
     model = prompted.prompted_clip(prompt_depth=2)
     pixels, task_ids, _ = prompted.batch(model)
-    plain = prompted._plain_clip(model.get_base_model())
+    plain = prompted.PlainClip(model.get_base_model())
     output, views = model.classify(pixels, task_ids), model.task_views()
     for task, ids in enumerate(model.active_jscpt_config.class_token_ids.values()):
         chosen = task_ids == task
@@ -125,7 +125,7 @@ def test_start_token_is_kept_until_the_base_changes():
         tower.base_layer.encoder.layers[0].self_attn.v_proj.weight.mul_(1.5)
     changed = model.class_embeds()
     assert relative_error(changed, before) > 1e-3
-    plain = prompted._plain_clip(model.get_base_model())
+    plain = prompted.PlainClip(model.get_base_model())
     ids = model.active_jscpt_config.class_token_ids["art"]
     reference = oracles.text_features(plain, model.task_views()["text"][0], ids)
     torch.testing.assert_close(changed[0, : len(ids)], reference, atol=1e-10, rtol=1e-10)

@@ -15,7 +15,7 @@ def padded_ids(task, length):
 
 @pytest.mark.parametrize("depth", [1, None])
 @pytest.mark.parametrize("eos_token_id", [2, oracles.TINY_EOS])
-def test_plain_clip_calls_give_the_tasks_features(depth, eos_token_id):
+def testPlainClip_calls_give_the_tasks_features(depth, eos_token_id):
     model = prompted.prompted_clip(prompt_depth=depth, eos_token_id=eos_token_id)
     pixels, _, _ = prompted.batch(model)
     output = model.classify(pixels, 1)
@@ -73,6 +73,21 @@ def test_class_features_are_kept_while_nothing_changes():
         model.text_tower.jscpt_prompts["default"].task.add_(0.1)
         assert model.class_embeds() is not kept
     assert model.class_embeds().requires_grad
+
+
+def test_class_features_are_kept_in_training_where_the_text_is_not_prompted():
+    model = prompted.prompted_clip(towers="vision")
+    kept = model.class_embeds()
+    assert model.class_embeds(model.task_views()) is kept
+    assert not kept.requires_grad
+
+
+def test_views_other_than_the_parameters_are_used():
+    model = prompted.prompted_clip()
+    with torch.no_grad():
+        kept, views = model.class_embeds(), model.task_views()
+        views["text"] = views["text"] + torch.randn_like(views["text"])
+        assert not torch.allclose(model.class_embeds(views), kept)
 
 
 def test_features_kept_in_inference_mode_do_not_reach_training():

@@ -100,7 +100,7 @@ def test_accumulation_equals_the_large_batch(tmp_path, micro_batch):
     one, other = (small_run.trained_parameters(run) for run in runs)
     for name, parameter in one.items():
         torch.testing.assert_close(parameter, other[name], atol=1e-7, rtol=1e-7)
-    torch.testing.assert_close(runs[0].task_scheduler.alpha, runs[1].task_scheduler.alpha)
+    torch.testing.assert_close(runs[0].upper_level.scheduler.alpha, runs[1].upper_level.scheduler.alpha)
 
 
 @pytest.mark.parametrize("terms", [0, 3])
@@ -108,8 +108,8 @@ def test_accumulation_equals_the_large_batch(tmp_path, micro_batch):
 def test_omega_moves_and_everything_is_logged(tmp_path, terms, bf16):
     run = small_run.trainer(tmp_path, neumann_terms=terms, bf16=bf16)
     run.train()
-    assert run.scheduler_updates == 2
-    for vector in (run.task_scheduler.alpha, run.task_scheduler.beta):
+    assert run.upper_level.updates == 2
+    for vector in (run.upper_level.scheduler.alpha, run.upper_level.scheduler.beta):
         assert vector.isfinite().all()
         assert (vector - 1).abs().min() > 1e-6, "every task's α and β must have moved"
 
@@ -133,15 +133,15 @@ def test_omega_moves_and_everything_is_logged(tmp_path, terms, bf16):
 def test_plain_joint_training_never_touches_omega(tmp_path):
     run = small_run.trainer(tmp_path, prompt_scheduling=False, task_scheduling=False)
     run.train()
-    assert run.scheduler_updates == 0
+    assert run.upper_level.updates == 0
     assert all(row["weight"] == [1, 1, 1] for row in read_history(tmp_path / "scheduler_history.jsonl"))
 
 
 def test_shared_prompts_only_in_the_hessian(tmp_path):
     run = small_run.trainer(tmp_path, hessian_parameters="shared", max_steps=2)
     run.train()
-    assert run.scheduler_updates == 1
-    assert (run.task_scheduler.alpha - 1).abs().min() > 1e-6
+    assert run.upper_level.updates == 1
+    assert (run.upper_level.scheduler.alpha - 1).abs().min() > 1e-6
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):
@@ -193,7 +193,7 @@ def test_resume_goes_on_as_if_never_stopped(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-3"))
     for name, parameter in small_run.trained_parameters(whole).items():
         assert torch.equal(parameter, small_run.trained_parameters(resumed)[name]), name
-    assert torch.equal(whole.task_scheduler.alpha, resumed.task_scheduler.alpha)
+    assert torch.equal(whole.upper_level.scheduler.alpha, resumed.upper_level.scheduler.alpha)
     assert read_history(tmp_path / "whole/scheduler_history.jsonl") == read_history(
         tmp_path / "parts/scheduler_history.jsonl"
     )
@@ -209,7 +209,7 @@ def test_checkpoint_holds_the_adapter_and_omega_but_no_base_weights(tmp_path):
     assert not (checkpoint / "model.safetensors").exists()
     state = torch.load(checkpoint / "task_scheduler.pt", weights_only=True)
     assert state["updates"] == 2
-    assert torch.equal(state["scheduler"]["alpha"], run.task_scheduler.alpha)
+    assert torch.equal(state["scheduler"]["alpha"], run.upper_level.scheduler.alpha)
 
 
 def test_task_that_is_not_finite_gets_no_weight_and_then_stops_the_run(tmp_path):
@@ -260,13 +260,13 @@ def test_interrupt_finishes_the_step_and_saves(tmp_path):
 def test_negative_omega_is_announced(tmp_path, caplog):
     run = small_run.trainer(tmp_path, scheduler_learning_rate=5.0, max_steps=2, scheduler_optimizer="adam")
     run.train()
-    values = torch.cat([run.task_scheduler.alpha, run.task_scheduler.beta])
+    values = torch.cat([run.upper_level.scheduler.alpha, run.upper_level.scheduler.beta])
     assert ("is no longer positive" in caplog.text) == bool((values <= 0).any())
     softplus = small_run.trainer(
         tmp_path / "softplus", scheduler_learning_rate=5.0, max_steps=2, scheduler_parameterization="softplus"
     )
     softplus.train()
-    assert (softplus.task_scheduler.alpha > 0).all() and (softplus.task_scheduler.beta > 0).all()
+    assert (softplus.upper_level.scheduler.alpha > 0).all() and (softplus.upper_level.scheduler.beta > 0).all()
 
 
 class TestBadInput:

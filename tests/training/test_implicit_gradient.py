@@ -10,8 +10,8 @@ from torch.func import functional_call
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.scheduling import TaskPromptScheduler, hessian_vector_product
+from jscpt_peft.training.implicit_gradient import dev_gradient, implicit_gradient, twice_differentiable
 from jscpt_peft.training.task_gradients import scheduled_gradient, task_gradients
-from jscpt_peft.training.upper_level import dev_gradient, implicit_gradient, twice_differentiable
 
 TASKS = {"art": ["cat", "dog", "fox"], "sketch": ["cat", "dog"]}
 IDS = {

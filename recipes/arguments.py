@@ -1,0 +1,141 @@
+"""Arguments of the recipes: from the command line, or a YAML or JSON file, or both."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from transformers import HfArgumentParser
+
+from jscpt_peft.choices import nearest
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+# What --help shows of TrainingArguments beside the arguments that this project adds or sets otherwise.
+SHOWN = {
+    *("output_dir", "max_steps", "seed", "bf16", "use_cpu", "logging_steps", "eval_strategy", "eval_steps"),
+    *("save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end", "resume_from_checkpoint"),
+    *(
+        "gradient_accumulation_steps",
+        "activation_checkpointing",
+        "weight_decay",
+        "dataloader_num_workers",
+        "report_to",
+    ),
+}
+HIDDEN = {"remove_unused_columns", "label_names"}  # ours to set, not the user's
+EPILOG = "Every other argument of transformers.TrainingArguments works too: --help_all shows them."
+
+
+@dataclass
+class DataArguments:
+    """Which tasks, and how many of their images."""
+
+    _argument_group_name: ClassVar[str] = "data"
+    task_set: str = field(
+        default="shapes", metadata={"help": "shapes (drawn on the fly) or folder (your own pictures in --data_root)."}
+    )
+    data_root: str | None = field(
+        default=None,
+        metadata={"help": "ROOT of ROOT/<task>/<class>/* or ROOT/<task>/{train,validation,test}/<class>/*."},
+    )
+    train_fraction: float | None = field(
+        default=None, metadata={"help": "Part of each class's training images to use."}
+    )
+    shots: int | None = field(default=None, metadata={"help": "Training images a class."})
+    spurious_strength: float | None = field(
+        default=None, metadata={"help": "shapes: correlation of background and class in training, 0 to 1."}
+    )
+    manifest: str | None = field(default=None, metadata={"help": "Re-use the split of this manifest.json (folder)."})
+    skip_bad_images: bool = field(default=False, metadata={"help": "Skip pictures that cannot be read (folder)."})
+
+
+@dataclass
+class ModelArguments:
+    """The base model and the adapter."""
+
+    _argument_group_name: ClassVar[str] = "model"
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A CLIPModel: Hub id or folder. Default: the small CLIP in the package."}
+    )
+    num_shared_tokens: int = field(default=16, metadata={"help": "Prompt tokens shared by all tasks, per block."})
+    num_task_tokens: int = field(default=16, metadata={"help": "Prompt tokens of each task, per block."})
+    prompt_depth: int | None = field(default=None, metadata={"help": "Prompted blocks. Default: all."})
+    towers: str = field(default="both", metadata={"help": "both, vision or text."})
+    class_template: str = field(default="{}.", metadata={"help": "Text of a class under prompts."})
+    prompt_init: str | None = field(default=None, metadata={"help": "Words that start the shared text prompts."})
+    intervention: str = field(default="mask_mlp", metadata={"help": "Feature selection: mask_mlp (Eq. 2) or none."})
+    intervention_hidden: int = field(default=8, metadata={"help": "Hidden width of the MLPs of Eq. 2."})
+    intervention_shared: bool = field(default=False, metadata={"help": "One pair of MLPs for all tasks."})
+    learn_masks: bool = field(default=True, metadata={"help": "False fixes the masks at 0.5."})
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the description's lines, adds the defaults that say something, and names each argument once."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if len(action.option_strings) < 2 or action.dest == "help":
+            return super()._format_action_invocation(action)
+        value = f" {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+        return action.option_strings[0] + value
+
+
+def parse(dataclasses: tuple[type, ...], description: str, arguments: list[str] | None = None) -> tuple[Any, ...]:
+    """One instance of each of `dataclasses`.
+
+    Values come from the command line; what it leaves out from the configuration file named first on it, if any; what
+    that leaves out from `configs/<task_set>.yaml`, where a task set has one; and the rest are the defaults.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = HfArgumentParser(
+        dataclasses,
+        usage="%(prog)s [CONFIG.yaml or .json] [--argument value ...]",
+        description=description,
+        epilog=EPILOG,
+        formatter_class=HelpFormatter,
+    )
+    known = {action.dest for action in parser._actions}
+    if "--help_all" in arguments:
+        parser.parse_args(["--help"])
+    shown = SHOWN.union(*(vars(each)["__annotations__"] for each in dataclasses)) - HIDDEN
+    for action in parser._actions:
+        if action.dest not in shown | {"help"}:
+            action.help = argparse.SUPPRESS
+    configuration = {}
+    if arguments and Path(arguments[0]).suffix in (".yaml", ".yml", ".json"):
+        configuration = _read(Path(arguments.pop(0)), parser, known)
+    task_set = _named(arguments, "--task_set") or configuration.get("task_set") or DataArguments.task_set
+    own = CONFIGS / f"{task_set}.yaml"
+    if own.exists():
+        configuration = {**_read(own, parser, known), **configuration}
+    parser.set_defaults(**configuration)
+    return parser.parse_args_into_dataclasses(arguments)
+
+
+def _named(arguments: list[str], option: str) -> str | None:
+    for position, argument in enumerate(arguments):
+        if argument.startswith(option + "="):
+            return argument.split("=", 1)[1]
+        if argument == option and position + 1 < len(arguments):
+            return arguments[position + 1]
+    return None
+
+
+def _read(path: Path, parser: HfArgumentParser, known: set[str]) -> dict[str, Any]:
+    if not path.exists():
+        parser.error(f"the configuration file {path} does not exist.")
+    text = path.read_text(encoding="utf-8")
+    values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    for name in values:
+        if name not in known:
+            parser.error(f"{path}: unknown argument {name!r}.{nearest(name, known)}")
+    return values

@@ -1,0 +1,64 @@
+"""Prints the best classes of pictures under a trained adapter.
+
+python recipes/predict.py --adapter outputs/mine --task art picture.jpg other.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from peft import PeftConfig, PeftModel
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.table import Table
+from transformers import CLIPImageProcessorPil, CLIPModel
+
+import jscpt_peft  # noqa: F401 (registers the PEFT type)
+
+console = Console()
+
+
+def main(command_line: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="+", type=Path, metavar="image", help="pictures, in any format Pillow reads")
+    parser.add_argument("--adapter", required=True, help="folder or Hub id of a trained adapter")
+    parser.add_argument("--task", help="the adapter's task; may be left out where there is one only")
+    parser.add_argument("--model_name_or_path", help="base model; default: the one the adapter was trained on")
+    parser.add_argument("--top", type=int, default=3, help="classes to print (default: 3)")
+    arguments = parser.parse_args(command_line)
+    try:
+        predictions = predict(arguments)
+    except (ValueError, OSError) as error:
+        console.print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    table = Table("picture", *(f"{place}." for place in range(1, arguments.top + 1)))
+    for path, prediction in zip(arguments.images, predictions, strict=True):
+        best = list(prediction.items())[: arguments.top]
+        table.add_row(str(path), *(f"{name} {probability:.1%}" for name, probability in best))
+    console.print(table)
+
+
+def predict(arguments: argparse.Namespace) -> list[dict[str, float]]:
+    images = [read(path) for path in arguments.images]
+    config = PeftConfig.from_pretrained(arguments.adapter)
+    source = arguments.model_name_or_path or config.base_model_name_or_path
+    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(source, dtype="float32"), arguments.adapter)
+    processor = CLIPImageProcessorPil.from_pretrained(source)
+    return model.predict(images, task=arguments.task, image_mean=processor.image_mean, image_std=processor.image_std)
+
+
+def read(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError as error:
+        raise ValueError(f"image {path} does not exist.") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"image {path} cannot be read: {error}") from error
+    return image
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Trains JSCPT on several tasks and compares it with zero-shot CLIP.
+
+    accelerate launch recipes/train.py --task_set shapes --output_dir outputs/shapes
+    accelerate launch recipes/train.py --task_set folder --data_root pictures --output_dir outputs/mine
+    accelerate launch recipes/train.py my.yaml --seed 2
+
+Writes to the output directory: the adapter, manifest.json (which image is in which split), results.json and
+results.md (accuracy by task, before and after), scheduler_history.jsonl and four pictures of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from arguments import DataArguments, ModelArguments, parse
+from peft import get_peft_model
+from rich.console import Console
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from jscpt_peft import JSCPTConfig
+from jscpt_peft.assets import TINY_CLIP
+from jscpt_peft.data import ImageTaskDataset, TaskSet, image_transform, load_task_set, read_manifest, write_manifest
+from jscpt_peft.evaluation import draw_pictures, print_results, results_table, write_results
+from jscpt_peft.scheduling import NEUTRAL_EFFECT
+from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
+from jscpt_peft.training.callbacks import StopOnInterrupt, TaskProgress
+from jscpt_peft.training.step_log import HISTORY_FILE
+
+console = Console()
+
+
+def main(command_line: list[str] | None = None) -> None:
+    data, model_arguments, training = parse(
+        (DataArguments, ModelArguments, JSCPTTrainingArguments), __doc__, command_line
+    )
+    try:
+        run(data, model_arguments, training)
+    except (ValueError, OSError, FloatingPointError) as error:
+        console.print(f"[bold red]Error:[/] {error}", highlight=False, markup=True, soft_wrap=True)
+        sys.exit(1)
+
+
+def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
+    checkpoint = prepare_output(training)
+    task_set = load_data(data, training.seed)
+    write_manifest(task_set.manifest, Path(training.output_dir, "manifest.json"))
+    source = model_arguments.model_name_or_path or str(TINY_CLIP)
+    clip = CLIPModel.from_pretrained(source, dtype="float32")
+    processor = CLIPImageProcessorPil.from_pretrained(source)
+    datasets = make_datasets(task_set, processor, training.seed)
+
+    zero_shot = evaluate_zero_shot(clip, source, task_set, datasets["test"], training)
+    model = get_peft_model(clip, adapter_config(model_arguments, task_set, source, training.seed))
+    model.print_trainable_parameters()
+    trainer = JSCPTTrainer(
+        model,
+        training,
+        train_dataset=datasets["train"],
+        dev_dataset=datasets["dev"],
+        eval_dataset=datasets["validation"],
+        processing_class=processor,
+    )
+    interrupt = StopOnInterrupt()
+    trainer.add_callback(interrupt)
+    for plain in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(plain)
+    trainer.add_callback(TaskProgress(list(task_set.class_names)))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if interrupt.interrupted:
+        console.print(
+            f"Interrupted; step {trainer.state.global_step} is saved in {training.output_dir}. Go on with the same "
+            "command and --resume_from_checkpoint last"
+        )
+        sys.exit(130)
+    trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        report(zero_shot, trained, task_set, training)
+
+
+def prepare_output(training: JSCPTTrainingArguments) -> str | None:
+    """The checkpoint to resume from, if any; refuses a directory that holds another run."""
+    output = Path(training.output_dir)
+    resume = training.resume_from_checkpoint
+    if resume in ("last", "True", "true"):
+        resume = get_last_checkpoint(output) if output.is_dir() else None
+        if resume is None:
+            raise ValueError(f"`resume_from_checkpoint` is 'last', but `output_dir` {output} holds no checkpoint.")
+    if resume is None and output.is_dir() and any(output.iterdir()) and not training.overwrite_output_dir:
+        raise ValueError(
+            f"`output_dir` {output} is not empty: choose another, pass --overwrite_output_dir, or go on with "
+            "--resume_from_checkpoint last."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    return resume
+
+
+def load_data(data: DataArguments, seed: int) -> TaskSet:
+    options = {
+        "spurious_strength": data.spurious_strength,
+        "manifest": read_manifest(data.manifest) if data.manifest else None,
+        "skip_bad_images": data.skip_bad_images or None,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    return load_task_set(data.task_set, data.data_root, data.train_fraction, data.shots, seed, **given)
+
+
+def make_datasets(task_set: TaskSet, processor: CLIPImageProcessorPil, seed: int) -> dict[str, ImageTaskDataset]:
+    """The splits with CLIP's transforms: random crops and flips in training, resize and centre crop elsewhere."""
+    size = processor.crop_size["height"]
+    transforms = {
+        train: image_transform(size, processor.image_mean, processor.image_std, train) for train in (True, False)
+    }
+    return {
+        split: ImageTaskDataset(task_set.split(split), transforms[split == "train"], seed)
+        for split in ("train", "validation", "dev", "test")
+    }
+
+
+def adapter_config(arguments: ModelArguments, task_set: TaskSet, source: str, seed: int) -> JSCPTConfig:
+    options = {name: value for name, value in asdict(arguments).items() if name != "model_name_or_path"}
+    return JSCPTConfig(tasks=task_set.class_names, tokenizer_name_or_path=source, init_seed=seed, **options)
+
+
+def evaluate_zero_shot(
+    clip: CLIPModel, source: str, task_set: TaskSet, test: ImageTaskDataset, training: JSCPTTrainingArguments
+) -> dict[str, float]:
+    """Zero-shot CLIP is a JSCPT model without prompts and feature selection, under the tasks' templates."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    token_ids = {
+        task.name: tokenizer([task.template.format(name) for name in task.class_names]).input_ids for task in task_set
+    }
+    config = JSCPTConfig(
+        tasks=task_set.class_names,
+        class_token_ids=token_ids,
+        num_shared_tokens=0,
+        num_task_tokens=0,
+        intervention="none",
+    )
+    model = get_peft_model(clip, config)
+    metrics = JSCPTTrainer(model, training, eval_dataset=test).evaluate(metric_key_prefix="test")
+    model.unload()
+    return metrics
+
+
+def report(
+    zero_shot: dict[str, float], trained: dict[str, float], task_set: TaskSet, training: JSCPTTrainingArguments
+) -> None:
+    """The results table on the terminal, as JSON and Markdown, and the pictures."""
+    table = results_table(zero_shot, trained, list(task_set.class_names), prefix="test_")
+    title = f"{task_set.name}: test accuracy in %"
+    print_results(table, title, console)
+    written = write_results(table, training.output_dir, title)
+    history = Path(training.output_dir, HISTORY_FILE)
+    written += draw_pictures(history, training.output_dir, NEUTRAL_EFFECT[training.causal_effect])
+    console.print(f"Adapter and results: {training.output_dir} ({', '.join(path.name for path in written)})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import pickle
+import random
+from hashlib import sha256
+
+import pytest
+from PIL import ImageChops, ImageStat
+
+from jscpt_peft.data.drawing import BACKGROUNDS, STYLES, draw_scene, sample_scene
+from jscpt_peft.data.outlines import OUTLINES
+from jscpt_peft.data.shapes import CLASS_NAMES, TRAIN_POOL, aligned_background, shapes_task_set
+from jscpt_peft.data.task import SPLITS, read_column
+
+SMALL = {"shots": 2, "validation_per_class": 1, "dev_per_class": 1, "test_per_class": 2}
+
+
+def test_default_set_has_four_styles_and_is_small():
+    task_set = shapes_task_set()
+    assert [task.name for task in task_set] == list(STYLES)
+    assert len(CLASS_NAMES) >= 12
+    for task_id, task in enumerate(task_set):
+        assert task.class_names == CLASS_NAMES
+        sizes = [len(task.split(split)) / len(CLASS_NAMES) for split in SPLITS]
+        assert sizes == [16, 4, 4, 25]
+        assert set(read_column(task.train, "task_id")) == {task_id}
+
+
+def test_rows_are_rgb_pictures_with_plain_columns():
+    row = shapes_task_set(**SMALL).tasks[2].test[5]
+    assert row["image"].mode == "RGB"
+    assert row["image"].size == (64, 64)
+    assert row["label"] == 5
+    assert row["task_id"] == 2
+    assert row["group"] in (0, 1)
+
+
+def test_picture_is_a_function_of_seed_task_split_and_index():
+    def digest(seed, task, split, index):
+        dataset = shapes_task_set(seed=seed, **SMALL).tasks[task].split(split)
+        return sha256(dataset[index]["image"].tobytes()).hexdigest()
+
+    random.seed(0)
+    first = digest(1, 0, "train", 3)
+    random.seed(1)  # no global state may matter
+    assert digest(1, 0, "train", 3) == first
+    others = [digest(2, 0, "train", 3), digest(1, 1, "train", 3), digest(1, 0, "test", 3), digest(1, 0, "train", 19)]
+    assert len({first, *others}) == 5
+
+
+def test_drawing_leaves_the_global_generator_alone():
+    state = random.getstate()
+    draw_scene(sample_scene("a", "fish", "chalk", "dotted"))
+    assert random.getstate() == state
+
+
+def test_fewer_shots_are_a_subset_and_other_splits_stay():
+    few, many = shapes_task_set(shots=2), shapes_task_set(shots=4)
+    for task_few, task_many in zip(few, many, strict=True):
+        keys = read_column(task_many.train, "key")
+        assert read_column(task_few.train, "key") == keys[: len(task_few.train)]
+        assert read_column(task_few.test, "key") == read_column(task_many.test, "key")
+        assert task_few.train[7]["image"].tobytes() == task_many.train[7]["image"].tobytes()
+
+
+def test_train_fraction_is_a_part_of_the_pool():
+    tasks = shapes_task_set(train_fraction=0.05, test_per_class=1).tasks
+    assert len(tasks[0].train) == 0.05 * TRAIN_POOL * len(CLASS_NAMES)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_every_class_can_be_told_from_every_other(style):
+    """Same place, size, colours and background: the pictures of two classes must differ in many pixels."""
+    pictures = [draw_scene(sample_scene("same", shape, style, "plain", max_clutter=0)) for shape in OUTLINES]
+    for number, picture in enumerate(pictures):
+        for other in pictures[:number]:
+            difference = ImageChops.difference(picture, other).convert("L").point(lambda level: 255 * (level > 25))
+            assert ImageStat.Stat(difference).mean[0] / 255 > 0.02
+
+
+def test_styles_and_backgrounds_change_the_picture():
+    def picture(style, background):
+        return draw_scene(sample_scene("same", "star", style, background)).tobytes()
+
+    assert len({picture(style, background) for style in STYLES for background in BACKGROUNDS}) == 16
+
+
+def test_scene_is_varied_and_stays_inside():
+    scenes = [sample_scene(str(number), "star", "flat", "plain") for number in range(200)]
+    for scene in scenes:
+        assert scene.size <= min(scene.x, 1 - scene.x, scene.y, 1 - scene.y) + 1e-9
+        assert scene.colour != scene.ground
+    assert len({scene.colour for scene in scenes}) == 10
+    assert {scene.clutter for scene in scenes} == {0, 1, 2, 3}
+    assert max(scene.rotation for scene in scenes) > 0.08 > -0.08 > min(scene.rotation for scene in scenes)
+
+
+def aligned_share(dataset):
+    """Computed from what is drawn, not from `group`."""
+    labels = read_column(dataset, "label")
+    backgrounds = [scene["background"] for scene in read_column(dataset, "image")]
+    aligned = [background == aligned_background(label) for label, background in zip(labels, backgrounds, strict=True)]
+    assert read_column(dataset, "group") == [int(one) for one in aligned]
+    return sum(aligned) / len(aligned)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_spurious_strength_is_the_correlation_in_training_only(strength):
+    task_set = shapes_task_set(shots=60, test_per_class=60, spurious_strength=strength)
+    expected = strength + (1 - strength) / len(BACKGROUNDS)
+    for task in task_set:  # 960 pictures: a standard deviation is below 0.017
+        assert aligned_share(task.train) == pytest.approx(expected, abs=0.06)
+        assert aligned_share(task.test) == pytest.approx(1 / len(BACKGROUNDS), abs=0.06)
+
+
+def test_spurious_strength_by_task_and_by_split():
+    strength = {"flat": 1.0, "chalk": {"test": 1.0}}
+    flat, outline, chalk, _ = shapes_task_set(shots=20, spurious_strength=strength)
+    assert [aligned_share(flat.train), aligned_share(chalk.test)] == [1, 1]
+    assert max(aligned_share(part) for part in (flat.test, outline.train, outline.test, chalk.train)) < 0.4
+
+
+def test_default_biases_training_and_nothing_else():
+    for task in shapes_task_set():
+        assert aligned_share(task.train) > 0.5 > max(aligned_share(task.test), aligned_share(task.dev))
+
+
+def test_data_sets_survive_pickling_and_selection():
+    train = shapes_task_set(**SMALL).tasks[1].train
+    copied = pickle.loads(pickle.dumps(train))
+    assert copied[3]["image"].tobytes() == train[3]["image"].tobytes()
+    assert train.select([4, 9])[1]["image"].tobytes() == train[9]["image"].tobytes()
+
+
+def test_columns_are_read_without_drawing(monkeypatch):
+    def fail(scene):
+        raise AssertionError(f"drew {scene}")
+
+    monkeypatch.setattr("jscpt_peft.data.shapes.draw_scene", fail)
+    train = shapes_task_set(**SMALL).tasks[0].train
+    assert read_column(train, "label") == [*range(16)] * 2
+    assert train.select_columns(["label", "group"])[3]["label"] == 3
+    with pytest.raises(AssertionError, match="drew"):
+        train[0]
+
+
+def test_manifest_names_every_picture():
+    task_set = shapes_task_set(**SMALL)
+    assert {"task_set", "seed", "options", "tasks"} <= set(task_set.manifest)
+    for task in task_set:
+        for split in SPLITS:
+            assert task_set.manifest["tasks"][task.name][split] == read_column(task.split(split), "key")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"shots": 0}, "`shots` is 0"),
+        ({"shots": 4, "train_fraction": 0.1}, "`train_fraction` is 0.1"),
+        ({"train_fraction": 0.0}, "`train_fraction` is 0.0"),
+        ({"test_per_class": 0}, "`test_per_class` is 0"),
+        ({"tasks": ["flat", "oil"]}, "`tasks` is"),
+        ({"tasks": []}, "`tasks` is"),
+        ({"tasks": ["flat", "flat"]}, "`tasks` is"),
+        ({"spurious_strength": 1.5}, "is 1.5"),
+        ({"spurious_strength": {"oil": 0.5}}, "'oil'"),
+        ({"spurious_strength": {"flat": {"training": 0.5}}}, "'training'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        shapes_task_set(**arguments)
