@@ -53,6 +53,9 @@ class DataArguments:
         default=None, metadata={"help": "shapes: correlation of background and class in training, 0 to 1."}
     )
     manifest: str | None = field(default=None, metadata={"help": "Re-use the split of this manifest.json (folder)."})
+    smallest_crop: float = field(
+        default=0.08, metadata={"help": "Smallest part of a training picture's area that a random crop keeps."}
+    )
     skip_bad_images: bool = field(default=False, metadata={"help": "Skip pictures that cannot be read (folder)."})
 
 
@@ -70,6 +73,7 @@ class ModelArguments:
     towers: str = field(default="both", metadata={"help": "both, vision or text."})
     class_template: str = field(default="{}.", metadata={"help": "Text of a class under prompts."})
     prompt_init: str | None = field(default=None, metadata={"help": "Words that start the shared text prompts."})
+    prompt_init_std: float = field(default=0.02, metadata={"help": "Standard deviation of the prompts' start."})
     intervention: str = field(default="mask_mlp", metadata={"help": "Feature selection: mask_mlp (Eq. 2) or none."})
     intervention_hidden: int = field(default=8, metadata={"help": "Hidden width of the MLPs of Eq. 2."})
     intervention_shared: bool = field(default=False, metadata={"help": "One pair of MLPs for all tasks."})

@@ -50,7 +50,7 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     source = model_arguments.model_name_or_path or str(TINY_CLIP)
     clip = CLIPModel.from_pretrained(source, dtype="float32")
     processor = CLIPImageProcessorPil.from_pretrained(source)
-    datasets = make_datasets(task_set, processor, training.seed)
+    datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
 
     zero_shot = evaluate_zero_shot(clip, source, task_set, datasets["test"], training)
     model = get_peft_model(clip, adapter_config(model_arguments, task_set, source, training.seed))
@@ -108,11 +108,14 @@ def load_data(data: DataArguments, seed: int) -> TaskSet:
     return load_task_set(data.task_set, data.data_root, data.train_fraction, data.shots, seed, **given)
 
 
-def make_datasets(task_set: TaskSet, processor: CLIPImageProcessorPil, seed: int) -> dict[str, ImageTaskDataset]:
+def make_datasets(
+    task_set: TaskSet, processor: CLIPImageProcessorPil, smallest_crop: float, seed: int
+) -> dict[str, ImageTaskDataset]:
     """The splits with CLIP's transforms: random crops and flips in training, resize and centre crop elsewhere."""
     size = processor.crop_size["height"]
     transforms = {
-        train: image_transform(size, processor.image_mean, processor.image_std, train) for train in (True, False)
+        train: image_transform(size, processor.image_mean, processor.image_std, train, smallest_crop)
+        for train in (True, False)
     }
     return {
         split: ImageTaskDataset(task_set.split(split), transforms[split == "train"], seed)

@@ -18,7 +18,7 @@ ImageTransform = Callable[[Image.Image, random.Random | None], Tensor]
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 # CoOp's INPUT.RRCROP_SCALE and torchvision's RandomResizedCrop
-CROP_SCALE = (0.08, 1.0)
+SMALLEST_CROP = 0.08
 CROP_RATIO = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
 
@@ -53,7 +53,13 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(levels * (255 / white)).astype(np.uint8))
 
 
-def image_transform(image_size: int, mean: Sequence[float], std: Sequence[float], train: bool) -> ImageTransform:
+def image_transform(
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    train: bool,
+    smallest_crop: float = SMALLEST_CROP,
+) -> ImageTransform:
     """The transform of CLIP prompt learning, for training (random resized crop and flip) or for everything else.
 
     The latter (shortest edge to `image_size`, bicubic; centre crop) equals `transformers.CLIPImageProcessor`.
@@ -62,19 +68,24 @@ def image_transform(image_size: int, mean: Sequence[float], std: Sequence[float]
         image_size: side S of the result in pixels.
         mean, std: of the three channels, for pixels in [0, 1]; as in the processor's `image_mean`, `image_std`.
         train: whether to augment.
+        smallest_crop: the smallest part of a picture's area, in (0, 1], that a random crop may keep. Raise it for
+            small pictures of single things, of which 8 % show nothing.
 
     Returns:
         A picklable callable (PIL image, `random.Random` or None) -> float32 tensor [3, S, S]. Augmentation draws from
         that generator alone.
 
     Raises:
-        ValueError: a size below 1, or `mean`, `std` not of length 3; the training transform called without generator.
+        ValueError: a size below 1, `mean` or `std` not of length 3, or `smallest_crop` out of its range; the training
+            transform called without generator.
     """
     if image_size < 1:
         raise ValueError(f"`image_size` is {image_size}: give the side in pixels, at least 1.")
     if len(mean) != 3 or len(std) != 3:
         raise ValueError(f"`mean` is {mean} and `std` is {std}: give three values each, for red, green and blue.")
-    view = _random_view if train else _centre_view
+    if not 0 < smallest_crop <= 1:
+        raise ValueError(f"`smallest_crop` is {smallest_crop}: it must lie in (0, 1].")
+    view = partial(_random_view, smallest_crop=smallest_crop) if train else _centre_view
     return partial(_transform, view=view, image_size=image_size, mean=tuple(mean), std=tuple(std))
 
 
@@ -101,17 +112,18 @@ def _centre_view(image: Image.Image, image_size: int, rng: random.Random | None)
     return resized.crop((left, top, left + image_size, top + image_size))
 
 
-def _random_view(image: Image.Image, image_size: int, rng: random.Random | None) -> Image.Image:
+def _random_view(image: Image.Image, image_size: int, rng: random.Random | None, smallest_crop: float) -> Image.Image:
     if rng is None:
         raise ValueError("`rng` is None: the training transform augments, so give it a `random.Random`.")
-    image = image.crop(_random_box(*image.size, rng)).resize((image_size, image_size), Image.Resampling.BICUBIC)
+    box = _random_box(*image.size, rng, smallest_crop)
+    image = image.crop(box).resize((image_size, image_size), Image.Resampling.BICUBIC)
     return ImageOps.mirror(image) if rng.random() < 0.5 else image
 
 
-def _random_box(width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
+def _random_box(width: int, height: int, rng: random.Random, smallest_crop: float) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of torchvision's RandomResizedCrop."""
     for _ in range(CROP_ATTEMPTS):
-        area = width * height * rng.uniform(*CROP_SCALE)
+        area = width * height * rng.uniform(smallest_crop, 1)
         ratio = math.exp(rng.uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])))
         crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < crop_width <= width and 0 < crop_height <= height:

@@ -155,7 +155,7 @@ def test_random_box_lies_in_the_image_and_keeps_its_limits(shape):
     width, height = shape
     rng = random.Random(0)
     for _ in range(200):
-        left, top, right, bottom = _random_box(width, height, rng)
+        left, top, right, bottom = _random_box(width, height, rng, 0.08)
         assert 0 <= left < right <= width
         assert 0 <= top < bottom <= height
         if min(shape) > 20:  # else rounding to whole pixels dominates
@@ -199,3 +199,24 @@ def test_transform_can_be_sent_to_a_worker():
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         image_transform(*arguments, train=False)
+
+
+@pytest.mark.parametrize("smallest", [0.08, 0.6])
+def test_crops_keep_at_least_the_smallest_part(smallest):
+    """Seen from the picture: columns and rows count up, so that the corners tell which part was kept."""
+    side = 100
+    ramp = np.zeros((side, side, 3), dtype=np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.arange(side)[None], np.arange(side)[:, None]
+    transform = image_transform(64, (0, 0, 0), (1, 1, 1), train=True, smallest_crop=smallest)
+    parts = []
+    for seed in range(200):
+        pixels = transform(Image.fromarray(ramp), random.Random(seed)) * 255
+        width, height = (pixels[channel].max() - pixels[channel].min() for channel in (0, 1))
+        parts.append(float(width * height) / side**2)
+    assert smallest * 0.8 < min(parts) < smallest * 1.6
+
+
+@pytest.mark.parametrize("smallest", [0, -0.1, 1.1])
+def test_smallest_crop_out_of_range(smallest):
+    with pytest.raises(ValueError, match=r"`smallest_crop` is .*: it must lie in \(0, 1\]"):
+        image_transform(64, (0, 0, 0), (1, 1, 1), train=True, smallest_crop=smallest)
