@@ -138,7 +138,12 @@ def _read(path: Path, parser: HfArgumentParser, known: set[str]) -> dict[str, An
     if not path.exists():
         parser.error(f"the configuration file {path} does not exist.")
     text = path.read_text(encoding="utf-8")
-    values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    try:
+        values = (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) or {}
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        parser.error(f"{path} cannot be read: {error}")
+    if not isinstance(values, dict):
+        parser.error(f"{path} must hold `argument: value` pairs, got {type(values).__name__}.")
     for name in values:
         if name not in known:
             parser.error(f"{path}: unknown argument {name!r}.{nearest(name, known)}")

@@ -10,15 +10,16 @@ results.md (accuracy by task, before and after), scheduler_history.jsonl and fou
 
 from __future__ import annotations
 
+import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from arguments import DataArguments, ModelArguments, parse
 from peft import get_peft_model
 from rich.console import Console
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.assets import TINY_CLIP
@@ -45,8 +46,11 @@ def main(command_line: list[str] | None = None) -> None:
 
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
     checkpoint = prepare_output(training)
+    manifest = Path(training.output_dir, "manifest.json")
+    if checkpoint and data.task_set == "folder" and data.manifest is None and manifest.exists():
+        # Go on with the run's own split, whatever has come into the folder since.
+        data = replace(data, manifest=str(manifest), shots=None, train_fraction=None)
     task_set = load_data(data, training.seed)
-    write_manifest(task_set.manifest, Path(training.output_dir, "manifest.json"))
     source = model_arguments.model_name_or_path or str(TINY_CLIP)
     clip = CLIPModel.from_pretrained(source, dtype="float32")
     processor = CLIPImageProcessorPil.from_pretrained(source)
@@ -68,6 +72,7 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     for plain in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(plain)
     trainer.add_callback(TaskProgress(list(task_set.class_names)))
+    write_manifest(task_set.manifest, manifest)
     trainer.train(resume_from_checkpoint=checkpoint)
     if interrupt.interrupted:
         console.print(
@@ -95,6 +100,9 @@ def prepare_output(training: JSCPTTrainingArguments) -> str | None:
             "--resume_from_checkpoint last."
         )
     output.mkdir(parents=True, exist_ok=True)
+    if resume is None:
+        for checkpoint in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):  # of a run that is overwritten
+            shutil.rmtree(checkpoint)
     return resume
 
 

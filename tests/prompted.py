@@ -10,7 +10,7 @@ from torch import Tensor
 from jscpt_peft import JSCPTConfig
 
 # Tasks with different numbers of classes; names of different lengths, so that padding takes part.
-TASKS = {"art": ["cat", "dog", "fox"], "clipart": ["cat", "dog"], "sketch": ["a", "b", "c", "d"]}
+TASKS = {"photo": ["cat", "dog", "fox"], "clipart": ["cat", "dog"], "sketch": ["a", "b", "c", "d"]}
 
 
 def class_token_ids(tasks: dict[str, list[str]] = TASKS) -> dict[str, list[list[int]]]:

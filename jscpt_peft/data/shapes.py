@@ -17,7 +17,10 @@ from jscpt_peft.data.drawing import BACKGROUNDS, STYLES, draw_scene, sample_scen
 from jscpt_peft.data.outlines import OUTLINES
 from jscpt_peft.data.task import SPLITS, Task, TaskSet, read_column
 
-CLASS_NAMES = tuple(OUTLINES)
+# What the tasks call a thing where that is not the name of its outline. The small CLIP of the package learned from
+# captions with the outlines' names: as with a real CLIP, some class names are not the words of its captions.
+CLASS_WORDS = {"cross": "plus sign", "ring": "doughnut", "moon": "crescent", "arrow": "pointer", "tree": "pine"}
+CLASS_NAMES = tuple(CLASS_WORDS.get(outline, outline) for outline in OUTLINES)
 TRAIN_POOL = 160
 """Training images per class that `train_fraction` is a fraction of."""
 
@@ -139,7 +142,7 @@ def _split(seed: int, task: str, task_id: int, split: str, per_class: int, stren
         label = index % len(CLASS_NAMES)
         key = f"{seed}/{task}/{split}/{index}"
         background = _draw_background(label, strength, Random(f"{key}/background"))
-        scene = {"seed": key, "shape": CLASS_NAMES[label], "style": task, "background": background}
+        scene = {"seed": key, "shape": tuple(OUTLINES)[label], "style": task, "background": background}
         columns["image"].append(scene)
         columns["label"].append(label)
         columns["task_id"].append(task_id)

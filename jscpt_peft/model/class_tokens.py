@@ -38,13 +38,16 @@ def _load_tokenizer(config: JSCPTConfig, clip_config: CLIPConfig) -> PreTrainedT
 
 def _check_token_ids(config: JSCPTConfig, clip_config: CLIPConfig) -> None:
     text_config = clip_config.text_config
+    start, end = config.class_token_ids[config.task_order[0]][0][:1], text_config.eos_token_id
     prompts = config.num_tokens if "text" in config.prompted_towers else 0
     for task, names in config.tasks.items():
         for name, ids in zip(names, config.class_token_ids[task], strict=True):
-            if len(ids) < 2 or max(ids) >= text_config.vocab_size:
+            in_range = len(ids) >= 2 and min(ids) >= 0 and max(ids) < text_config.vocab_size
+            # Configurations with `eos_token_id` 2 read the highest id, see `read_out_positions`.
+            if not in_range or ids[:1] != start or ids[-1] != (max(ids) if end == 2 else end):
                 raise ValueError(
-                    f"`class_token_ids` of class {name!r} in task {task!r} must be [SOS] ... [EOS] with ids below the "
-                    f"vocabulary size {text_config.vocab_size}, got {ids}."
+                    f"`class_token_ids` of class {name!r} in task {task!r} must be [SOS] ... [EOS], with the same "
+                    f"[SOS] for all and ids below the vocabulary size {text_config.vocab_size}, got {ids}."
                 )
             if prompts + len(ids) > text_config.max_position_embeddings:
                 raise ValueError(

@@ -22,6 +22,8 @@ class JSCPTConfig(PeftConfig):
 
     Args:
         tasks: task name -> its class names, in the order of the labels. The order of the tasks is that of `task_ids`.
+        task_order: names of the tasks in the order of `task_ids`; filled from `tasks`. PEFT stores a configuration
+            with sorted keys, so that the order of `tasks` alone would not survive the disk.
         num_shared_tokens: prompt tokens that all tasks share, per prompted block and tower (the paper: 16).
         num_task_tokens: prompt tokens of each task's own, per prompted block and tower (the paper: 16).
         prompt_depth: number of blocks, from the first, that receive prompts of their own; the last ones are carried on
@@ -48,6 +50,7 @@ class JSCPTConfig(PeftConfig):
     """
 
     tasks: dict[str, list[str]] = field(default_factory=dict)
+    task_order: list[str] | None = None
     num_shared_tokens: int = 16
     num_task_tokens: int = 16
     prompt_depth: int | None = None
@@ -87,7 +90,10 @@ class JSCPTConfig(PeftConfig):
     def _check_tasks(self) -> None:
         if not self.tasks:
             raise ValueError("`tasks` is empty: give a dict of task name -> list of class names.")
-        self.tasks = {task: list(names) for task, names in self.tasks.items()}
+        self.task_order = list(self.task_order or self.tasks)
+        if sorted(self.task_order) != sorted(self.tasks):
+            raise ValueError(f"`task_order` {self.task_order} must name each of `tasks` {list(self.tasks)} once.")
+        self.tasks = {task: list(self.tasks[task]) for task in self.task_order}
         for task, names in self.tasks.items():
             if not names:
                 raise ValueError(f"`tasks[{task!r}]` has no class names.")
@@ -96,6 +102,9 @@ class JSCPTConfig(PeftConfig):
                 raise ValueError(f"`tasks[{task!r}]` names {repeated} more than once: class names must differ.")
         if self.class_token_ids is None:
             return
+        surplus = sorted(set(self.class_token_ids) - set(self.tasks))
+        if surplus:
+            raise ValueError(f"`class_token_ids` names {surplus}, which are not among `tasks` {list(self.tasks)}.")
         for task, names in self.tasks.items():
             given = len(self.class_token_ids.get(task, ()))
             if given != len(names):
@@ -103,6 +112,7 @@ class JSCPTConfig(PeftConfig):
                     f"`class_token_ids[{task!r}]` has {given} entries for {len(names)} classes: give one list of ids "
                     "a class, or leave `class_token_ids` out."
                 )
+        self.class_token_ids = {task: self.class_token_ids[task] for task in self.tasks}
 
     @property
     def num_tokens(self) -> int:

@@ -56,7 +56,7 @@ class PromptedTower(JSCPTLayer):
             num_task_tokens=config.num_task_tokens,
             width=self.base_layer.config.hidden_size,
             std=config.prompt_init_std,
-            generator=torch.Generator().manual_seed(config.init_seed),
+            generator=self.generator(config, self.name),
             like=next(self.base_layer.parameters()),
         )
 

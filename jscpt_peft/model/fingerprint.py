@@ -9,9 +9,8 @@ from torch import nn
 def fingerprint(*modules: nn.Module) -> tuple:
     """A key that changes whenever parameters of `modules`, or the precision they are used in, change.
 
-    In-place updates raise a tensor's version counter and replaced tensors have another address, so a result kept
-    under this key is never stale, however the parameters were changed (optimizer, `load_state_dict`, `.to`). Only
-    writing through `tensor.data` escapes it.
+    In-place updates (optimizer, `load_state_dict`) raise a tensor's version counter, and a replaced tensor (`.to`) has
+    another address or type. Writing through `tensor.data` escapes it.
     """
     parameters = tuple(
         (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version, parameter.dtype)

@@ -108,7 +108,7 @@ class FeatureSelection(JSCPTLayer):
             hidden=config.intervention_hidden,
             shared=config.intervention_shared,
             learn_mask=config.learn_masks,
-            generator=torch.Generator().manual_seed(config.init_seed),
+            generator=self.generator(config, "selection"),
             like=self.base_layer.weight,
         )
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -29,6 +32,12 @@ class JSCPTLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: JSCPTConfig) -> None:
         """Adds the parameters of an adapter."""
         self.adapter_configs[adapter_name] = config
+
+    @staticmethod
+    def generator(config: JSCPTConfig, salt: str) -> torch.Generator:
+        """Source of an adapter's random start: the same on every process, another one for every `salt`."""
+        digest = hashlib.sha256(f"{config.init_seed}/{salt}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
     @property
     def enabled(self) -> bool:

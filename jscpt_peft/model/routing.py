@@ -59,8 +59,8 @@ class TaskRouter:
             ids = ids.expand(rows)
         if ids.numel() != rows:
             raise ValueError(
-                f"`task_ids` has {ids.numel()} entries for {rows} rows: give one id for all, one id a row, or choose "
-                "one task with `set_task(name)`."
+                f"`task_ids` has {ids.numel()} entries for {rows} rows: give one id for all or one id a row. Where "
+                "images and texts differ in number, choose one task with `set_task(name)`."
             )
         if rows and not (int(ids.min()) >= 0 and int(ids.max()) < len(task_names)):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import contextmanager
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -78,6 +79,12 @@ class JSCPTModel(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:  # noqa: ARG002
         # PEFT's own moves `weight` and `bias`, which towers do not have; parameters are made where they belong.
         setattr(parent, child_name, new_module)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_args, **keywords):
+        if keywords.get("adapter_names") is not None:
+            raise ValueError("`adapter_names` is not supported: call `set_adapter(name)`, one adapter at a time.")
+        yield
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(
@@ -245,20 +252,24 @@ class JSCPTModel(BaseTuner):
         task_id = None if task is None else task_index(task, self.task_names)
         size = self.model.config.vision_config.image_size
         transform = image_transform(size, image_mean, image_std, train=False)
+        task_names = self.task_names
+        ids = self.router.resolve(task_id, 1, task_names, self.model.device)
+        class_names = self.active_jscpt_config.tasks[task_names[int(ids)]]
         training = self.training
         self.eval()
-        predictions = []
-        for start in range(0, len(images), batch_size):
-            pixels = torch.stack([transform(image, None) for image in images[start : start + batch_size]])
-            ids = self.router.resolve(task_id, len(pixels), self.task_names, pixels.device)
-            class_names = self.active_jscpt_config.tasks[self.task_names[int(ids[0])]]
-            logits = self.classify(pixels.to(self.model.device), ids).logits[:, : len(class_names)]
-            for probabilities, order in zip(*logits.softmax(-1).sort(descending=True), strict=True):
-                predictions.append(
-                    {class_names[label]: float(p) for label, p in zip(order, probabilities, strict=True)}
-                )
-        self.train(training)
-        return predictions
+        try:
+            pixels = (
+                torch.stack([transform(image, None) for image in images[start : start + batch_size]])
+                for start in range(0, len(images), batch_size)
+            )
+            logits = [self.classify(each.to(self.model.device), ids).logits[:, : len(class_names)] for each in pixels]
+        finally:
+            self.train(training)
+        return [
+            {class_names[label]: float(p) for label, p in zip(order, probabilities, strict=True)}
+            for batch in logits
+            for probabilities, order in zip(*batch.softmax(-1).sort(descending=True), strict=True)
+        ]
 
     # ---- within -----------------------------------------------------------------------------------------------------
 

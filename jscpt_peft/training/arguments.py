@@ -39,7 +39,8 @@ class JSCPTTrainingArguments(TrainingArguments):
     momentum: float = field(default=0.9, metadata={"help": "Momentum of --optim sgd."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
     warmup_steps: float | None = field(
-        default=None, metadata={"help": "Warm-up steps, or a part of all steps if below 1. Default: one epoch."}
+        default=None,
+        metadata={"help": "Warm-up steps, or a part of all steps if below 1. Default: one epoch; 0 with --max_steps."},
     )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip the gradient of the prompts; 0 does not."})
     remove_unused_columns: bool = field(
@@ -47,6 +48,9 @@ class JSCPTTrainingArguments(TrainingArguments):
     )
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Must stay as it is."})
 
+    metric_for_best_model: str | None = field(
+        default="mean_accuracy", metadata={"help": "What --load_best_model_at_end compares."}
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into an output directory in use."})
 
     # ---- the scheduler (Eqs. 4-6) ----
@@ -86,7 +90,8 @@ class JSCPTTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         if self.warmup_steps is None:
-            self.warmup_steps = min(1.0 / self.num_train_epochs, 0.5) if self.max_steps <= 0 else 0.0
+            by_epochs = self.max_steps <= 0 and self.num_train_epochs > 0
+            self.warmup_steps = min(1.0 / self.num_train_epochs, 0.5) if by_epochs else 0.0
         super().__post_init__()
         self._check_choices()
         self._check_ranges()
@@ -122,6 +127,10 @@ class JSCPTTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"training runs in one process, got {self.world_size}: the processes' gradients are not reduced yet. "
                 "Use `accelerate launch --num_processes 1`."
+            )
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"training runs on one device, but {self.n_gpu} GPUs are visible: set CUDA_VISIBLE_DEVICES=0."
             )
         if self.fp16:
             raise ValueError("`fp16=True` is not supported: second derivatives overflow in float16. Use `bf16=True`.")

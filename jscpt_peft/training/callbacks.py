@@ -35,13 +35,15 @@ class StopOnInterrupt(TrainerCallback):
         self._previous: Any = None
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.interrupted = False
         self._previous = signal.signal(signal.SIGINT, self._interrupt)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         self.interrupted = True
         signal.signal(signal.SIGINT, self._previous)
 
-    def on_step_end(self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.interrupted &= state.global_step < state.max_steps  # after the last step there is nothing to go on with
         if self.interrupted:
             control.should_save = control.should_training_stop = True
 

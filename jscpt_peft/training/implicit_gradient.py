@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from peft import PeftModel
@@ -16,12 +16,11 @@ from jscpt_peft.scheduling import InverseHVP, hessian_vector_product, hypergradi
 from .task_gradients import scheduled_gradient, task_products
 
 
-def twice_differentiable(device_type: str) -> AbstractContextManager:
+@contextmanager
+def twice_differentiable(device_type: str) -> Iterator[None]:
     """Float32 and the MATH attention kernel: fused kernels have no second derivative, bfloat16 spoils it (by 5 %)."""
-    contexts = ExitStack()
-    contexts.enter_context(torch.autocast(device_type, enabled=False))
-    contexts.enter_context(sdpa_kernel(SDPBackend.MATH))
-    return contexts
+    with torch.autocast(device_type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def dev_gradient(

@@ -19,7 +19,7 @@ HISTORY_FILE = "scheduler_history.jsonl"
 
 
 class StepLog:
-    """Keeps steps as tensors until they are asked for, so that a step does not wait for the device.
+    """Keeps steps as tensors until they are asked for: logs average them, the history holds each.
 
     Args:
         task_names: [N] names.
@@ -29,7 +29,8 @@ class StepLog:
     def __init__(self, task_names: list[str], path: Path | None) -> None:
         self.task_names = task_names
         self.path = path
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []  # since the last log
+        self._unwritten: list[dict[str, Any]] = []
         self._history: SchedulerHistory | None = None
 
     def append(
@@ -43,24 +44,24 @@ class StepLog:
         upper: UpperStep | None,
     ) -> None:
         """Remembers optimizer step `number` (from 1), with Ω as it is after it."""
-        self._rows.append(
-            {
-                "step": number,
-                "epoch": epoch,
-                "loss": step.losses,
-                "causal_effect": schedule.effect,
-                "weight": schedule.weights.detach(),
-                "alpha": scheduler.alpha.detach().clone(),
-                "beta": scheduler.beta.detach().clone(),
-                "affinity": schedule.affinity,
-                "gradient_cosine": schedule.cosine,
-                "gradient_norm": torch.stack([gradient.norm() for gradient in gradients]).norm(),
-                "scheduler": None if upper is None else upper.logs(),
-            }
-        )
+        row = {
+            "step": number,
+            "epoch": epoch,
+            "loss": step.losses,
+            "causal_effect": schedule.effect,
+            "weight": schedule.weights.detach(),
+            "alpha": scheduler.alpha.detach().clone(),
+            "beta": scheduler.beta.detach().clone(),
+            "affinity": schedule.affinity,
+            "gradient_cosine": schedule.cosine,
+            "gradient_norm": torch.stack([gradient.norm() for gradient in gradients]).norm(),
+            "scheduler": None if upper is None else upper.logs(),
+        }
+        self._rows.append(row)
+        self._unwritten.append(row)
 
     def drain(self) -> dict[str, float]:
-        """Logs of the steps since the last call, which are also written to the history.
+        """Logs of the steps since the last call.
 
         `loss/<task>`, `causal_effect/<task>`, `weight/<task>` and `affinity/<task>` (mean over its sources) are
         means over these steps; `alpha/<task>`, `beta/<task>` and `scheduler/*` are the latest.
@@ -80,11 +81,12 @@ class StepLog:
         }
         updates = [row["scheduler"] for row in rows if row["scheduler"] is not None]
         logs |= {f"scheduler/{name}": value for name, value in (updates[-1] if updates else {}).items()}
-        self._write(rows)
         return logs
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
-        if self.path is None:
+    def flush(self) -> None:
+        """Writes the steps since the last call to the history."""
+        rows, self._unwritten = self._unwritten, []
+        if self.path is None or not rows:
             return
         if self._history is None:
             self._history = SchedulerHistory(self.path, self.task_names, resume_step=rows[0]["step"] - 1)

@@ -126,12 +126,10 @@ def task_gradients(
 
 def shared_prompt_gradients(gradients: Views, num_shared_tokens: int) -> Tensor:
     """`[N, P]`: each task's gradient with respect to the shared prompts of both towers (Eq. 5), detached."""
-    slices = [
-        gradients[tower][:, :, :num_shared_tokens].detach().flatten(1)
-        for tower in ("vision", "text")
-        if tower in gradients
-    ]
-    return torch.cat(slices, dim=1)
+    towers = [gradients[tower] for tower in ("vision", "text") if tower in gradients]
+    slices = [gradient[:, :, :num_shared_tokens].detach().flatten(1) for gradient in towers]
+    nothing = next(iter(gradients.values())).new_zeros(len(next(iter(gradients.values()))), 0)  # without prompts
+    return torch.cat([nothing, *slices], dim=1)
 
 
 def scheduled_gradient(

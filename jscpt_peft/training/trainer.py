@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate
+from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate, read_column
 from jscpt_peft.evaluation import MultiTaskAccuracy
 from jscpt_peft.model import JSCPTModel
 
@@ -52,8 +54,8 @@ class JSCPTTrainer(Trainer):
 
     Raises:
         TypeError: `model` is not a JSCPT model.
-        ValueError: `dev_dataset` is missing or empty although Ω is learned, or the base model's precision does not
-            allow second derivatives.
+        ValueError: the datasets' tasks are not the model's, `dev_dataset` is missing or empty although Ω is learned,
+            or the base model's precision does not allow second derivatives.
     """
 
     def __init__(
@@ -82,6 +84,9 @@ class JSCPTTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean: nothing is to be divided by a number of items
         self.task_names = model.task_names
+        for name, dataset in {"train": train_dataset, "dev": dev_dataset, "eval": eval_dataset}.items():
+            if dataset is not None:
+                check_tasks(f"{name}_dataset", dataset, model.active_jscpt_config.tasks)
         self.upper_level = UpperLevel(self.task_names, args, dev_dataset)
         if train_dataset is not None and self.upper_level.learns:
             self.upper_level.check(model)
@@ -113,6 +118,11 @@ class JSCPTTrainer(Trainer):
             persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
         )
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `Trainer.train`; nothing is left over from a run that was broken off."""
+        self._sums, self._nonfinite_steps = None, 0
+        return super().train(*args, **kwargs)
 
     # ---- Algorithm 1 ------------------------------------------------------------------------------------------------
 
@@ -205,10 +215,12 @@ class JSCPTTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self.model.classify(inputs["pixel_values"], inputs["task_ids"], inputs["labels"])
+        # The mean over images, which `Trainer` weighs by their number; that over tasks would depend on the batches.
+        loss = cross_entropy(output.logits, inputs["labels"])
         if prediction_loss_only:
-            return output.loss, None, None
+            return loss, None, None
         names = [name for name in ("labels", "task_ids", "groups") if name in inputs]
-        return output.loss, output.logits, tuple(inputs[name] for name in names)
+        return loss, output.logits, tuple(inputs[name] for name in names)
 
     def _accuracies(self, prediction: EvalPrediction) -> dict[str, float]:
         labels, task_ids, *groups = prediction.label_ids
@@ -219,9 +231,18 @@ class JSCPTTrainer(Trainer):
             groups=groups[0] if groups else None,
         )
 
+    def compute_loss_context_manager(self) -> AbstractContextManager:
+        """Autocast: accelerate puts it around `model.forward` alone, which is not what computes the losses here."""
+        return self.accelerator.autocast()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what Algorithm 1 did since the last log, and writes the scheduler's history."""
-        super().log({**logs, **self.step_log.drain()}, start_time)
+        """Adds to the training logs what Algorithm 1 did since the last one, and writes the scheduler's history."""
+        self.step_log.flush()
+        super().log({**logs, **self.step_log.drain()} if "loss" in logs else logs, start_time)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.step_log.flush()  # a run that goes on from here finds its history whole
+        super()._save_checkpoint(model, trial)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -230,6 +251,26 @@ class JSCPTTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            state = torch.load(Path(checkpoint, SCHEDULER_FILE), map_location=self.args.device, weights_only=True)
-            self.upper_level.load_state_dict(state)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint, SCHEDULER_FILE)
+        if not path.exists():
+            logger.warning(f"{path} does not exist (saved with `save_only_model`?): the scheduler starts anew.")
+            return
+        self.upper_level.load_state_dict(torch.load(path, map_location=self.args.device, weights_only=True))
+
+
+def check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[str]]) -> None:
+    """Raises a `ValueError` where the data cannot be those of the model's tasks."""
+    if len(dataset.datasets) != len(tasks):
+        raise ValueError(
+            f"`{argument}` has {len(dataset.datasets)} tasks, the model has {len(tasks)} ({list(tasks)}): make the "
+            "model with `JSCPTConfig(tasks=task_set.class_names)`."
+        )
+    for (name, classes), task in zip(tasks.items(), dataset.datasets, strict=True):
+        largest = max(read_column(task, "label"), default=-1)
+        if largest >= len(classes):
+            raise ValueError(
+                f"`{argument}` has label {largest} in task {name!r}, for which the model has {len(classes)} classes: "
+                "make the model with `JSCPTConfig(tasks=task_set.class_names)`."
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import oracles
 import prompted
 import pytest
+import torch
 from peft import PeftConfig, get_peft_model
 
 from jscpt_peft import JSCPTConfig
@@ -16,14 +17,16 @@ TASKS = prompted.TASKS
     ("options", "message"),
     [
         ({"tasks": {}}, "`tasks` is empty"),
-        ({"tasks": {"art": []}}, r"`tasks\['art'\]` has no class names"),
-        ({"tasks": {"art": ["cat", "dog", "cat"]}}, r"names \['cat'\] more than once"),
+        ({"tasks": {"photo": []}}, r"`tasks\['photo'\]` has no class names"),
+        ({"tasks": {"photo": ["cat", "dog", "cat"]}}, r"names \['cat'\] more than once"),
         ({"towers": "visoin"}, "`towers` must be one of .*Did you mean 'vision'"),
         ({"intervention": "mask_mpl"}, "Did you mean 'mask_mlp'"),
         ({"num_shared_tokens": -1}, "`num_shared_tokens` must be at least 0, got -1"),
         ({"prompt_depth": 0}, "`prompt_depth` must be at least 1"),
         ({"class_template": "a photo"}, "`class_template` must contain {}"),
-        ({"class_token_ids": {"art": [[97, 1, 98]]}}, r"`class_token_ids\['art'\]` has 1 entries for 3 classes"),
+        ({"task_order": ["photo", "sketch"]}, "`task_order` .* must name each of `tasks`"),
+        ({"class_token_ids": {**prompted.class_token_ids(), "x": []}}, r"`class_token_ids` names \['x'\]"),
+        ({"class_token_ids": {"photo": [[97, 1, 98]]}}, r"`class_token_ids\['photo'\]` has 1 entries for 3 classes"),
     ],
 )
 def test_bad_values_are_named(options, message):
@@ -71,3 +74,25 @@ def test_configuration_survives_the_disk(tmp_path):
     loaded = PeftConfig.from_pretrained(tmp_path)
     assert isinstance(loaded, JSCPTConfig)
     assert loaded.to_dict() == config.to_dict()
+    # PEFT sorts the keys of what it stores, but the order of the tasks is that of the weights.
+    assert list(loaded.tasks) == list(TASKS) != sorted(TASKS)
+    assert list(loaded.class_token_ids) == list(TASKS)
+
+
+@pytest.mark.parametrize("broken", [[5, 6, 7], [96, 5, 98], [97, 8, 5], [97, -1, 98], [97, 5, 99], [97, 98, 5]])
+@pytest.mark.parametrize("eos_token_id", [2, oracles.TINY_EOS])
+def test_token_ids_that_are_no_text(broken, eos_token_id):
+    ids = prompted.class_token_ids()
+    ids["clipart"][0] = broken
+    config = JSCPTConfig(tasks=TASKS, class_token_ids=ids)
+    with pytest.raises(ValueError, match=r"class 'cat' in task 'clipart' must be \[SOS\] ... \[EOS\]"):
+        get_peft_model(oracles.tiny_clip(eos_token_id=eos_token_id), config)
+
+
+def test_order_of_the_token_ids_does_not_matter():
+    ids = prompted.class_token_ids()
+    models = [
+        get_peft_model(oracles.tiny_clip(), JSCPTConfig(tasks=TASKS, class_token_ids=each))
+        for each in (ids, dict(reversed(ids.items())))
+    ]
+    assert torch.equal(models[0].class_embeds(), models[1].class_embeds())

@@ -126,6 +126,6 @@ def test_start_token_is_kept_until_the_base_changes():
     changed = model.class_embeds()
     assert relative_error(changed, before) > 1e-3
     plain = prompted.PlainClip(model.get_base_model())
-    ids = model.active_jscpt_config.class_token_ids["art"]
+    ids = model.active_jscpt_config.class_token_ids["photo"]
     reference = oracles.text_features(plain, model.task_views()["text"][0], ids)
     torch.testing.assert_close(changed[0, : len(ids)], reference, atol=1e-10, rtol=1e-10)

@@ -86,7 +86,7 @@ def test_disabled_adapter_is_the_base_model_bit_for_bit():
     plain = clip(input_ids=ids, pixel_values=pixels)
     assert torch.equal(disabled.logits_per_image, plain.logits_per_image)
     assert torch.equal(disabled.image_embeds, plain.image_embeds)
-    model.set_task("art")
+    model.set_task("photo")
     assert not torch.equal(model(input_ids=ids, pixel_values=pixels).image_embeds, plain.image_embeds)
 
 
@@ -160,6 +160,32 @@ def test_training_starts_from_clips_own_predictions():
     pixels, task_ids, _ = prompted.batch(model)
     output = model.classify(pixels, task_ids)
     torch.testing.assert_close(output.selected_embeds, output.image_embeds)
+
+
+def test_no_two_parts_start_alike():
+    clip = oracles.tiny_clip(text_width=32, text_heads=4)
+    config = JSCPTConfig(tasks=prompted.TASKS, class_token_ids=prompted.class_token_ids())
+    model = get_peft_model(clip, config)
+    assert not torch.equal(model.prompt_tokens("vision"), model.prompt_tokens("text"))
+
+
+def test_base_in_bfloat16_has_a_float32_adapter(tmp_path):
+    config = JSCPTConfig(tasks=prompted.TASKS, class_token_ids=prompted.class_token_ids())
+    model = get_peft_model(oracles.tiny_clip(dtype=torch.bfloat16), config)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    pixels, task_ids, labels = prompted.batch(model)
+    model.classify(pixels, task_ids, labels).loss.backward()
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.bfloat16), tmp_path)
+    assert torch.equal(features(loaded), features(model))
+
+
+def test_several_adapters_in_one_batch_are_refused():
+    model = prompted.prompted_clip()
+    pixels, _, _ = prompted.batch(model)
+    ids = torch.tensor(prompted.class_token_ids()["clipart"][0])[None]
+    with pytest.raises(ValueError, match="`adapter_names` is not supported"):
+        model(input_ids=ids, pixel_values=pixels, task_ids=0, adapter_names=["default"] * len(pixels))
 
 
 def test_words_start_the_shared_text_prompts():

@@ -34,7 +34,7 @@ def testPlainClip_calls_give_the_tasks_features(depth, eos_token_id):
 def test_last_hidden_state_has_the_shape_of_the_base_models(depth):
     model = prompted.prompted_clip(prompt_depth=depth)
     pixels, _, _ = prompted.batch(model)
-    model.set_task("art")
+    model.set_task("photo")
     base = model.vision_tower.base_layer(pixels)
     assert model.vision_tower(pixels).last_hidden_state.shape == base.last_hidden_state.shape
     ids = padded_ids("sketch", 6)
@@ -132,7 +132,7 @@ class TestBadInput:
 
     def test_text_that_does_not_fit(self):
         model = prompted.prompted_clip()
-        model.set_task("art")
+        model.set_task("photo")
         ids = torch.full((1, 77), 5)
         ids[0, 0], ids[0, -1] = oracles.TINY_SOS, oracles.TINY_EOS
         with pytest.raises(ValueError, match="needs 82 positions, but the base model has 77"):

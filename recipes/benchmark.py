@@ -1,0 +1,260 @@
+"""What a training step costs on the fast path, against concatenating prompts as public prompt-learning code does.
+
+    python recipes/benchmark.py --quick
+    python recipes/benchmark.py --model vit_l14 --device cuda --dtype bfloat16 --json benchmark.json
+
+All variants run on the same random weights, prompts and images, in turn, so that what else the machine does meanwhile
+meets them alike. Before anything is timed, the baseline and the fast path must agree.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+import torch
+from peft import PeftModel, get_peft_model
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPConfig, CLIPModel, HfArgumentParser
+
+from jscpt_peft import JSCPTConfig
+from jscpt_peft.scheduling import TaskPromptScheduler
+from jscpt_peft.training.implicit_gradient import dev_gradient, implicit_gradient, twice_differentiable
+from jscpt_peft.training.schedule import schedule
+from jscpt_peft.training.task_gradients import scheduled_gradient, task_gradients
+
+# The baseline is the oracle of the tests: a second copy of it could be made slower, or another function, unnoticed.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+import oracles
+import prompted
+
+SHAPES = {
+    "vit_b16": {"vision": (768, 12, 12), "text": (512, 12, 8), "image": (224, 16), "projection": 512},
+    "vit_b32": {"vision": (768, 12, 12), "text": (512, 12, 8), "image": (224, 32), "projection": 512},
+    "vit_l14": {"vision": (1024, 24, 16), "text": (768, 12, 12), "image": (224, 14), "projection": 768},
+    "tiny": {"vision": (32, 2, 2), "text": (32, 2, 2), "image": (32, 8), "projection": 16},
+}  # a tower is (width, blocks, heads), an image (size, patch size)
+
+SOS, EOS = 49406, 49407
+LOWER_STEPS, NEUMANN_TERMS = 10, 3  # M and H of Algorithm 1
+TOLERANCE = 1e-4
+
+BASELINE, JOINT, LOWER, UPPER = "baseline", "fast joint", "full lower step", "upper step"
+Batch = tuple[Tensor, Tensor, Tensor]  # pixels, task ids, labels
+
+
+@dataclass
+class BenchmarkArguments:
+    """Everything that the command line can set."""
+
+    quick: bool = field(default=False, metadata={"help": "Leave out the upper step and the FLOPs."})
+    model: Literal["vit_b16", "vit_b32", "vit_l14", "tiny"] = field(
+        default="vit_b16", metadata={"help": "Shapes of the random CLIP."}
+    )
+    tasks: int = field(default=4, metadata={"help": "Number of tasks."})
+    images: int = field(default=4, metadata={"help": "Images of every task in a step."})
+    classes: int = field(default=65, metadata={"help": "Classes of every task, of one to four words each."})
+    repeats: int = field(default=3, metadata={"help": "Timed runs of every variant; the median counts."})
+    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "bfloat16: autocast."})
+    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
+    json: str | None = field(default=None, metadata={"help": "A file to write the figures to as well."})
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "images", "classes", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+
+def random_model(arguments: BenchmarkArguments) -> PeftModel:
+    """A random CLIP of the chosen shapes under 16 shared and 16 task tokens in every block of both towers."""
+    shape, sizes = SHAPES[arguments.model], ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    vision, text = (dict(zip(sizes, shape[tower], strict=True)) for tower in ("vision", "text"))
+    vision.update(zip(("image_size", "patch_size"), shape["image"], strict=True))
+    for tower in (vision, text):
+        tower["intermediate_size"] = 4 * tower["hidden_size"]
+    text.update(bos_token_id=SOS, eos_token_id=EOS)
+    config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=shape["projection"])
+    torch.manual_seed(0)
+    names = [f"class {label}" for label in range(arguments.classes)]
+    tasks = {f"task {number}": names for number in range(arguments.tasks)}
+    token_ids = {
+        task: [[SOS, *torch.randint(SOS, (1 + label % 4,)).tolist(), EOS] for label in range(arguments.classes)]
+        for task in tasks
+    }
+    clip = CLIPModel(config).eval().to(arguments.device)
+    model = get_peft_model(clip, JSCPTConfig(tasks=tasks, class_token_ids=token_ids))
+    with torch.no_grad():  # the MLPs of Eq. 2 start as the identity, under which a difference in them would not show
+        for parameter in model.selection.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def random_batch(model: PeftModel, arguments: BenchmarkArguments, seed: int) -> Batch:
+    """`images` images of every task, tasks mixed."""
+    generator = torch.Generator().manual_seed(seed)
+    size, count = model.get_base_model().config.vision_config.image_size, arguments.tasks * arguments.images
+    pixels = torch.randn(count, 3, size, size, generator=generator)
+    labels = torch.randint(arguments.classes, (count,), generator=generator)
+    task_ids = torch.arange(arguments.tasks).repeat(arguments.images)
+    return tuple(tensor.to(arguments.device) for tensor in (pixels, task_ids, labels))
+
+
+def trainable(model: PeftModel) -> list[Tensor]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def precision(batch: Batch, dtype: str) -> AbstractContextManager:
+    return torch.autocast(batch[0].device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+
+
+def baseline_step(model: PeftModel, batch: Batch, dtype: str) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Losses `[N]` and gradients of their sum: prompts concatenated, texts of 77 tokens, one task at a time.
+
+    Each task has its own backward. One backward of the sum makes the same products, but keeps every task's activations
+    (13 GB instead of 5 GB on ViT-B/16), and fetching that memory would slow the baseline down by a third.
+    """
+    pixels, task_ids, labels = batch
+    losses, gradients = [], []
+    for task in range(len(model.task_names)):
+        with precision(batch, dtype):
+            loss = task_loss(model, task, pixels[task_ids == task], labels[task_ids == task])
+        losses.append(loss.detach())
+        gradients.append(torch.autograd.grad(loss, trainable(model)))
+    return torch.stack(losses), tuple(sum(each) for each in zip(*gradients, strict=True))
+
+
+def task_loss(model: PeftModel, task: int, pixels: Tensor, labels: Tensor) -> Tensor:
+    """Eq. 3 of one task by the oracle, from the model's own parameters."""
+    clip, views = prompted.PlainClip(model.get_base_model()), model.task_views()
+    token_ids = list(model.active_jscpt_config.class_token_ids.values())[task]
+    classes = oracles.text_features(clip, views["text"][task], token_ids, length=77)
+    x = oracles.image_features(clip, views["vision"][task], pixels)
+    selection = {name.replace("mask", "mask_logits"): view[task] for name, view in model.selection.views().items()}
+    return oracles.task_loss(clip, oracles.intervention(x, **selection), classes, labels)
+
+
+def joint_step(model: PeftModel, batch: Batch, dtype: str) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The same on the fast path: plain joint training of all tasks."""
+    with precision(batch, dtype):
+        losses = model.classify(*batch).task_losses
+    return losses.detach(), torch.autograd.grad(losses.sum(), trainable(model))
+
+
+def lower_step(
+    model: PeftModel, scheduler: TaskPromptScheduler, batch: Batch, dtype: str, dev_batch: Batch | None = None
+) -> tuple[Tensor, ...]:
+    """A step of Algorithm 1 as `JSCPTTrainer` makes it, optimizer aside; with `dev_batch` also the gradient of Ω."""
+    second_order = dev_batch is not None
+    context = twice_differentiable(batch[0].device.type) if second_order else precision(batch, dtype)
+    sums, views = task_gradients(model, *batch, create_graph=second_order, forward_context=context)
+    step, parameters = sums.detach().means(), trainable(model)
+    plan = schedule(step, scheduler, model.active_jscpt_config.num_shared_tokens)
+    if second_order:
+        _, dev = dev_gradient(model, parameters, *dev_batch)
+        gradients = sums.means().gradients, step.gradients
+        omega = list(scheduler.parameters())
+        implicit_gradient(views, parameters, *gradients, plan.weights, omega, dev, NEUMANN_TERMS, step_size=1.0)
+    return scheduled_gradient(model.task_views(), parameters, step.gradients, plan.weights.detach())
+
+
+def check_agreement(model: PeftModel, batch: Batch) -> None:
+    """Raises a `RuntimeError` unless baseline and fast path have the same losses and gradients in float32."""
+    (losses, gradients), (exact_losses, exact_gradients) = (
+        step(model, batch, "float32") for step in (joint_step, baseline_step)
+    )
+    pairs = [("losses", losses, exact_losses)]
+    pairs += [("gradients", *pair) for pair in zip(gradients, exact_gradients, strict=True)]
+    for name, ours, theirs in pairs:
+        error = float((ours - theirs).norm() / theirs.norm())
+        if not error <= TOLERANCE:  # also where it is NaN
+            raise RuntimeError(
+                f"The {name} of baseline and fast path differ by {error:.1e} of their norm, more than {TOLERANCE:.0e}: "
+                "they are not the same function, and their times cannot be compared."
+            )
+
+
+def measure(variants: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
+    """Median seconds of every variant, run in turn; the first round warms up."""
+    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(1 + repeats):
+        for name, variant in variants.items():
+            wait()
+            start = time.perf_counter()
+            variant()
+            wait()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: median(each[1:]) for name, each in seconds.items()}
+
+
+def count_flops(variant: Callable[[], object]) -> int:
+    """Floating-point operations in matrix products, attention as written out (fused CPU kernels are not counted)."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        variant()
+    return counter.get_total_flops()
+
+
+def environment(arguments: BenchmarkArguments) -> dict[str, str | int]:
+    name = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine()
+    device = f"{arguments.device} ({name})"
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device, "dtype": arguments.dtype}
+
+
+def ratios(seconds: dict[str, float]) -> dict[str, float]:
+    found = {f"{name} / {JOINT}": seconds[name] / seconds[JOINT] for name in (BASELINE, LOWER)}
+    if UPPER in seconds:
+        amortised = ((LOWER_STEPS - 1) * seconds[LOWER] + seconds[UPPER]) / LOWER_STEPS
+        found[f"amortised step at M = {LOWER_STEPS} / {JOINT}"] = amortised / seconds[JOINT]
+    return found
+
+
+def print_report(report: dict) -> None:
+    seconds, flops = report["seconds"], report["flops"]
+    table = Table("variant", "seconds", f"/ {JOINT}", "TFLOP" if flops else "")
+    for name, value in seconds.items():
+        counted = f"{flops[name] / 1e12:.3f}" if flops else ""
+        table.add_row(name, f"{value:.3f}", f"{value / seconds[JOINT]:.2f}", counted)
+    Console().print(table)
+    for name, ratio in report["ratios"].items():
+        print(f"{name} = {ratio:.2f}")
+    print(", ".join(f"{name} {value}" for name, value in report["environment"].items()))
+
+
+def main(arguments: BenchmarkArguments) -> dict:
+    model = random_model(arguments)
+    batch, dev_batch = (random_batch(model, arguments, seed) for seed in (1, 2))
+    check_agreement(model, batch)
+    scheduler = TaskPromptScheduler(arguments.tasks).to(arguments.device)
+    variants: dict[str, Callable[[], object]] = {
+        BASELINE: partial(baseline_step, model, batch, arguments.dtype),
+        JOINT: partial(joint_step, model, batch, arguments.dtype),
+        LOWER: partial(lower_step, model, scheduler, batch, arguments.dtype),
+    }
+    if not arguments.quick:
+        variants[UPPER] = partial(lower_step, model, scheduler, batch, arguments.dtype, dev_batch)
+    seconds = measure(variants, arguments.repeats, arguments.device)
+    flops = {} if arguments.quick else {name: count_flops(variant) for name, variant in variants.items()}
+    report = {"arguments": asdict(arguments), "environment": environment(arguments)}
+    report.update(seconds=seconds, ratios=ratios(seconds), flops=flops)
+    print_report(report)
+    if arguments.json is not None:
+        Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+if __name__ == "__main__":
+    main(HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses()[0])
