@@ -35,9 +35,13 @@ help: ## show this list
 
 demo: $(VENV)/.installed ## train on the drawn shapes, on the CPU without data: results in outputs/demo
 	@rm -rf $(DEMO_OUTPUT)  # training refuses an output directory with something in it; this one is the demo's own
-	@threads=$$($(BIN)/python -c 'import torch; print(torch.get_num_threads())') && \
-	$(BIN)/accelerate launch $(LAUNCH_FLAGS) --num_cpu_threads_per_process $$threads \
+	@# One thread: the tensors of the small CLIP are so small that several would only wait for each other.
+	@$(BIN)/accelerate launch $(LAUNCH_FLAGS) --num_cpu_threads_per_process 1 \
 		recipes/train.py recipes/configs/demo.yaml --output_dir $(DEMO_OUTPUT)
+	@$(BIN)/python -c "from jscpt_peft.data import shapes_task_set; \
+		shapes_task_set(seed=2).tasks[0].test[4]['image'].save('$(DEMO_OUTPUT)/star.png')"
+	@echo "The adapter loads again and classifies a picture it has not seen:"
+	@$(BIN)/python recipes/predict.py --adapter $(DEMO_OUTPUT) --task flat $(DEMO_OUTPUT)/star.png
 
 test: $(VENV)/.test-installed ## run all tests, the slow ones too
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -47,11 +47,9 @@ SHAPES = {
     "vit_l14": {"vision": (1024, 24, 16), "text": (768, 12, 12), "image": (224, 14), "projection": 768},
     "tiny": {"vision": (32, 2, 2), "text": (32, 2, 2), "image": (32, 8), "projection": 16},
 }  # a tower is (width, blocks, heads), an image (size, patch size)
-
 SOS, EOS = 49406, 49407
 LOWER_STEPS, NEUMANN_TERMS = 10, 3  # M and H of Algorithm 1
 TOLERANCE = 1e-4
-
 BASELINE, JOINT, LOWER, UPPER = "baseline", "fast joint", "full lower step", "upper step"
 Batch = tuple[Tensor, Tensor, Tensor]  # pixels, task ids, labels
 
@@ -61,9 +59,7 @@ class BenchmarkArguments:
     """Everything that the command line can set."""
 
     quick: bool = field(default=False, metadata={"help": "Leave out the upper step and the FLOPs."})
-    model: Literal["vit_b16", "vit_b32", "vit_l14", "tiny"] = field(
-        default="vit_b16", metadata={"help": "Shapes of the random CLIP."}
-    )
+    model: Literal["vit_b16", "vit_b32", "vit_l14", "tiny"] = field(default="vit_b16", metadata={"help": "Shape."})
     tasks: int = field(default=4, metadata={"help": "Number of tasks."})
     images: int = field(default=4, metadata={"help": "Images of every task in a step."})
     classes: int = field(default=65, metadata={"help": "Classes of every task, of one to four words each."})
@@ -88,12 +84,10 @@ def random_model(arguments: BenchmarkArguments) -> PeftModel:
     text.update(bos_token_id=SOS, eos_token_id=EOS)
     config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=shape["projection"])
     torch.manual_seed(0)
-    names = [f"class {label}" for label in range(arguments.classes)]
-    tasks = {f"task {number}": names for number in range(arguments.tasks)}
-    token_ids = {
-        task: [[SOS, *torch.randint(SOS, (1 + label % 4,)).tolist(), EOS] for label in range(arguments.classes)]
-        for task in tasks
-    }
+    labels = range(arguments.classes)
+    tasks = {f"task {number}": [f"class {label}" for label in labels] for number in range(arguments.tasks)}
+    words = {task: [torch.randint(SOS, (1 + label % 4,)).tolist() for label in labels] for task in tasks}
+    token_ids = {task: [[SOS, *each, EOS] for each in words[task]] for task in tasks}
     clip = CLIPModel(config).eval().to(arguments.device)
     model = get_peft_model(clip, JSCPTConfig(tasks=tasks, class_token_ids=token_ids))
     with torch.no_grad():  # the MLPs of Eq. 2 start as the identity, under which a difference in them would not show
@@ -107,10 +101,9 @@ def random_batch(model: PeftModel, arguments: BenchmarkArguments, seed: int) -> 
     """`images` images of every task, tasks mixed."""
     generator = torch.Generator().manual_seed(seed)
     size, count = model.get_base_model().config.vision_config.image_size, arguments.tasks * arguments.images
-    pixels = torch.randn(count, 3, size, size, generator=generator)
+    pixels, task_ids = torch.randn(count, 3, size, size, generator=generator), torch.arange(arguments.tasks)
     labels = torch.randint(arguments.classes, (count,), generator=generator)
-    task_ids = torch.arange(arguments.tasks).repeat(arguments.images)
-    return tuple(tensor.to(arguments.device) for tensor in (pixels, task_ids, labels))
+    return tuple(each.to(arguments.device) for each in (pixels, task_ids.repeat(arguments.images), labels))
 
 
 def trainable(model: PeftModel) -> list[Tensor]:
@@ -124,8 +117,8 @@ def precision(batch: Batch, dtype: str) -> AbstractContextManager:
 def baseline_step(model: PeftModel, batch: Batch, dtype: str) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Losses `[N]` and gradients of their sum: prompts concatenated, texts of 77 tokens, one task at a time.
 
-    Each task has its own backward. One backward of the sum makes the same products, but keeps every task's activations
-    (13 GB instead of 5 GB on ViT-B/16), and fetching that memory would slow the baseline down by a third.
+    Each task has its own backward: one backward of the sum makes the same products, but would keep all tasks'
+    activations (13 GB instead of 5 GB on ViT-B/16), and fetching that memory would slow the baseline down.
     """
     pixels, task_ids, labels = batch
     losses, gradients = [], []
@@ -165,24 +158,21 @@ def lower_step(
     plan = schedule(step, scheduler, model.active_jscpt_config.num_shared_tokens)
     if second_order:
         _, dev = dev_gradient(model, parameters, *dev_batch)
-        gradients = sums.means().gradients, step.gradients
-        omega = list(scheduler.parameters())
+        gradients, omega = (sums.means().gradients, step.gradients), list(scheduler.parameters())
         implicit_gradient(views, parameters, *gradients, plan.weights, omega, dev, NEUMANN_TERMS, step_size=1.0)
     return scheduled_gradient(model.task_views(), parameters, step.gradients, plan.weights.detach())
 
 
 def check_agreement(model: PeftModel, batch: Batch) -> None:
     """Raises a `RuntimeError` unless baseline and fast path have the same losses and gradients in float32."""
-    (losses, gradients), (exact_losses, exact_gradients) = (
-        step(model, batch, "float32") for step in (joint_step, baseline_step)
-    )
-    pairs = [("losses", losses, exact_losses)]
-    pairs += [("gradients", *pair) for pair in zip(gradients, exact_gradients, strict=True)]
-    for name, ours, theirs in pairs:
-        error = float((ours - theirs).norm() / theirs.norm())
+    losses, gradients = joint_step(model, batch, "float32")
+    exact_losses, exact_gradients = baseline_step(model, batch, "float32")
+    pairs = [("gradients", *pair) for pair in zip(gradients, exact_gradients, strict=True)]
+    for name, ours, exact in [("losses", losses, exact_losses), *pairs]:
+        error = float((ours - exact).norm() / exact.norm())
         if not error <= TOLERANCE:  # also where it is NaN
             raise RuntimeError(
-                f"The {name} of baseline and fast path differ by {error:.1e} of their norm, more than {TOLERANCE:.0e}: "
+                f"The {name} of baseline and fast path differ by {error:.1e} of their norm (at most {TOLERANCE}): "
                 "they are not the same function, and their times cannot be compared."
             )
 
@@ -210,8 +200,8 @@ def count_flops(variant: Callable[[], object]) -> int:
 
 def environment(arguments: BenchmarkArguments) -> dict[str, str | int]:
     name = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine()
-    device = f"{arguments.device} ({name})"
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device, "dtype": arguments.dtype}
+    device = {"device": f"{arguments.device} ({name})", "dtype": arguments.dtype}
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), **device}
 
 
 def ratios(seconds: dict[str, float]) -> dict[str, float]:
@@ -223,11 +213,10 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
 
 
 def print_report(report: dict) -> None:
-    seconds, flops = report["seconds"], report["flops"]
-    table = Table("variant", "seconds", f"/ {JOINT}", "TFLOP" if flops else "")
-    for name, value in seconds.items():
-        counted = f"{flops[name] / 1e12:.3f}" if flops else ""
-        table.add_row(name, f"{value:.3f}", f"{value / seconds[JOINT]:.2f}", counted)
+    table = Table("variant", "seconds", f"/ {JOINT}", *(["TFLOP"] if report["flops"] else []))
+    for name, seconds in report["seconds"].items():
+        counted = [f"{report['flops'][name] / 1e12:.3f}"] if report["flops"] else []
+        table.add_row(name, f"{seconds:.3f}", f"{seconds / report['seconds'][JOINT]:.2f}", *counted)
     Console().print(table)
     for name, ratio in report["ratios"].items():
         print(f"{name} = {ratio:.2f}")
@@ -248,8 +237,8 @@ def main(arguments: BenchmarkArguments) -> dict:
         variants[UPPER] = partial(lower_step, model, scheduler, batch, arguments.dtype, dev_batch)
     seconds = measure(variants, arguments.repeats, arguments.device)
     flops = {} if arguments.quick else {name: count_flops(variant) for name, variant in variants.items()}
-    report = {"arguments": asdict(arguments), "environment": environment(arguments)}
-    report.update(seconds=seconds, ratios=ratios(seconds), flops=flops)
+    report = {"seconds": seconds, "ratios": ratios(seconds), "flops": flops}
+    report.update(arguments=asdict(arguments), environment=environment(arguments))
     print_report(report)
     if arguments.json is not None:
         Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
