@@ -19,7 +19,7 @@ IDS = {
     "sketch": [[97, 8, 98], [97, 9, 98]],
 }
 # The scheduled loss plus this times half the squared distance from the start is strongly convex around its optimum.
-DAMPING = 8.0
+DAMPING = 24.0
 EFFECT = torch.tensor([0.9, 0.4], dtype=torch.float64)
 AFFINITY = torch.tensor([[0.0, 0.6], [-0.3, 0.0]], dtype=torch.float64)
 
@@ -166,6 +166,7 @@ def test_series_tends_to_the_closed_form(problem):
     for terms in (1, 5, 25, 250):
         series, _ = problem.implicit_gradient(terms, step_size)
         errors.append(float((series - closed_form).norm() / closed_form.norm()))
+    print("relative errors with 1, 5, 25, 250 terms:", *(f"{error:.1e}" for error in errors))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-8, f"relative errors {errors}"
 
