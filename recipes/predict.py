@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel
@@ -18,6 +19,8 @@ from transformers import CLIPImageProcessorPil, CLIPModel
 import jscpt_peft  # noqa: F401 (registers the PEFT type)
 
 console = Console()
+# PEFT asks transformers for a property by its old name; nothing that a user of these recipes could change.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 
 def main(command_line: list[str] | None = None) -> None:

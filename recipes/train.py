@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from jscpt_peft.training.callbacks import StopOnInterrupt, TaskProgress
 from jscpt_peft.training.step_log import HISTORY_FILE
 
 console = Console()
+# PEFT asks transformers for a property by its old name; nothing that a user of these recipes could change.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 
 def main(command_line: list[str] | None = None) -> None:
