@@ -1,8 +1,10 @@
 """What a run has achieved: accuracies, the results table, the scheduler's history and its pictures."""
 
 from .accuracy import MultiTaskAccuracy, multi_task_accuracy, worst_task
-from .history import SchedulerHistory, history_arrays, read_history
-from .pictures import LITERAL_NEUTRAL_EFFECT, draw_pictures
+from .history import SchedulerHistory
+from .history_table import history_arrays, history_features, read_history
+from .pictures import draw_pictures
+from .prompt_pictures import LITERAL_NEUTRAL_EFFECT
 from .report import (
     ResultsRow,
     ResultsTable,
@@ -21,6 +23,7 @@ __all__ = [
     "SchedulerHistory",
     "draw_pictures",
     "history_arrays",
+    "history_features",
     "multi_task_accuracy",
     "print_results",
     "read_history",

@@ -45,11 +45,16 @@ def new_figure(title: str, subtitle: str, height: float = 5.6) -> Figure:
 
 
 def short_name(name: str, length: int = 22) -> str:
-    """`name` cut in its middle to `length` characters, and safe from matplotlib's reading of dollar signs."""
-    if len(name) > length:
-        tail = (length - 1) // 2
-        name = name[: length - 1 - tail].rstrip() + "…" + name[-tail:].lstrip()
-    return name.replace("$", r"\$")
+    """`name` cut to `length` characters, and safe from matplotlib's reading of dollar signs."""
+    return cut(name, length).replace("$", r"\$")
+
+
+def cut(name: str, length: int) -> str:
+    """`name`, of which the middle is left out where it is longer than `length`."""
+    if len(name) <= length:
+        return name
+    tail = (length - 1) // 2
+    return name[: length - 1 - tail].rstrip() + "…" + name[-tail:].lstrip()
 
 
 def draw_matrices(

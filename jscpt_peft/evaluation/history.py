@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,10 +12,7 @@ from typing import Any
 
 import numpy as np
 
-PER_TASK = ("loss", "causal_effect", "weight", "alpha", "beta")
-BETWEEN_TASKS = ("affinity", "gradient_cosine")
-COLUMNS = ("tasks", "step", "epoch", *PER_TASK, *BETWEEN_TASKS, "gradient_norm", "scheduler")
-SCHEDULER_COLUMNS = ("step_size", "hypergradient_norm", "dev_loss", "neumann_terms")
+from .history_table import SCHEDULER_COLUMNS, SCHEDULER_COUNTS, read_history
 
 
 class SchedulerHistory:
@@ -31,6 +27,9 @@ class SchedulerHistory:
         tasks: [N] names in task order.
         resume_step: keep the rows of an existing file up to and including this step, the one of the checkpoint that
             training resumes from, and drop what was written after it. 0 starts a new history.
+
+    Attributes:
+        nonfinite_steps: [N], in how many of the file's rows each task was `nonfinite`.
 
     Raises:
         ValueError: the rows kept are damaged or belong to other tasks.
@@ -51,6 +50,7 @@ class SchedulerHistory:
                     f"`tasks` is {self.tasks}, but {self.path} was written for {kept[0]['tasks']}: "
                     f"resume with the tasks of that run, or write to another file."
                 )
+        self.nonfinite_steps = [sum(row["nonfinite"][task] for row in kept) for task in range(len(self.tasks))]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Through a second file, so that a crash here cannot lose the rows of hours.
         fresh = self.path.with_name(self.path.name + ".new")
@@ -65,9 +65,14 @@ class SchedulerHistory:
         epoch: float,
         loss: Sequence[float],
         causal_effect: Sequence[float],
-        weight: Sequence[float],
         alpha: Sequence[float],
         beta: Sequence[float],
+        prompt_factor: Sequence[float],
+        task_factor: Sequence[float],
+        weight: Sequence[float],
+        alpha_after: Sequence[float],
+        beta_after: Sequence[float],
+        nonfinite: Sequence[bool],
         affinity: Sequence[Sequence[float]],
         gradient_cosine: Sequence[Sequence[float]],
         gradient_norm: float,
@@ -75,36 +80,63 @@ class SchedulerHistory:
     ) -> None:
         """Append one row and flush it.
 
+        A row explains its own weights: `weight` is `prompt_factor · task_factor`, normalised where the run normalises,
+        and these come from the row's `causal_effect`, `affinity`, `alpha` and `beta`. What the step then made of Ω
+        stands in `alpha_after` and `beta_after`, which are the next row's `alpha` and `beta`.
+
         Args:
             step: optimizer steps taken, from 1.
-            epoch: the same in passes over the largest task.
+            epoch: the same in passes over the largest task; the first is over at 1.0.
             loss: [N] task losses (Eq. 3), nan for an absent task.
             causal_effect: [N] Δ (Eq. 4).
-            weight: [N] φ (Eq. 6).
-            alpha: [N] α of Eq. 6.
-            beta: [N] β of Eq. 6.
-            affinity: [N, N] A (Eq. 5), row = source, column = target.
-            gradient_cosine: [N, N] cosine of the tasks' gradients.
+            alpha: [N] α, as it was when the step's weights were computed (Eq. 6).
+            beta: [N] β, likewise.
+            prompt_factor: [N] first factor of Eq. 6, σ(α_i Δ_i); 1 without prompt scheduling. nan where the task is
+                absent or `nonfinite`.
+            task_factor: [N] second factor of Eq. 6, σ(β_i a_i) or what a gradient aggregator gives in its place; 1
+                without task scheduling. nan likewise.
+            weight: [N] φ (Eq. 6), with which the step was taken; 0 for a task that is absent or `nonfinite`.
+            alpha_after: [N] α after the step; another than `alpha` only where the step updated Ω.
+            beta_after: [N] β after the step.
+            nonfinite: [N] of bool, tasks whose loss or gradient was not finite, so that they got weight 0.
+            affinity: [N, N] A (Eq. 5), row = source, column = target, zero diagonal; nan in the row and column of a
+                task without a weight.
+            gradient_cosine: [N, N] cosine of the tasks' gradients with respect to the shared prompts, nan likewise.
             gradient_norm: norm of the step's gradient (Eq. 9).
             scheduler: where the step updated Ω (Eq. 11): `step_size` and `neumann_terms` of the Neumann series,
-                `hypergradient_norm`, `dev_loss`. None elsewhere.
+                `hypergradient_norm`, `dev_loss`, and `graph_bytes`, the memory kept for the Hessian-vector products.
+                None elsewhere.
 
         Lists, arrays and CPU tensors without gradient are accepted.
 
         Raises:
-            ValueError: a value of another shape, or other keys in `scheduler`.
+            ValueError: a value of another shape, `nonfinite` that is not bool, or other keys in `scheduler`.
         """
         count = len(self.tasks)
         row: dict[str, Any] = {"tasks": self.tasks, "step": int(step), "epoch": _numbers("epoch", epoch, ())}
-        vectors = {"loss": loss, "causal_effect": causal_effect, "weight": weight, "alpha": alpha, "beta": beta}
+        vectors = {
+            "loss": loss,
+            "causal_effect": causal_effect,
+            "alpha": alpha,
+            "beta": beta,
+            "prompt_factor": prompt_factor,
+            "task_factor": task_factor,
+            "weight": weight,
+            "alpha_after": alpha_after,
+            "beta_after": beta_after,
+        }
         for name, values in vectors.items():
             row[name] = _numbers(name, values, (count,))
+        row["nonfinite"] = _booleans("nonfinite", nonfinite, (count,))
         for name, values in {"affinity": affinity, "gradient_cosine": gradient_cosine}.items():
             row[name] = _numbers(name, values, (count, count))
         row["gradient_norm"] = _numbers("gradient_norm", gradient_norm, ())
         row["scheduler"] = None if scheduler is None else _scheduler_columns(scheduler)
         self._file.write(_line(row))
         self._file.flush()
+        self.nonfinite_steps = [
+            before + now for before, now in zip(self.nonfinite_steps, row["nonfinite"], strict=True)
+        ]
 
     def close(self) -> None:
         self._file.close()
@@ -118,73 +150,27 @@ class SchedulerHistory:
         self.close()
 
 
-def read_history(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Rows of a history file as dicts with the keys of [`SchedulerHistory.append`] and `tasks`; absent tasks are None.
-
-    A last line that breaks off, as a killed run leaves it, is dropped with a warning.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: any other line that is not a row, or a row of other tasks; the message names file and line.
-    """
-    path = Path(path)
-    content = path.read_bytes()
-    lines = content.splitlines()
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines) and not content.endswith(b"\n"):
-                warnings.warn(f"{path}: the last line ({number}) breaks off and is left out.", stacklevel=2)
-                break
-            raise ValueError(f"{path}, line {number} is no JSON ({error}): remove or repair that line.") from error
-        _check_row(row, rows[0] if rows else row, f"{path}, line {number}")
-        rows.append(row)
-    return rows
-
-
-def history_arrays(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """The numbers of T rows, stacked: columns [T], [T, N] and [T, N, N] of float64, null as nan.
-
-    Added is `scheduler_step`, [T] of bool: whether the step updated Ω.
-
-    Raises:
-        ValueError: no rows.
-    """
-    if not rows:
-        raise ValueError("`rows` is empty: the history holds no step yet.")
-    names = [name for name in COLUMNS if name not in ("tasks", "scheduler")]
-    arrays = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in names}
-    arrays["scheduler_step"] = np.array([row["scheduler"] is not None for row in rows])
-    return arrays
-
-
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _check_row(row: Any, first: Mapping[str, Any], place: str) -> None:
-    missing = [name for name in COLUMNS if name not in row] if isinstance(row, dict) else list(COLUMNS)
-    if missing:
-        raise ValueError(f"{place} is no row of a scheduler history: it lacks {missing}. Remove or repair that line.")
-    if row["tasks"] != first["tasks"]:
-        raise ValueError(f"{place} has the tasks {row['tasks']}, the rows before it {first['tasks']}: split the file.")
-    count = len(row["tasks"])
-    for name in (*PER_TASK, *BETWEEN_TASKS):
-        vectors = [row[name]] if name in PER_TASK else [row[name], *row[name]]
-        if any(not isinstance(vector, list) or len(vector) != count for vector in vectors):
-            raise ValueError(f"{place}: `{name}` is {row[name]}, not of {count} tasks. Remove or repair that line.")
-
-
 def _numbers(name: str, values: Any, shape: tuple[int, ...]) -> Any:
     """Python floats, nested as `shape` tells, with None for what is not finite."""
-    array = np.asarray(values, dtype=np.float64)
+    array = _of_shape(name, np.asarray(values, dtype=np.float64), shape)
+    return _finite_or_none(array.tolist())
+
+
+def _booleans(name: str, values: Any, shape: tuple[int, ...]) -> list[bool]:
+    array = _of_shape(name, np.asarray(values), shape)
+    if array.dtype != bool:
+        raise ValueError(f"`{name}` is {array.tolist()}: pass booleans.")
+    return array.tolist()
+
+
+def _of_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if array.shape != shape:
         raise ValueError(f"`{name}` has shape {array.shape}: pass {shape} (the history's tasks decide).")
-    return _finite_or_none(array.tolist())
+    return array
 
 
 def _finite_or_none(values: Any) -> Any:
@@ -196,8 +182,7 @@ def _finite_or_none(values: Any) -> Any:
 def _scheduler_columns(scheduler: Mapping[str, float]) -> dict[str, float | int | None]:
     if set(scheduler) != set(SCHEDULER_COLUMNS):
         raise ValueError(f"`scheduler` has the keys {sorted(scheduler)}: pass {list(SCHEDULER_COLUMNS)}, or None.")
-    columns: dict[str, float | int | None] = {
-        name: _numbers(name, scheduler[name], ()) for name in SCHEDULER_COLUMNS[:-1]
+    return {
+        name: int(scheduler[name]) if name in SCHEDULER_COUNTS else _numbers(name, scheduler[name], ())
+        for name in SCHEDULER_COLUMNS
     }
-    columns["neumann_terms"] = int(scheduler["neumann_terms"])
-    return columns

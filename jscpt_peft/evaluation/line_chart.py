@@ -28,6 +28,12 @@ def smoothing_window(count: int) -> int:
     return min(count // 20, 500) | 1
 
 
+def smoothing_note(steps: np.ndarray) -> str:
+    """How to read the lines of [`draw_by_task`] over `steps` [T]."""
+    window = smoothing_window(len(steps))
+    return "Values of single steps." if window == 1 else f"Lines: mean of {window} steps; faint: single steps."
+
+
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
     """Centred mean of [T] values over `window` (odd, at most T) of them; nan are left out, fewer at both ends."""
     known = np.isfinite(values)
@@ -76,14 +82,11 @@ def draw_by_task(
     """
     window = smoothing_window(len(steps))
     smoothed = np.stack([smooth(column, window) for column in values.T], axis=1)
-    low, high = _limits(values, smoothed, [reference.value] if reference else [], least_span)
+    low, high = axis_limits(values, smoothed, [reference.value] if reference else [], least_span)
     one_panel = len(names) <= len(COLOURS)
-    columns = 1 if one_panel else min(5, -(-len(names) // 2))
-    rows = 1 if one_panel else -(-len(names) // columns)
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    panels = panels_over_time(figure, steps, 1 if one_panel else len(names))
+    columns = panels.shape[1]
     panels[0, 0].set_ylim(low if floor is None else floor, high)
-    panels[0, 0].set_xlim(0, 1.01 * steps[-1])
-    panels[0, 0].xaxis.set_major_locator(MaxNLocator(6 if one_panel else 3, integer=True, steps=[1, 2, 5, 10]))
     for axes in panels.flat:
         if reference is not None:
             axes.axhline(reference.value, color=GREY, linestyle=(0, (5, 4)), linewidth=1.2, zorder=2.2)
@@ -105,16 +108,24 @@ def draw_by_task(
         panels[0, 0].set(ylabel=label, xlabel="optimizer step")
         _label_lines(panels[0, 0], steps, smoothed, names, reference)
         return
-    for task, axes in enumerate(panels.flat):
-        if task >= len(names):
-            axes.set_visible(False)
-            panels.flat[task - columns].xaxis.set_tick_params(labelbottom=True)
-            continue
+    for task, axes in enumerate(panels.flat[: len(names)]):
         axes.plot(steps, np.delete(smoothed, task, axis=1), color=LIGHT_GREY, linewidth=0.9, zorder=2)
         _draw_line(axes, steps, values[:, task], smoothed[:, task], COLOURS[0], names[task])
         axes.set_title(short_name(names[task], 80 // columns), size=11.5, weight="bold", loc="left")
     figure.supylabel(label, size=12, color="#333333")
     figure.supxlabel("optimizer step", size=12, color="#333333")
+
+
+def panels_over_time(figure: Figure | SubFigure, steps: np.ndarray, count: int) -> np.ndarray:
+    """Axes [rows, columns] that share their scales, horizontally `steps`; the first `count` are visible."""
+    columns = 1 if count == 1 else min(5, -(-count // 2))
+    panels = figure.subplots(-(-count // columns), columns, sharex=True, sharey=True, squeeze=False)
+    panels[0, 0].set_xlim(0, 1.01 * steps[-1])
+    panels[0, 0].xaxis.set_major_locator(MaxNLocator(6 if count == 1 else 3, integer=True, steps=[1, 2, 5, 10]))
+    for place in range(count, panels.size):
+        panels.flat[place].set_visible(False)
+        panels.flat[place - columns].xaxis.set_tick_params(labelbottom=True)
+    return panels
 
 
 def _draw_line(axes: Axes, steps: np.ndarray, raw: np.ndarray, smoothed: np.ndarray, colour: str, name: str) -> None:
@@ -128,7 +139,7 @@ def _draw_line(axes: Axes, steps: np.ndarray, raw: np.ndarray, smoothed: np.ndar
     axes.plot(steps, smoothed, color=colour, linewidth=2.2, zorder=2.5, label=name, **dots)
 
 
-def _limits(
+def axis_limits(
     values: np.ndarray, smoothed: np.ndarray, required: Sequence[float], least_span: float
 ) -> tuple[float, float]:
     """Where the smoothed lines and nine tenths of the raw values fit: outliers must not flatten the lines."""

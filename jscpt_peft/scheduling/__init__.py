@@ -1,6 +1,7 @@
 """Which task and which prompt features count now (paper, sections 3.3 and 3.4): tensors only, no model."""
 
 from .affinity import affinity_from_gramian, gradient_cosine, inter_task_affinity
+from .aggregation import AGGREGATORS, GradientAggregator
 from .effect import NEUTRAL_EFFECT, causal_effect
 from .hypergradient import (
     InverseHVP,
@@ -12,7 +13,9 @@ from .hypergradient import (
 from .scheduler import TaskPromptScheduler
 
 __all__ = [
+    "AGGREGATORS",
     "NEUTRAL_EFFECT",
+    "GradientAggregator",
     "InverseHVP",
     "TaskPromptScheduler",
     "affinity_from_gramian",

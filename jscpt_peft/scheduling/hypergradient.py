@@ -87,6 +87,7 @@ def safeguarded_inverse_hvp(
     step_size: float = 1.0,
     damping: float = 0.0,
     power_iterations: int = 3,
+    divergence_guard: bool = True,
 ) -> InverseHVP:
     """`neumann_inverse_hvp` for Hessians that are indefinite or of any scale.
 
@@ -105,6 +106,7 @@ def safeguarded_inverse_hvp(
         step_size: the largest step size; the step size itself with `power_iterations=0`.
         damping: added to H's diagonal; the weight decay of the lower level.
         power_iterations: products before the step size is chosen; at most `terms` of them are made.
+        divergence_guard: end the sum where its terms begin to grow; without, all `terms` are added whatever happens.
 
     Raises:
         ValueError: `terms` or `power_iterations` is negative, or `step_size` is not positive.
@@ -141,7 +143,7 @@ def safeguarded_inverse_hvp(
         pairs = zip(powers, powers[1:], rates, strict=False)
         powers = [power - step_size * rate * following for power, following, rate in pairs]
         previous, norm = norm, torch.linalg.vector_norm(powers[0]).item()
-        if not norm <= previous:  # also where it is NaN
+        if divergence_guard and not norm <= previous:  # also where it is NaN
             break
         total = total + powers[0]
         used += 1

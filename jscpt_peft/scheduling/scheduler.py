@@ -25,7 +25,9 @@ class TaskPromptScheduler(nn.Module):
         affinity_direction: "incoming": `a_i` is the mean over sources j of A[j, i], as Eq. 6's index says;
             "outgoing": the mean over targets j of A[i, j].
         weight_normalization: "sum" scales the weights to sum to the number of tasks present, so that a learning rate
-            means the same with and without scheduling; "none" leaves Eq. 6 as printed.
+            means the same with and without scheduling; "none" leaves Eq. 6 as printed. Weights that a `task_factor`
+            makes negative count by their absolute values, so that no weight exceeds that number and none changes its
+            sign; weights that are all zero stay so.
         parameterization: "unconstrained", or "softplus", which keeps α and β positive.
         prompt_scheduling: without it the factor σ(α_i Δ_i) is 1.
         task_scheduling: without it the factor σ(β_i a_i) is 1.
@@ -69,7 +71,9 @@ class TaskPromptScheduler(nn.Module):
             register_parametrization(self, "alpha", Softplus())
             register_parametrization(self, "beta", Softplus())
 
-    def forward(self, effect: Tensor, affinity: Tensor, present: Tensor | None = None) -> Tensor:
+    def forward(
+        self, effect: Tensor, affinity: Tensor, present: Tensor | None = None, task_factor: Tensor | None = None
+    ) -> Tensor:
         """Weights `[N]`, differentiable in `parameters()`; 0 at absent tasks.
 
         Args:
@@ -77,20 +81,35 @@ class TaskPromptScheduler(nn.Module):
             affinity: `[N, N]`, A of Eq. 5, A[i, j] of source i on target j; the diagonal is not read.
             present: bool `[N]`, the tasks in this step (default: all). What `effect` and `affinity` hold for absent
                 tasks, NaN included, does not matter.
+            task_factor: `[N]`, what stands in the place of σ(β_i a_i), such as the weights of a `GradientAggregator`;
+                the result does not depend on β then.
 
         Raises:
-            ValueError: a shape does not fit `num_tasks`, or `present` is not bool.
+            ValueError: a shape does not fit `num_tasks`, `present` is not bool, or there is a `task_factor` although
+                `task_scheduling` is off.
         """
-        present = self._check(effect, affinity, present)
+        present = self._check(effect, affinity, present, task_factor)
+        prompt_factor, task_factor = self.factors(effect, affinity, present, task_factor)
+        weights = prompt_factor * task_factor
+        if self.weight_normalization == "sum":
+            total = weights.masked_fill(~present, 0).abs().sum().clamp(min=torch.finfo(weights.dtype).tiny)
+            weights = weights * (present.sum() / total)
+        return torch.where(present, weights, 0)
+
+    def factors(
+        self, effect: Tensor, affinity: Tensor, present: Tensor, task_factor: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """σ(α_i Δ_i) `[N]` and σ(β_i a_i) `[N]` or `task_factor`, ones without that scheduling; arguments as above."""
         # An absent task's numbers are replaced before any arithmetic: 0 * NaN would reach the gradients.
         effect = effect.detach().masked_fill(~present, 0)
         prompt_factor = torch.sigmoid(self.alpha * effect) if self.prompt_scheduling else torch.ones_like(effect)
-        task_factor = self._task_factor(affinity.detach(), present) if self.task_scheduling else 1.0
-        weights = prompt_factor * task_factor
-        if self.weight_normalization == "sum":
-            total = weights.masked_fill(~present, 0).sum().clamp(min=torch.finfo(weights.dtype).tiny)
-            weights = weights * (present.sum() / total)
-        return torch.where(present, weights, 0)
+        if task_factor is not None:
+            task_factor = task_factor.detach().to(prompt_factor.dtype)
+        elif self.task_scheduling:
+            task_factor = self._task_factor(affinity.detach(), present)
+        else:
+            task_factor = torch.ones_like(effect)
+        return prompt_factor, task_factor
 
     def _task_factor(self, affinity: Tensor, present: Tensor) -> Tensor:
         """σ(β_i a_i) `[N]`; 1 where there is no other task to have an affinity with."""
@@ -101,7 +120,7 @@ class TaskPromptScheduler(nn.Module):
         mean = affinity.masked_fill(~pairs, 0).sum(dim=axis) / others.clamp(min=1)
         return torch.where(others > 0, torch.sigmoid(self.beta * mean), 1)
 
-    def _check(self, effect: Tensor, affinity: Tensor, present: Tensor | None) -> Tensor:
+    def _check(self, effect: Tensor, affinity: Tensor, present: Tensor | None, task_factor: Tensor | None) -> Tensor:
         tasks = self.num_tasks
         if present is None:
             present = torch.ones(tasks, dtype=torch.bool, device=effect.device)
@@ -110,6 +129,10 @@ class TaskPromptScheduler(nn.Module):
             "affinity": (affinity, (tasks, tasks)),
             "present": (present, (tasks,)),
         }
+        if task_factor is not None:
+            if not self.task_scheduling:
+                raise ValueError("`task_factor` takes the place of the factor that `task_scheduling=False` sets to 1")
+            expected["task_factor"] = (task_factor, (tasks,))
         for name, (tensor, shape) in expected.items():
             if tensor.shape != shape:
                 raise ValueError(f"`{name}` must have the shape {shape} for {tasks} tasks, got {tuple(tensor.shape)}")

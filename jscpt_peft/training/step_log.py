@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from jscpt_peft.evaluation import SchedulerHistory
 from jscpt_peft.scheduling import TaskPromptScheduler
@@ -14,6 +15,8 @@ from jscpt_peft.scheduling import TaskPromptScheduler
 from .schedule import Schedule
 from .task_gradients import TaskMeans
 from .upper_level import UpperStep
+
+logger = logging.get_logger(__name__)
 
 HISTORY_FILE = "scheduler_history.jsonl"
 
@@ -43,17 +46,33 @@ class StepLog:
         gradients: tuple[Tensor, ...],
         upper: UpperStep | None,
     ) -> None:
-        """Remembers optimizer step `number` (from 1), with Ω as it is after it."""
+        """Remembers optimizer step `number` (from 1).
+
+        Args:
+            number: of the optimizer step, from 1.
+            epoch: passes over the largest task after it.
+            step: losses of every task.
+            schedule: weights of the step, with the Ω that they were computed with.
+            scheduler: Ω as it is after the step.
+            gradients: what the step follows (Eq. 9), one tensor a parameter.
+            upper: what the update of Ω reports, where there was one.
+        """
+        known = torch.outer(step.usable, step.usable)  # a gradient that was set to zero is related to no other
         row = {
             "step": number,
             "epoch": epoch,
             "loss": step.losses,
             "causal_effect": schedule.effect,
+            "alpha": schedule.alpha,
+            "beta": schedule.beta,
+            "prompt_factor": schedule.prompt_factor,
+            "task_factor": schedule.task_factor,
             "weight": schedule.weights.detach(),
-            "alpha": scheduler.alpha.detach().clone(),
-            "beta": scheduler.beta.detach().clone(),
-            "affinity": schedule.affinity,
-            "gradient_cosine": schedule.cosine,
+            "alpha_after": scheduler.alpha.detach().clone(),
+            "beta_after": scheduler.beta.detach().clone(),
+            "nonfinite": step.nonfinite,
+            "affinity": schedule.affinity.masked_fill(~known, torch.nan),
+            "gradient_cosine": schedule.cosine.masked_fill(~known, torch.nan),
             "gradient_norm": torch.stack([gradient.norm() for gradient in gradients]).norm(),
             "scheduler": None if upper is None else upper.logs(),
         }
@@ -61,19 +80,24 @@ class StepLog:
         self._unwritten.append(row)
 
     def drain(self) -> dict[str, float]:
-        """Logs of the steps since the last call.
+        """Logs of the steps since the last call, which are written to the history if they are not yet.
 
-        `loss/<task>`, `causal_effect/<task>`, `weight/<task>` and `affinity/<task>` (mean over its sources) are
-        means over these steps; `alpha/<task>`, `beta/<task>` and `scheduler/*` are the latest.
+        `loss/<task>`, `causal_effect/<task>`, `weight/<task>` and `affinity/<task>` (mean over the other tasks as
+        sources) are means over these steps; `alpha/<task>`, `beta/<task>` and `scheduler/*` are the latest.
+        `nonfinite_steps/<task>` counts all steps so far in which the task was not finite, where there are any.
         """
+        self.flush()
         rows, self._rows = self._rows, []
         if not rows:
             return {}
         names = ("loss", "causal_effect", "weight", "affinity")
         series = {name: torch.stack([row[name] for row in rows]).float().cpu() for name in names}
-        series["affinity"] = series["affinity"].sum(1) / max(len(self.task_names) - 1, 1)
+        itself = torch.eye(len(self.task_names), dtype=torch.bool)
+        others = series.pop("affinity").masked_fill(itself, torch.nan)
+        if len(self.task_names) > 1:
+            series["affinity"] = others.nanmean(1)
         values = {name: each.nanmean(0) for name, each in series.items()}
-        values |= {name: rows[-1][name] for name in ("alpha", "beta")}
+        values |= {name: rows[-1][f"{name}_after"] for name in ("alpha", "beta")}
         logs = {
             f"{name}/{task}": float(value)
             for name, each in values.items()
@@ -81,14 +105,23 @@ class StepLog:
         }
         updates = [row["scheduler"] for row in rows if row["scheduler"] is not None]
         logs |= {f"scheduler/{name}": value for name, value in (updates[-1] if updates else {}).items()}
+        counts = [] if self._history is None else zip(self.task_names, self._history.nonfinite_steps, strict=True)
+        logs |= {f"nonfinite_steps/{task}": count for task, count in counts if count > 0}
         return logs
 
     def flush(self) -> None:
-        """Writes the steps since the last call to the history."""
-        rows, self._unwritten = self._unwritten, []
+        """Writes the steps since the last call to the history; what a full disk refuses is written next time."""
+        rows = self._unwritten
         if self.path is None or not rows:
+            self._unwritten = []
             return
-        if self._history is None:
-            self._history = SchedulerHistory(self.path, self.task_names, resume_step=rows[0]["step"] - 1)
-        for row in rows:
-            self._history.append(**{n: v.cpu() if isinstance(v, Tensor) else v for n, v in row.items()})
+        try:
+            if self._history is None:
+                self._history = SchedulerHistory(self.path, self.task_names, resume_step=rows[0]["step"] - 1)
+            for row in rows:
+                self._history.append(**{n: v.cpu() if isinstance(v, Tensor) else v for n, v in row.items()})
+        except OSError as error:
+            self._history = None  # opened anew next time, without what may have been half written
+            logger.error(f"{self.path} could not be written ({error}); its rows are kept in memory until it can be.")
+        else:
+            self._unwritten = []

@@ -10,12 +10,21 @@ from PIL import Image
 from jscpt_peft.evaluation import SchedulerHistory, draw_pictures, history_arrays, read_history
 from jscpt_peft.evaluation.charts import COLOURS, short_name
 from jscpt_peft.evaluation.line_chart import smooth, smoothing_window, spread
-from jscpt_peft.evaluation.pictures import affinity_figure, causal_effects_figure, losses_figure, weights_figure
+from jscpt_peft.evaluation.pictures import losses_figure, weights_figure
+from jscpt_peft.evaluation.prompt_pictures import causal_effects_figure, prompt_scheduling_figure
+from jscpt_peft.evaluation.relation_pictures import affinity_figure, gradient_cosines_figure
 
-NAMES = ["losses.png", "weights.png", "affinity.png", "causal_effects.png"]
+NAMES = [
+    "losses.png",
+    "weights.png",
+    "affinity.png",
+    "gradient_cosines.png",
+    "causal_effects.png",
+    "prompt_scheduling.png",
+]
 
 
-def history(path, tasks, steps, seed=0, every=10, absent=False):
+def history(path, tasks, steps, seed=0, every=10, absent=False, per_epoch=10):
     """A synthetic run: falling losses, noise elsewhere; with `absent` the first task misses every third step."""
     count = len(tasks)
     rng = np.random.default_rng(seed)
@@ -25,17 +34,28 @@ def history(path, tasks, steps, seed=0, every=10, absent=False):
             affinity = rng.uniform(-0.5, 0.5, (count, count))
             if absent and step % 3 == 0:
                 values[:, 0] = affinity[0] = affinity[:, 0] = np.nan
-            update = {"step_size": 0.1, "hypergradient_norm": 1.0, "dev_loss": 2.0, "neumann_terms": 3}
+            update = {
+                "step_size": 0.1,
+                "hypergradient_norm": 1.0,
+                "dev_loss": 2.0,
+                "neumann_terms": 3,
+                "graph_bytes": 0,
+            }
             writer.append(
                 step=step,
-                epoch=step / 10,
+                epoch=step / per_epoch,
                 loss=values[0] * np.exp(-step / steps),
                 causal_effect=0.5 * values[1],
-                weight=values[2] / np.nanmean(values[2]),
                 alpha=np.ones(count),
                 beta=np.ones(count),
+                prompt_factor=values[2] / 2,
+                task_factor=np.where(np.isnan(values[2]), np.nan, 0.5),
+                weight=np.nan_to_num(values[2] / np.nanmean(values[2])),
+                alpha_after=np.ones(count),
+                beta_after=np.ones(count),
+                nonfinite=np.isnan(values[2]),
                 affinity=affinity,
-                gradient_cosine=affinity,
+                gradient_cosine=(affinity + affinity.T) / 2 + np.eye(count),
                 gradient_norm=1.0,
                 scheduler=update if step % every == 0 else None,
             )
@@ -132,6 +152,8 @@ def test_updates_of_omega_are_marked_where_they_were(tmp_path):
 def test_equal_weights_are_a_line_only_where_weights_are_normalised(tmp_path):
     arrays = arrays_of(history(tmp_path / "history.jsonl", tasks(3), 20, absent=True))
     assert "equal weights" in [text.get_text() for text in weights_figure(arrays, tasks(3)).axes[0].texts]
+    arrays["weight"][:, 1] *= -1  # a gradient aggregator may turn a task round: sizes count
+    assert "equal weights" in [text.get_text() for text in weights_figure(arrays, tasks(3)).axes[0].texts]
     arrays["weight"] = arrays["weight"] * 0.34
     assert "equal weights" not in [text.get_text() for text in weights_figure(arrays, tasks(3)).axes[0].texts]
 
@@ -159,6 +181,91 @@ def test_affinity_shows_incoming_means_and_matrices_at_three_times(tmp_path):
         assert np.ma.getmaskarray(cells).diagonal().all()
         np.testing.assert_allclose(cells[0, 2], np.nanmean(affinity[window, 0, 2]))
         assert axes.yaxis_inverted()  # row 0, the first source, on top as in the matrix
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_cosines_of_few_pairs_share_a_panel(tmp_path, count):
+    arrays = arrays_of(history(tmp_path / "history.jsonl", tasks(count), 30))
+    (axes,) = drawn(gradient_cosines_figure(arrays, tasks(count))).axes
+    curves = lines(axes)
+    for one in range(count):
+        for other in range(one + 1, count):
+            curve = curves[f"task {one} – task {other}"]
+            np.testing.assert_array_equal(curve, arrays["gradient_cosine"][:, one, other])
+    assert axes.get_ylim()[0] < 0 < axes.get_ylim()[1]
+
+
+@pytest.mark.parametrize("count", [4, 7, 10])
+def test_cosines_of_many_pairs_have_a_panel_for_each_task(tmp_path, count):
+    arrays = arrays_of(history(tmp_path / "history.jsonl", tasks(count), 90, absent=True))
+    figure = drawn(gradient_cosines_figure(arrays, tasks(count)))
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in panels] == tasks(count)
+    for task, axes in enumerate(panels):
+        curves = {label.removeprefix("_task ").removeprefix("task "): data for label, data in lines(axes).items()}
+        others = [other for other in range(count) if other != task]
+        for other in others:
+            cosines = arrays["gradient_cosine"][:, task, other]
+            np.testing.assert_allclose(curves[str(other)], smooth(cosines, smoothing_window(90)))
+        assert str(task) not in curves
+        if count > 5:
+            means = {f"task {other}": np.nanmean(arrays["gradient_cosine"][:, task, other]) for other in others}
+            named = [text.get_text() for text in axes.texts]
+            assert named == [max(means, key=means.get), min(means, key=means.get)]
+    legends = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert legends == (tasks(count) if count <= 5 else [])
+
+
+PANELS = ("causal_effect", "prompt_factor", "weight")
+
+
+@pytest.mark.parametrize(
+    ("steps", "per_epoch", "titles", "early", "late"),
+    [
+        (40, 8, ["epoch 1", "epoch 5"], range(1, 9), range(33, 41)),
+        (45, 8, ["epoch 1", "epoch 5"], range(1, 9), range(33, 41)),  # the sixth epoch is not whole
+        (12, 8, ["epoch 0.12 to 0.75", "epoch 0.88 to 1.5"], range(1, 7), range(7, 13)),
+        (5, 20, ["epoch 0.05 to 0.15", "epoch 0.2 to 0.25"], range(1, 4), range(4, 6)),
+    ],
+    ids=["whole epochs", "a last epoch begun", "one and a half", "a quarter"],
+)
+def test_prompt_scheduling_shows_every_batch_of_an_early_and_a_late_epoch(
+    tmp_path, steps, per_epoch, titles, early, late
+):
+    arrays = arrays_of(history(tmp_path / "history.jsonl", tasks(3), steps, per_epoch=per_epoch))
+    panels = np.reshape(drawn(prompt_scheduling_figure(arrays, tasks(3), task=1)).axes, (3, 2))
+    assert [axes.get_title(loc="left") for axes in panels[0]] == titles
+    for row, name in zip(panels, PANELS, strict=True):
+        assert row[0].get_ylim() == row[1].get_ylim()
+        for axes, shown in zip(row, (early, late), strict=True):
+            (line,) = [line for line in axes.lines if line.get_marker() == "o"]
+            assert list(line.get_xdata()) == list(shown)
+            np.testing.assert_array_equal(line.get_ydata(), arrays[name][np.array(shown) - 1, 1])
+
+
+def test_prompt_scheduling_shows_sixteen_batches_of_long_epochs_and_leaves_out_absent_tasks(tmp_path):
+    path = history(tmp_path / "history.jsonl", tasks(2), 300, per_epoch=100, absent=True)
+    panels = np.reshape(drawn(prompt_scheduling_figure(arrays_of(path), tasks(2))).axes, (3, 2))
+    assert [axes.get_title(loc="left") for axes in panels[0]] == [
+        "epoch 1 (16 of 100 batches)",
+        "epoch 3 (16 of 100 batches)",
+    ]
+    for axes in panels.flat:
+        (line,) = [line for line in axes.lines if line.get_marker() == "o"]
+        steps, values = line.get_data()
+        assert len(steps) == 16
+        assert {steps[0] % 100, steps[-1] % 100} == {1, 0}
+        np.testing.assert_array_equal(np.isnan(values), steps % 3 == 0)
+
+
+def test_the_task_of_prompt_scheduling_is_the_first_or_the_one_asked_for(tmp_path):
+    path = history(tmp_path / "history.jsonl", ["art", "sketch"], 20)
+    pictures = {}
+    for name, options in {"default": {}, "art": {"task": "art"}, "sketch": {"task": "sketch"}}.items():
+        pictures[name] = draw_pictures(path, tmp_path / name, **options)[-1].read_bytes()
+    assert pictures["default"] == pictures["art"] != pictures["sketch"]
+    with pytest.raises(ValueError, match=r"`task` must be one of .* got 'sketsh'. Did you mean 'sketch'"):
+        draw_pictures(path, tmp_path, task="sketsh")
 
 
 def test_drawing_leaves_the_users_matplotlib_alone_and_is_not_changed_by_it(tmp_path, monkeypatch):

@@ -1,0 +1,129 @@
+"""Pictures of prompt scheduling: causal effects over time, and the weights that they lead to (Fig. 4 of the paper)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .charts import COLOURS, GREY, new_figure, short_name
+from .line_chart import Reference, axis_limits, draw_by_task, smoothing_note
+
+# Eq. 4 gives σ(exp(0)) = 0.731 where selecting features changes nothing.
+LITERAL_NEUTRAL_EFFECT = 1 / (1 + math.exp(-1))
+MOST_BATCHES = 16  # as many as in Fig. 4
+
+
+def causal_effects_figure(
+    arrays: dict[str, np.ndarray], tasks: Sequence[str], neutral_effect: float = LITERAL_NEUTRAL_EFFECT
+) -> Figure:
+    """Causal effects Δ over time (Eq. 4), against the value of a selection that changes nothing.
+
+    `arrays` as [`history_arrays`] returns them.
+    """
+    reference = Reference(neutral_effect, f"no effect ({neutral_effect:.3g})")
+    figure = new_figure(
+        "Causal effect of feature selection on each task",
+        f"Above {neutral_effect:.3g} the selected features have the lower loss. {smoothing_note(arrays['step'])}",
+    )
+    draw_by_task(
+        figure,
+        arrays["step"],
+        arrays["causal_effect"],
+        tasks,
+        "causal effect Δ (0 to 1)",
+        least_span=0.02,
+        reference=reference,
+    )
+    return figure
+
+
+def prompt_scheduling_figure(
+    arrays: dict[str, np.ndarray],
+    tasks: Sequence[str],
+    task: int = 0,
+    neutral_effect: float = LITERAL_NEUTRAL_EFFECT,
+) -> Figure:
+    """Causal effect Δ, prompt factor σ(αΔ) and weight φ of one task, batch by batch in two epochs (Fig. 4).
+
+    The epochs are the first and the last whole one; a run within one epoch is cut in two halves. Of longer epochs, 16
+    batches at equal distances are shown.
+
+    Args:
+        arrays: as [`history_arrays`] returns them.
+        tasks: [N] names.
+        task: position of the task in `tasks`.
+        neutral_effect: the causal effect of a selection that changes nothing.
+    """
+    rows = (
+        ("causal_effect", "causal effect Δ", Reference(neutral_effect, "no effect")),
+        ("prompt_factor", "prompt factor σ(αΔ)", None),
+        ("weight", "weight φ", equal_weights(arrays)),
+    )
+    epochs = _two_epochs(arrays["epoch"])
+    figure = new_figure(
+        f"Prompt scheduling of {short_name(tasks[task])}, batch by batch",
+        "The larger the effect Δ of the selected features, the larger the factor σ(αΔ) of the task's weight φ.",
+        height=9,
+    )
+    panels = figure.subplots(len(rows), len(epochs), sharex="col", sharey="row", squeeze=False)
+    for row, colour, (name, label, reference) in zip(panels, COLOURS, rows, strict=False):
+        # A task that is absent or not finite has no factors; its weight of 0 is none of theirs.
+        values = np.where(np.isfinite(arrays["prompt_factor"][:, task]), arrays[name][:, task], np.nan)
+        shown = np.concatenate([values[chosen] for _, chosen in epochs])
+        row[0].set_ylim(axis_limits(shown, shown, [reference.value] if reference else [], least_span=0.01))
+        row[0].set_ylabel(label)
+        for axes, (_, chosen) in zip(row, epochs, strict=True):
+            if reference is not None:
+                axes.axhline(reference.value, color=GREY, linestyle=(0, (5, 4)), linewidth=1.2, zorder=1.8)
+            axes.plot(arrays["step"][chosen], values[chosen], "o-", color=colour, linewidth=1.2, markersize=6)
+            if not np.isfinite(values[chosen]).any():
+                axes.text(0.5, 0.5, "no data", color=GREY, ha="center", va="center", transform=axes.transAxes)
+        if reference is not None:
+            beside = row[-1].get_yaxis_transform()
+            row[-1].text(1.02, reference.value, reference.label, color=GREY, size=10.5, va="center", transform=beside)
+    figure.align_ylabels(panels[:, 0])
+    for column, (title, chosen) in zip(panels.T, epochs, strict=True):
+        column[0].set_title(title, size=11.5, loc="left", weight="bold")
+        column[-1].set_xlabel("optimizer step")
+        steps = arrays["step"][chosen]
+        column[-1].set_xticks(_some(steps, 6))
+        margin = 0.04 * max(steps[-1] - steps[0], 1)
+        column[-1].set_xlim(steps[0] - margin, steps[-1] + margin)
+    return figure
+
+
+def equal_weights(arrays: dict[str, np.ndarray]) -> Reference | None:
+    """What the weights are when all tasks count the same; None unless they are normalised to one such value."""
+    known = np.isfinite(arrays["prompt_factor"])  # [T, N]: neither absent nor not finite
+    steps = known.any(axis=1)
+    totals = np.where(known, np.abs(arrays["weight"]), 0).sum(axis=1)
+    means = totals[steps] / known.sum(axis=1)[steps]
+    return Reference(1.0, "equal weights") if np.allclose(means, 1.0, atol=1e-3) else None
+
+
+def _two_epochs(epoch: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Title and positions of the steps shown: an early and a late epoch, from the passes [T] after each step."""
+    number = np.ceil(np.round(epoch, 6))
+    whole = [each for each in np.unique(number) if np.isclose(epoch, each, atol=1e-6).any()]
+    if len(whole) < 2:
+        halves = np.array_split(np.arange(len(epoch)), 2) if len(epoch) > 1 else [np.arange(len(epoch))]
+        return [(_part(epoch[half]), _some(half, MOST_BATCHES)) for half in halves]
+    chosen = [np.flatnonzero(number == each) for each in (whole[0], whole[-1])]
+    return [(f"epoch {number[each[0]]:.0f}{_out_of(each)}", _some(each, MOST_BATCHES)) for each in chosen]
+
+
+def _part(epoch: np.ndarray) -> str:
+    first, last = (f"{each:.2g}" for each in (epoch[0], epoch[-1]))
+    return f"epoch {first}" if first == last else f"epoch {first} to {last}"
+
+
+def _out_of(steps: np.ndarray) -> str:
+    return f" ({MOST_BATCHES} of {len(steps)} batches)" if len(steps) > MOST_BATCHES else ""
+
+
+def _some(values: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the values, at equal distances, with the first and the last."""
+    return values[np.unique(np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int))]

@@ -1,0 +1,186 @@
+"""The history of a run tells what the run did: its rows against the same quantities computed by another path."""
+
+from __future__ import annotations
+
+import numpy as np
+import prompted
+import pytest
+import small_run
+import torch
+from torch.nn.functional import cross_entropy, normalize
+from transformers import TrainerCallback
+
+from jscpt_peft.data import collate
+from jscpt_peft.evaluation import draw_pictures, history_arrays, read_history
+from jscpt_peft.evaluation.prompt_pictures import prompt_scheduling_figure
+
+TASKS = list(prompted.TASKS)
+
+
+def sigmoid(values):
+    return 1 / (1 + np.exp(-values))
+
+
+class Remember(TrainerCallback):
+    """The adapter's parameters before every step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_step_begin(self, _args, _state, _control, model=None, **_):
+        self.steps.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
+
+
+def training_batch(run, step):
+    sampler = run.get_train_dataloader().batch_sampler
+    return collate([run.train_dataset[key] for key in sampler.batch(step % len(sampler), step // len(sampler))])
+
+
+def task_by_task(model, batch):
+    """Losses on x̄ [N] and on x [N], and the gradients of the former for the shared prompts [N, P]: N backwards."""
+    task_ids, labels = batch["task_ids"], batch["labels"]
+    shared = [parameter for name, parameter in model.named_parameters() if name.endswith(".shared")]
+    losses, references, gradients = [], [], []
+    for task, classes in enumerate(prompted.TASKS.values()):
+        output = model.classify(batch["pixel_values"].double(), task_ids)
+        mine = task_ids == task
+        loss = cross_entropy(output.logits[mine][:, : len(classes)], labels[mine])
+        gradients.append(torch.cat([each.flatten() for each in torch.autograd.grad(loss, shared, retain_graph=True)]))
+        scale = model.get_base_model().logit_scale.exp()
+        x, z = normalize(output.image_embeds[mine]), normalize(output.class_embeds[task, : len(classes)])
+        losses.append(loss.item())
+        references.append(cross_entropy(scale * x @ z.T, labels[mine]).item())
+    return np.array(losses), np.array(references), torch.stack(gradients).numpy()
+
+
+def test_losses_effects_affinities_and_cosines_are_those_of_separate_backwards(tmp_path):
+    """What Figs. 1(c), 4 and 5 show, at every step of a run whose parameters and Ω move."""
+    before = Remember()
+    model = prompted.prompted_clip(torch.float64)
+    run = small_run.trainer(tmp_path, model, callbacks=[before], max_steps=5, affinity="unclipped")
+    run.train()
+    arrays = history_arrays(read_history(tmp_path / "scheduler_history.jsonl"))
+
+    again = prompted.prompted_clip(torch.float64)
+    for step, parameters in enumerate(before.steps):
+        again.load_state_dict(parameters, strict=False)
+        losses, references, gradients = task_by_task(again, training_batch(run, step))
+        norms = np.linalg.norm(gradients, axis=1)
+        products = gradients @ gradients.T
+        affinity = products / norms**2  # column j by the norm of g_j
+        np.fill_diagonal(affinity, 0)
+        expected = {
+            "loss": losses,
+            "causal_effect": sigmoid(np.exp(references - losses)),
+            "gradient_cosine": products / np.outer(norms, norms),
+            "affinity": affinity,
+        }
+        for name, values in expected.items():
+            np.testing.assert_allclose(arrays[name][step], values, rtol=1e-4, atol=1e-6, err_msg=f"{name}, {step}")
+    assert np.ptp(arrays["loss"], axis=0).min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"affinity_direction": "outgoing", "causal_effect": "sigmoid"},
+        {"weight_normalization": "none"},
+        {"scheduler_parameterization": "softplus"},
+        {"prompt_scheduling": False},
+        {"task_scheduling": False},
+        {"gradient_aggregator": "cagrad"},
+    ],
+    ids=lambda options: ", ".join(f"{name}={value}" for name, value in options.items()) or "defaults",
+)
+def test_every_row_explains_its_own_weights(tmp_path, options):
+    """Eq. 6 from the row's own columns, in a run where Ω moves far at every second step."""
+    if "gradient_aggregator" in options:
+        pytest.importorskip("torchjd")
+    run = small_run.trainer(tmp_path, max_steps=5, neumann_terms=0, scheduler_learning_rate=0.5, **options)
+    run.train()
+    rows = read_history(tmp_path / "scheduler_history.jsonl")
+    arrays = history_arrays(rows)
+
+    others = np.where(np.eye(3, dtype=bool), np.nan, arrays["affinity"])
+    mean = np.nanmean(others, axis=2 if options.get("affinity_direction") == "outgoing" else 1)
+    prompt = sigmoid(arrays["alpha"] * arrays["causal_effect"]) if options.get("prompt_scheduling", True) else 1.0
+    task = sigmoid(arrays["beta"] * mean) if options.get("task_scheduling", True) else 1.0
+    if "gradient_aggregator" in options:
+        task = arrays["task_factor"]  # comes from all the gradients, of which the row holds but the cosines
+    weights = prompt * task
+    if options.get("weight_normalization") != "none":
+        weights = weights * 3 / np.abs(weights).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(arrays["prompt_factor"], np.broadcast_to(prompt, (5, 3)), rtol=1e-5)
+    np.testing.assert_allclose(arrays["task_factor"], np.broadcast_to(task, (5, 3)), rtol=1e-5)
+    np.testing.assert_allclose(arrays["weight"], weights, rtol=1e-5)
+
+    for name in ("alpha", "beta"):
+        np.testing.assert_allclose(arrays[name][0], 1, rtol=1e-6)
+        np.testing.assert_array_equal(arrays[f"{name}_after"][:-1], arrays[name][1:])
+        learned = getattr(run.upper_level.scheduler, name).detach().numpy()
+        np.testing.assert_array_equal(arrays[f"{name}_after"][-1], learned)
+    moved = (arrays["alpha_after"] != arrays["alpha"]) | (arrays["beta_after"] != arrays["beta"])
+    assert moved.any(axis=1).tolist() == arrays["scheduler_step"].tolist() == [False, True, False, True, False]
+    assert np.abs(arrays["alpha_after"] - arrays["alpha"]).max() > 0.1 or options.get("prompt_scheduling") is False
+
+
+class SecondTaskIsInfinite(torch.utils.data.Dataset):
+    """Another dataset, but with infinite pictures of its second task."""
+
+    def __init__(self, dataset):
+        self.dataset, self.datasets = dataset, dataset.datasets
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        item = self.dataset[key]
+        return {**item, "pixel_values": item["pixel_values"] * torch.inf} if item["task_ids"] == 1 else item
+
+
+def test_a_task_that_is_not_finite_is_marked_counted_and_has_no_relations(tmp_path):
+    run = small_run.trainer(tmp_path, max_steps=4, logging_steps=2, neumann_terms=0)
+    run.train_dataset = SecondTaskIsInfinite(run.train_dataset)
+    run.train()
+    rows = read_history(tmp_path / "scheduler_history.jsonl")
+    for row in rows:
+        assert row["nonfinite"] == [False, True, False]
+        assert row["weight"][1] == 0
+        for name in ("loss", "causal_effect", "prompt_factor", "task_factor"):
+            assert [value is None for value in row[name]] == [False, True, False], name
+        for name in ("affinity", "gradient_cosine"):
+            known = [[value is not None for value in line] for line in row[name]]
+            assert known == [[True, False, True], [False] * 3, [True, False, True]], name
+    logs = [entry for entry in run.state.log_history if "weight/photo" in entry]
+    assert [entry[f"nonfinite_steps/{TASKS[1]}"] for entry in logs] == [2, 4]
+    assert not any(f"nonfinite_steps/{task}" in entry for entry in logs for task in (TASKS[0], TASKS[2]))
+    affinity = np.array([row["affinity"][2][0] for row in rows])  # the only other task's
+    assert [entry["affinity/photo"] for entry in logs] == pytest.approx(affinity.reshape(2, 2).mean(1).tolist())
+    draw_pictures(tmp_path / "scheduler_history.jsonl", tmp_path / "pictures")
+
+
+def test_counts_of_steps_that_were_not_finite_go_on_after_a_resume(tmp_path):
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "neumann_terms": 0}
+    for resume in (None, str(tmp_path / "checkpoint-2")):
+        run = small_run.trainer(tmp_path, **options)
+        run.train_dataset = SecondTaskIsInfinite(run.train_dataset)
+        run.train(resume_from_checkpoint=resume)
+    counts = [entry.get(f"nonfinite_steps/{TASKS[1]}") for entry in run.state.log_history if "loss" in entry]
+    assert counts == [1, 2, 3, 4]
+
+
+def test_figures_of_a_run_come_from_its_file_alone(tmp_path):
+    run = small_run.trainer(tmp_path / "run", max_steps=-1, num_train_epochs=2, neumann_terms=0)
+    run.train()
+    history = (tmp_path / "run" / "scheduler_history.jsonl").rename(tmp_path / "alone.jsonl")
+    assert len(draw_pictures(history, tmp_path / "pictures", task="sketch")) == 6
+
+    rows = read_history(history)
+    steps = len(rows) // 2
+    figure = prompt_scheduling_figure(history_arrays(rows), TASKS, task=2)
+    first, last, *_ = figure.axes
+    assert [axes.get_title(loc="left") for axes in (first, last)] == ["epoch 1", "epoch 2"]
+    for axes, epoch in ((first, rows[:steps]), (last, rows[steps:])):
+        (line,) = [line for line in axes.lines if line.get_marker() == "o"]
+        assert line.get_ydata().tolist() == [row["causal_effect"][2] for row in epoch]
