@@ -122,7 +122,13 @@ def parse(dataclasses: tuple[type, ...], description: str, arguments: list[str] 
     if own.exists():
         configuration = {**_read(own, parser, known), **configuration}
     parser.set_defaults(**configuration)
-    return parser.parse_args_into_dataclasses(arguments)
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    except ValueError as error:  # of a value that an argument cannot have
+        parser.error(str(error))
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]!r}.{nearest(unknown[0].lstrip('-'), known)}")
+    return tuple(parsed)
 
 
 def _named(arguments: list[str], option: str) -> str | None:

@@ -32,9 +32,10 @@ from transformers import CLIPConfig, CLIPModel, HfArgumentParser
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.scheduling import TaskPromptScheduler
-from jscpt_peft.training.implicit_gradient import dev_gradient, implicit_gradient, twice_differentiable
+from jscpt_peft.training.hessian import HessianProduct, hessian_chunks, kept_graph
+from jscpt_peft.training.implicit_gradient import dev_gradient, implicit_gradient
 from jscpt_peft.training.schedule import schedule
-from jscpt_peft.training.task_gradients import scheduled_gradient, task_gradients
+from jscpt_peft.training.task_gradients import Batch, scheduled_gradient, task_gradients
 
 # The baseline is the oracle of the tests: a second copy of it could be made slower, or another function, unnoticed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -45,21 +46,30 @@ SHAPES = {
     "vit_b16": {"vision": (768, 12, 12), "text": (512, 12, 8), "image": (224, 16), "projection": 512},
     "vit_b32": {"vision": (768, 12, 12), "text": (512, 12, 8), "image": (224, 32), "projection": 512},
     "vit_l14": {"vision": (1024, 24, 16), "text": (768, 12, 12), "image": (224, 14), "projection": 768},
+    "small": {"vision": (128, 4, 2), "text": (128, 4, 2), "image": (224, 32), "projection": 64},
     "tiny": {"vision": (32, 2, 2), "text": (32, 2, 2), "image": (32, 8), "projection": 16},
 }  # a tower is (width, blocks, heads), an image (size, patch size)
 SOS, EOS = 49406, 49407
 LOWER_STEPS, NEUMANN_TERMS = 10, 3  # M and H of Algorithm 1
 TOLERANCE = 1e-4
 BASELINE, JOINT, LOWER, UPPER = "baseline", "fast joint", "full lower step", "upper step"
-Batch = tuple[Tensor, Tensor, Tensor]  # pixels, task ids, labels
+# The other ways to make an upper step, by what they are told beside the defaults.
+UPPER_VARIANTS = {
+    "upper step, H = 0": {"terms": 0},
+    "upper step, half the images": {"half": True},
+    "upper step, task by task": {"task_by_task": True},
+    "upper step, finite differences": {"method": "finite_difference"},
+}
 
 
 @dataclass
 class BenchmarkArguments:
     """Everything that the command line can set."""
 
-    quick: bool = field(default=False, metadata={"help": "Leave out the upper step and the FLOPs."})
-    model: Literal["vit_b16", "vit_b32", "vit_l14", "tiny"] = field(default="vit_b16", metadata={"help": "Shape."})
+    quick: bool = field(default=False, metadata={"help": "Leave out the upper steps and the FLOPs."})
+    model: Literal["vit_b16", "vit_b32", "vit_l14", "small", "tiny"] = field(
+        default="vit_b16", metadata={"help": "Shape."}
+    )
     tasks: int = field(default=4, metadata={"help": "Number of tasks."})
     images: int = field(default=4, metadata={"help": "Images of every task in a step."})
     classes: int = field(default=65, metadata={"help": "Classes of every task, of one to four words each."})
@@ -103,7 +113,7 @@ def random_batch(model: PeftModel, arguments: BenchmarkArguments, seed: int) -> 
     size, count = model.get_base_model().config.vision_config.image_size, arguments.tasks * arguments.images
     pixels, task_ids = torch.randn(count, 3, size, size, generator=generator), torch.arange(arguments.tasks)
     labels = torch.randint(arguments.classes, (count,), generator=generator)
-    return tuple(each.to(arguments.device) for each in (pixels, task_ids.repeat(arguments.images), labels))
+    return Batch(*(each.to(arguments.device) for each in (pixels, task_ids.repeat(arguments.images), labels)))
 
 
 def trainable(model: PeftModel) -> list[Tensor]:
@@ -147,20 +157,44 @@ def joint_step(model: PeftModel, batch: Batch, dtype: str) -> tuple[Tensor, tupl
     return losses.detach(), torch.autograd.grad(losses.sum(), trainable(model))
 
 
-def lower_step(
-    model: PeftModel, scheduler: TaskPromptScheduler, batch: Batch, dtype: str, dev_batch: Batch | None = None
-) -> tuple[Tensor, ...]:
-    """A step of Algorithm 1 as `JSCPTTrainer` makes it, optimizer aside; with `dev_batch` also the gradient of Ω."""
-    second_order = dev_batch is not None
-    context = twice_differentiable(batch[0].device.type) if second_order else precision(batch, dtype)
-    sums, views = task_gradients(model, *batch, create_graph=second_order, forward_context=context)
-    step, parameters = sums.detach().means(), trainable(model)
+def lower_step(model: PeftModel, scheduler: TaskPromptScheduler, batch: Batch, dtype: str) -> tuple[Tensor, ...]:
+    """A step of Algorithm 1 as `JSCPTTrainer` makes it, optimizer aside."""
+    sums, _ = task_gradients(model, *batch, forward_context=precision(batch, dtype))
+    step = sums.means()
     plan = schedule(step, scheduler, model.active_jscpt_config.num_shared_tokens)
-    if second_order:
-        _, dev = dev_gradient(model, parameters, *dev_batch)
-        gradients, omega = (sums.means().gradients, step.gradients), list(scheduler.parameters())
-        implicit_gradient(views, parameters, *gradients, plan.weights, omega, dev, NEUMANN_TERMS, step_size=1.0)
-    return scheduled_gradient(model.task_views(), parameters, step.gradients, plan.weights.detach())
+    return scheduled_gradient(model.task_views(), trainable(model), step.gradients, plan.weights.detach())
+
+
+def upper_step(
+    model: PeftModel,
+    scheduler: TaskPromptScheduler,
+    batch: Batch,
+    dev_batch: Batch,
+    dtype: str,
+    terms: int = NEUMANN_TERMS,
+    half: bool = False,
+    task_by_task: bool = False,
+    method: str = "exact",
+) -> tuple[Tensor, ...]:
+    """A lower step and the implicit gradient of Ω with it; by default from the graph of the lower step itself."""
+    parameters, kept = trainable(model), None
+    images = len(batch.labels) // len(model.task_names)
+    chunk_size = images if task_by_task else None
+    if terms and not half and not task_by_task and method == "exact":
+        kept = kept_graph(model, batch, "original")
+        sums = kept.sums.detach()
+    else:
+        sums, _ = task_gradients(model, *batch, forward_context=precision(batch, dtype))
+    step = sums.means()
+    plan = schedule(step, scheduler, model.active_jscpt_config.num_shared_tokens)
+    _, dev = dev_gradient(model, parameters, hessian_chunks([dev_batch], None, chunk_size))
+    product = None
+    if terms:
+        chunks = hessian_chunks([batch], max(1, images // 2) if half else None, chunk_size)
+        product = HessianProduct(model, parameters, chunks, plan.weights, method, kept)
+    views, omega = model.task_views(), list(scheduler.parameters())
+    implicit_gradient(views, parameters, step.gradients, plan.weights, omega, dev, product, terms, step_size=1.0)
+    return scheduled_gradient(views, parameters, step.gradients, plan.weights.detach())
 
 
 def check_agreement(model: PeftModel, batch: Batch) -> None:
@@ -177,18 +211,36 @@ def check_agreement(model: PeftModel, batch: Batch) -> None:
             )
 
 
-def measure(variants: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of every variant, run in turn; the first round warms up."""
+def measure(
+    variants: dict[str, Callable[[], object]], repeats: int, device: str
+) -> tuple[dict[str, float], dict[str, float | None]]:
+    """Median seconds of every variant, run in turn, and its peak memory in the first round, which warms up."""
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    peaks = {name: peak_memory(variant, device) for name, variant in variants.items()}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(1 + repeats):
+    for _ in range(repeats):
         for name, variant in variants.items():
             wait()
             start = time.perf_counter()
             variant()
             wait()
             seconds[name].append(time.perf_counter() - start)
-    return {name: median(each[1:]) for name, each in seconds.items()}
+    return {name: median(each) for name, each in seconds.items()}, peaks
+
+
+def peak_memory(variant: Callable[[], object], device: str) -> float | None:
+    """Bytes that a run of `variant` takes at its peak, what was there before included; `None` where nobody counts."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif reset.exists():
+        reset.write_text("5")  # Linux: from now on VmHWM is the peak of what follows
+    variant()
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if not reset.exists():
+        return None
+    return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
 def count_flops(variant: Callable[[], object]) -> int:
@@ -204,19 +256,23 @@ def environment(arguments: BenchmarkArguments) -> dict[str, str | int]:
     return {"torch": torch.__version__, "threads": torch.get_num_threads(), **device}
 
 
-def ratios(seconds: dict[str, float]) -> dict[str, float]:
+def ratios(seconds: dict[str, float], flops: dict[str, int]) -> dict[str, float]:
     found = {f"{name} / {JOINT}": seconds[name] / seconds[JOINT] for name in (BASELINE, LOWER)}
-    if UPPER in seconds:
-        amortised = ((LOWER_STEPS - 1) * seconds[LOWER] + seconds[UPPER]) / LOWER_STEPS
-        found[f"amortised step at M = {LOWER_STEPS} / {JOINT}"] = amortised / seconds[JOINT]
+    for unit, costs in {"seconds": seconds, "FLOPs": flops}.items():
+        for name in (UPPER, *UPPER_VARIANTS):
+            if name in costs:
+                amortised = ((LOWER_STEPS - 1) * costs[LOWER] + costs[name]) / LOWER_STEPS
+                found[f"amortised {name} at M = {LOWER_STEPS} / {JOINT}, {unit}"] = amortised / costs[JOINT]
     return found
 
 
 def print_report(report: dict) -> None:
-    table = Table("variant", "seconds", f"/ {JOINT}", *(["TFLOP"] if report["flops"] else []))
+    table = Table("variant", "seconds", f"/ {JOINT}", "peak GB", *(["TFLOP"] if report["flops"] else []))
     for name, seconds in report["seconds"].items():
+        peak = report["peak_bytes"][name]
         counted = [f"{report['flops'][name] / 1e12:.3f}"] if report["flops"] else []
-        table.add_row(name, f"{seconds:.3f}", f"{seconds / report['seconds'][JOINT]:.2f}", *counted)
+        memory = f"{peak / 1e9:.2f}" if peak is not None else "?"
+        table.add_row(name, f"{seconds:.3f}", f"{seconds / report['seconds'][JOINT]:.2f}", memory, *counted)
     Console().print(table)
     for name, ratio in report["ratios"].items():
         print(f"{name} = {ratio:.2f}")
@@ -234,10 +290,12 @@ def main(arguments: BenchmarkArguments) -> dict:
         LOWER: partial(lower_step, model, scheduler, batch, arguments.dtype),
     }
     if not arguments.quick:
-        variants[UPPER] = partial(lower_step, model, scheduler, batch, arguments.dtype, dev_batch)
-    seconds = measure(variants, arguments.repeats, arguments.device)
+        upper = partial(upper_step, model, scheduler, batch, dev_batch, arguments.dtype)
+        variants[UPPER] = upper
+        variants.update({name: partial(upper, **options) for name, options in UPPER_VARIANTS.items()})
+    seconds, peaks = measure(variants, arguments.repeats, arguments.device)
     flops = {} if arguments.quick else {name: count_flops(variant) for name, variant in variants.items()}
-    report = {"seconds": seconds, "ratios": ratios(seconds), "flops": flops}
+    report = {"seconds": seconds, "ratios": ratios(seconds, flops), "flops": flops, "peak_bytes": peaks}
     report.update(arguments=asdict(arguments), environment=environment(arguments))
     print_report(report)
     if arguments.json is not None:

@@ -3,9 +3,11 @@
     accelerate launch recipes/train.py --task_set shapes --output_dir outputs/shapes
     accelerate launch recipes/train.py --task_set folder --data_root pictures --output_dir outputs/mine
     accelerate launch recipes/train.py my.yaml --seed 2
+    accelerate launch --config_file recipes/configs/accelerate/two_gpus.yaml recipes/train.py my.yaml
 
 Writes to the output directory: the adapter, manifest.json (which image is in which split), results.json and
-results.md (accuracy by task, before and after), scheduler_history.jsonl and four pictures of it.
+results.md (accuracy by task, before and after), scheduler_history.jsonl and six pictures of it. With
+`--report_to tensorboard` (`pip install tensorboard`) also the curves of all logs: tensorboard --logdir outputs/shapes
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ from __future__ import annotations
 import shutil
 import sys
 import warnings
+from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from arguments import DataArguments, ModelArguments, parse
 from peft import get_peft_model
 from rich.console import Console
+from rich.markup import escape
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.assets import TINY_CLIP
@@ -29,6 +33,7 @@ from jscpt_peft.evaluation import draw_pictures, print_results, results_table, w
 from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.callbacks import StopOnInterrupt, TaskProgress
+from jscpt_peft.training.distributed import by_first_process, leave, process_index, world_size
 from jscpt_peft.training.step_log import HISTORY_FILE
 
 console = Console()
@@ -40,17 +45,22 @@ def main(command_line: list[str] | None = None) -> None:
     data, model_arguments, training = parse(
         (DataArguments, ModelArguments, JSCPTTrainingArguments), __doc__, command_line
     )
+    console.quiet = process_index() > 0
     try:
         run(data, model_arguments, training)
-    except (ValueError, OSError, FloatingPointError) as error:
-        console.print(f"[bold red]Error:[/] {error}", highlight=False, markup=True, soft_wrap=True)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        who = f" in process {process_index()} of {world_size()}" if world_size() > 1 else ""
+        console.quiet = False
+        console.print(f"[bold red]Error{who}:[/] {escape(str(error))}", highlight=False, markup=True, soft_wrap=True)
         sys.exit(1)
+    finally:
+        console.quiet = False
 
 
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
-    checkpoint = prepare_output(training)
+    resume = by_first_process(lambda: prepare_output(training))
     manifest = Path(training.output_dir, "manifest.json")
-    if checkpoint and data.task_set == "folder" and data.manifest is None and manifest.exists():
+    if resume and data.task_set == "folder" and data.manifest is None and manifest.exists():
         # Go on with the run's own split, whatever has come into the folder since.
         data = replace(data, manifest=str(manifest), shots=None, train_fraction=None)
     task_set = load_data(data, training.seed)
@@ -61,7 +71,6 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
 
     zero_shot = evaluate_zero_shot(clip, source, task_set, datasets["test"], training)
     model = get_peft_model(clip, adapter_config(model_arguments, task_set, source, training.seed))
-    model.print_trainable_parameters()
     trainer = JSCPTTrainer(
         model,
         training,
@@ -70,14 +79,18 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
         eval_dataset=datasets["validation"],
         processing_class=processor,
     )
-    interrupt = StopOnInterrupt()
+    interrupt = StopOnInterrupt(trainer)
     trainer.add_callback(interrupt)
     for plain in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(plain)
     trainer.add_callback(TaskProgress(list(task_set.class_names)))
-    write_manifest(task_set.manifest, manifest)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_world_process_zero():
+        model.print_trainable_parameters()
+        write_manifest(task_set.manifest, manifest)
+    trainer.train(resume_from_checkpoint=resume)
     if interrupt.interrupted:
+        if trainer.unsaved_error is not None:
+            raise OSError(f"interrupted, and step {trainer.state.global_step} is not saved: {trainer.unsaved_error}")
         console.print(
             f"Interrupted; step {trainer.state.global_step} is saved in {training.output_dir}. Go on with the same "
             "command and --resume_from_checkpoint last"
@@ -87,16 +100,17 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     trainer.save_model()
     if trainer.is_world_process_zero():
         report(zero_shot, trained, task_set, training)
+    leave()
 
 
-def prepare_output(training: JSCPTTrainingArguments) -> str | None:
-    """The checkpoint to resume from, if any; refuses a directory that holds another run."""
+def prepare_output(training: JSCPTTrainingArguments) -> str | bool | None:
+    """What to resume from, `True` for the last valid checkpoint; refuses a directory that holds another run."""
     output = Path(training.output_dir)
-    resume = training.resume_from_checkpoint
+    resume: str | bool | None = training.resume_from_checkpoint
     if resume in ("last", "True", "true"):
-        resume = get_last_checkpoint(output) if output.is_dir() else None
-        if resume is None:
+        if not (output.is_dir() and any(output.glob(f"*{PREFIX_CHECKPOINT_DIR}-*"))):
             raise ValueError(f"`resume_from_checkpoint` is 'last', but `output_dir` {output} holds no checkpoint.")
+        resume = True
     if resume is None and output.is_dir() and any(output.iterdir()) and not training.overwrite_output_dir:
         raise ValueError(
             f"`output_dir` {output} is not empty: choose another, pass --overwrite_output_dir, or go on with "
@@ -155,7 +169,9 @@ def evaluate_zero_shot(
         intervention="none",
     )
     model = get_peft_model(clip, config)
-    metrics = JSCPTTrainer(model, training, eval_dataset=test).evaluate(metric_key_prefix="test")
+    unreported = copy(training)
+    unreported.report_to = []  # trackers would take it for a run of its own
+    metrics = JSCPTTrainer(model, unreported, eval_dataset=test).evaluate(metric_key_prefix="test")
     model.unload()
     return metrics
 

@@ -33,8 +33,9 @@ def pictures(split: str, sizes: tuple[int, ...] | None = None, train: bool = Fal
     return ImageTaskDataset(columns, transform, seed=7)
 
 
-def trainer(output_dir, model=None, callbacks=None, **options) -> JSCPTTrainer:
-    """A `JSCPTTrainer` on these pictures; `options` are those of `JSCPTTrainingArguments`."""
+def trainer(output_dir, model=None, callbacks=None, sizes=None, **options) -> JSCPTTrainer:
+    """A `JSCPTTrainer` on these pictures; `options` are those of `JSCPTTrainingArguments`, `sizes` replace `SIZES`."""
+    sizes = {**SIZES, **(sizes or {})}
     defaults = {
         "per_device_train_batch_size": 2,
         "per_device_eval_batch_size": 4,
@@ -51,9 +52,9 @@ def trainer(output_dir, model=None, callbacks=None, **options) -> JSCPTTrainer:
     return JSCPTTrainer(
         prompted.prompted_clip(torch.float32) if model is None else model,
         arguments,
-        train_dataset=pictures("train", train=True),
-        dev_dataset=pictures("dev"),
-        eval_dataset=pictures("validation"),
+        train_dataset=pictures("train", sizes["train"], train=True),
+        dev_dataset=pictures("dev", sizes["dev"]),
+        eval_dataset=pictures("validation", sizes["validation"]),
         callbacks=callbacks,
     )
 

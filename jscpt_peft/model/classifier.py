@@ -71,9 +71,19 @@ class ClassTexts(NamedTuple):
             num_classes=torch.tensor([len(each) for each in class_token_ids.values()], device=device),
         )
 
+    def of_tasks(self, tasks: torch.Tensor) -> ClassTexts:
+        """The texts of some of the tasks, `tasks` their ids in ascending order; `num_classes` stays that of all."""
+        chosen = torch.isin(self.task_ids, tasks)
+        return self._replace(
+            words=self.words[chosen],
+            read_out=self.read_out[chosen],
+            task_ids=self.task_ids[chosen],
+            labels=self.labels[chosen],
+        )
+
     def by_task(self, features: torch.Tensor) -> torch.Tensor:
         """Features `[S, D]` of the texts as `[N, C, D]`, zero beyond a task's classes."""
-        shape = len(self.num_classes), int(self.labels.max()) + 1, features.shape[-1]
+        shape = len(self.num_classes), int(self.num_classes.max()), features.shape[-1]
         return features.new_zeros(shape).index_put((self.task_ids, self.labels), features)
 
 

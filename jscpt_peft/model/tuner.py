@@ -20,6 +20,7 @@ from .encoder import PromptedText, PromptedTower, PromptedVision
 from .fingerprint import fingerprint
 from .intervention import FeatureSelection, Views, complement_features, select_features
 from .layer import JSCPTLayer
+from .prediction import predict
 from .routing import TaskRouter, task_index
 
 
@@ -180,6 +181,7 @@ class JSCPTModel(BaseTuner):
         task_ids: torch.Tensor | Sequence[int] | int | None = None,
         labels: torch.Tensor | None = None,
         views: Views | None = None,
+        present_tasks_only: bool = False,
     ) -> JSCPTOutput:
         """Classifies images of any mixture of tasks, each among its own task's classes.
 
@@ -188,15 +190,22 @@ class JSCPTModel(BaseTuner):
             task_ids: `[B]`, or one id for all; `None`: the task of `set_task`.
             labels: `[B]` within each sample's task.
             views: what `task_views()` returned, where gradients with respect to it are wanted.
+            present_tasks_only: spend nothing on tasks without an image here: their rows of `class_embeds` are zero.
 
         Raises:
             ValueError: a task id or a label is out of range, or no task is known.
         """
         task_ids = self.router.resolve(task_ids, len(pixel_values), self.task_names, pixel_values.device)
-        class_embeds = self.class_embeds(views)
-        if views is None:
-            views = self.task_views()
-        x = self.selection.project(self.vision_tower.pooled(pixel_values, task_ids, views["vision"]))
+        if present_tasks_only:
+            views = self.task_views() if views is None else views
+            tasks, rows = task_ids.unique(return_inverse=True)
+            class_embeds = self._encode_classes(self._texts().of_tasks(tasks), views["text"], tasks)
+            pooled = self.vision_tower.pooled(pixel_values, rows, views["vision"][tasks])
+        else:
+            class_embeds = self.class_embeds(views)
+            views = self.task_views() if views is None else views
+            pooled = self.vision_tower.pooled(pixel_values, task_ids, views["vision"])
+        x = self.selection.project(pooled)
         selected = select_features(x, task_ids, views) if "mask" in views else x
         logits = self.logits(selected, class_embeds, task_ids)
         output = JSCPTOutput(logits=logits, image_embeds=x, selected_embeds=selected, class_embeds=class_embeds)
@@ -222,7 +231,6 @@ class JSCPTModel(BaseTuner):
         views = self.selection.views()
         return complement_features(x, task_ids, views) if kind == "complement" and views else x
 
-    @torch.no_grad()
     def predict(
         self,
         images: Image.Image | Sequence[Image.Image],
@@ -246,30 +254,10 @@ class JSCPTModel(BaseTuner):
         Raises:
             ValueError: no task is known.
         """
-        from jscpt_peft.data import image_transform  # here, since `datasets` takes seconds to import
-
         images = [images] if isinstance(images, Image.Image) else list(images)
         task_id = None if task is None else task_index(task, self.task_names)
-        size = self.model.config.vision_config.image_size
-        transform = image_transform(size, image_mean, image_std, train=False)
-        task_names = self.task_names
-        ids = self.router.resolve(task_id, 1, task_names, self.model.device)
-        class_names = self.active_jscpt_config.tasks[task_names[int(ids)]]
-        training = self.training
-        self.eval()
-        try:
-            pixels = (
-                torch.stack([transform(image, None) for image in images[start : start + batch_size]])
-                for start in range(0, len(images), batch_size)
-            )
-            logits = [self.classify(each.to(self.model.device), ids).logits[:, : len(class_names)] for each in pixels]
-        finally:
-            self.train(training)
-        return [
-            {class_names[label]: float(p) for label, p in zip(order, probabilities, strict=True)}
-            for batch in logits
-            for probabilities, order in zip(*batch.softmax(-1).sort(descending=True), strict=True)
-        ]
+        task_id = int(self.router.resolve(task_id, 1, self.task_names, self.model.device))
+        return predict(self, images, task_id, batch_size, image_mean, image_std)
 
     # ---- within -----------------------------------------------------------------------------------------------------
 
@@ -283,6 +271,12 @@ class JSCPTModel(BaseTuner):
             self._class_texts[name] = texts
         return texts
 
-    def _encode_classes(self, texts: ClassTexts, prompts: torch.Tensor) -> torch.Tensor:
-        pooled = self.text_tower.pooled(texts.start_id, texts.words, texts.read_out, texts.task_ids, prompts)
+    def _encode_classes(
+        self, texts: ClassTexts, prompts: torch.Tensor, tasks: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Class features `[N, C, D]` of the texts; `tasks` are those that they belong to, ascending, if not all."""
+        rows = texts.task_ids
+        if tasks is not None:
+            prompts, rows = prompts[tasks], torch.searchsorted(tasks, rows)
+        pooled = self.text_tower.pooled(texts.start_id, texts.words, texts.read_out, rows, prompts)
         return texts.by_task(self.model.text_projection(pooled))

@@ -8,9 +8,11 @@ from typing import ClassVar
 from transformers import TrainingArguments
 
 from jscpt_peft.choices import check_choice
-from jscpt_peft.scheduling import NEUTRAL_EFFECT
+from jscpt_peft.scheduling import AGGREGATORS, NEUTRAL_EFFECT
 from jscpt_peft.scheduling.affinity import AFFINITIES
 from jscpt_peft.scheduling.scheduler import AFFINITY_DIRECTIONS, PARAMETERIZATIONS, WEIGHT_NORMALIZATIONS
+
+from .hessian import HESSIAN_PRODUCTS
 
 REFERENCES = ("original", "complement")
 HESSIAN_PARAMETERS = ("all", "shared")
@@ -25,7 +27,7 @@ class JSCPTTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: an argument is out of its range or asks for what the bi-level loop cannot do (fp16, FSDP,
-            DeepSpeed, several processes, reentrant checkpointing).
+            DeepSpeed, several GPUs in one process, reentrant checkpointing).
     """
 
     _argument_group_name: ClassVar[str] = "training"
@@ -51,6 +53,9 @@ class JSCPTTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(
         default="mean_accuracy", metadata={"help": "What --load_best_model_at_end compares."}
     )
+    dataloader_timeout: int = field(
+        default=600, metadata={"help": "Seconds to wait for a data worker's batch before it counts as dead."}
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into an output directory in use."})
 
     # ---- the scheduler (Eqs. 4-6) ----
@@ -68,6 +73,19 @@ class JSCPTTrainingArguments(TrainingArguments):
     scheduler_parameterization: str = field(
         default="unconstrained", metadata={"help": "unconstrained, or softplus, which keeps α and β positive."}
     )
+    gradient_aggregator: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weights of TorchJD instead of the affinity factor, from the shared prompts' gradients: "
+            f"{', '.join(AGGREGATORS)}. Needs jscpt-peft[aggregators]."
+        },
+    )
+    cagrad_c: float = field(default=0.5, metadata={"help": "c of --gradient_aggregator cagrad."})
+    fairgrad_alpha: float = field(default=1.0, metadata={"help": "α of --gradient_aggregator fairgrad."})
+    krum_byzantine: int = field(
+        default=0, metadata={"help": "Tasks that --gradient_aggregator krum distrusts; it needs 3 tasks more."}
+    )
+    krum_selected: int = field(default=1, metadata={"help": "Tasks that --gradient_aggregator krum selects."})
 
     # ---- the upper level (Eqs. 8-11) ----
     learn_scheduler: bool = field(default=True, metadata={"help": "Update Ω = {α, β}; without, it stays at 1."})
@@ -76,6 +94,26 @@ class JSCPTTrainingArguments(TrainingArguments):
     neumann_step_size: float = field(default=1.0, metadata={"help": "Largest step size of the Neumann series."})
     power_iterations: int = field(
         default=3, metadata={"help": "Products that estimate λ_max for the step size 0.9/λ_max; 0 fixes it."}
+    )
+    neumann_damping: float | None = field(
+        default=None, metadata={"help": "λ added to the Hessian's diagonal. Default: --weight_decay."}
+    )
+    divergence_guard: bool = field(
+        default=True, metadata={"help": "End the Neumann series where its terms begin to grow."}
+    )
+    hvp: str = field(
+        default="exact", metadata={"help": "Hessian-vector products: exact, or finite_difference of two gradients."}
+    )
+    hypergradient_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Images of every task, per process, in the Hessian. Default: those of the lower step."},
+    )
+    hypergradient_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images of one task whose graph is held at a time in the upper level, made anew for every "
+            "product. Default: the lower step's graph is kept."
+        },
     )
     hessian_parameters: str = field(default="all", metadata={"help": "θ of the Hessian: all, or shared prompts only."})
     scheduler_learning_rate: float = field(default=1e-2, metadata={"help": "Learning rate η₂ of Ω."})
@@ -104,6 +142,14 @@ class JSCPTTrainingArguments(TrainingArguments):
         check_choice("affinity_direction", self.affinity_direction, AFFINITY_DIRECTIONS)
         check_choice("weight_normalization", self.weight_normalization, WEIGHT_NORMALIZATIONS)
         check_choice("scheduler_parameterization", self.scheduler_parameterization, PARAMETERIZATIONS)
+        check_choice("hvp", self.hvp, HESSIAN_PRODUCTS)
+        if self.gradient_aggregator is not None:
+            check_choice("gradient_aggregator", self.gradient_aggregator, AGGREGATORS)
+            if not self.task_scheduling:
+                raise ValueError(
+                    f"`gradient_aggregator={self.gradient_aggregator!r}` takes the place of the affinity factor, "
+                    "which `task_scheduling=False` switches off: leave out one of the two."
+                )
         check_choice("hessian_parameters", self.hessian_parameters, HESSIAN_PARAMETERS)
         check_choice("scheduler_optimizer", self.scheduler_optimizer, SCHEDULER_OPTIMIZERS)
 
@@ -113,9 +159,18 @@ class JSCPTTrainingArguments(TrainingArguments):
             "neumann_terms": 0,
             "power_iterations": 0,
             "max_nonfinite_steps": 1,
+            "cagrad_c": 0,
+            "fairgrad_alpha": 0,
+            "krum_byzantine": 0,
+            "krum_selected": 1,
+            "neumann_damping": 0,
+            "hypergradient_batch_size": 1,
+            "hypergradient_chunk_size": 1,
+            "dev_batch_size": 1,
+            "dataloader_timeout": 0,
         }.items():
             value = getattr(self, name)
-            if value < minimum:
+            if value is not None and not value >= minimum:  # also where it is NaN
                 raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
         for name in ("neumann_step_size", "scheduler_learning_rate"):
             value = getattr(self, name)
@@ -123,14 +178,10 @@ class JSCPTTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be positive, got {value}.")
 
     def _refuse(self) -> None:
-        if self.world_size > 1:
-            raise ValueError(
-                f"training runs in one process, got {self.world_size}: the processes' gradients are not reduced yet. "
-                "Use `accelerate launch --num_processes 1`."
-            )
         if self.n_gpu > 1:
             raise ValueError(
-                f"training runs on one device, but {self.n_gpu} GPUs are visible: set CUDA_VISIBLE_DEVICES=0."
+                f"one process trains on one device, but {self.n_gpu} GPUs are visible: start one process a GPU with "
+                f"`accelerate launch --multi_gpu --num_processes {self.n_gpu}`, or set CUDA_VISIBLE_DEVICES=0."
             )
         if self.fp16:
             raise ValueError("`fp16=True` is not supported: second derivatives overflow in float16. Use `bf16=True`.")
@@ -145,3 +196,9 @@ class JSCPTTrainingArguments(TrainingArguments):
                 "`activation_checkpointing_kwargs={'use_reentrant': True}` does not work with `torch.autograd.grad`: "
                 "use `{'use_reentrant': False}`."
             )
+
+    @property
+    def keeps_lower_graph(self) -> bool:
+        """Whether the graph of an undivided lower step serves the Hessian-vector products too (every M-th step)."""
+        apart = self.hypergradient_batch_size is not None or self.hypergradient_chunk_size is not None
+        return self.neumann_terms > 0 and self.hvp == "exact" and not apart

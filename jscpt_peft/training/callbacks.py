@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from jscpt_peft.data import TaskBalancedBatchSampler
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StoppableTrainer(Protocol):
+    """What `StopOnInterrupt` needs: the wish to stop in this process, and what all processes agreed on."""
+
+    stop_asked: bool
+    stop_agreed: bool
 
 
 class SetEpoch(TrainerCallback):
@@ -24,31 +33,43 @@ class SetEpoch(TrainerCallback):
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C finishes the step under way, saves a checkpoint and ends training; a second one ends it at once.
+    """Ctrl-C or SIGTERM finishes the step under way, saves a checkpoint and ends training; a second one at once.
+
+    The processes of a run need not get the signal at the same step, or all of them: they agree with the sums of the
+    step that follows.
+
+    Args:
+        trainer: the `JSCPTTrainer` that this callback is added to.
 
     Attributes:
         interrupted: whether training ended that way.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trainer: StoppableTrainer) -> None:
+        self.trainer = trainer
         self.interrupted = False
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.interrupted = False
-        self._previous = signal.signal(signal.SIGINT, self._interrupt)
+        self._previous = {number: signal.signal(number, self._interrupt) for number in SIGNALS}
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        self.interrupted = True
-        signal.signal(signal.SIGINT, self._previous)
+        self.trainer.stop_asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def on_step_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.interrupted &= state.global_step < state.max_steps  # after the last step there is nothing to go on with
+        # After the last step there is nothing to go on with.
+        self.interrupted = self.trainer.stop_agreed and state.global_step < state.max_steps
         if self.interrupted:
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        signal.signal(signal.SIGINT, self._previous)
+        self._restore()
 
 
 class TaskProgress(ProgressCallback):

@@ -8,9 +8,10 @@ second forward, no second backward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
@@ -18,6 +19,25 @@ from torch import Tensor
 
 from jscpt_peft.model.classifier import task_losses
 from jscpt_peft.model.intervention import Views
+
+from .distributed import sum_over_processes
+
+
+class Batch(NamedTuple):
+    """Images `[B, 3, H, W]` of any mixture of tasks, their task ids `[B]` and their labels `[B]` within these."""
+
+    pixel_values: Tensor
+    task_ids: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Tensor]) -> Batch:
+        """From what `collate` makes."""
+        return cls(*(inputs[name] for name in cls._fields))
+
+    def rows(self, index: Tensor) -> Batch:
+        """The images that `index`, positions or a mask, chooses."""
+        return Batch(*(part[index] for part in self))
 
 
 @dataclass(frozen=True)
@@ -43,6 +63,12 @@ class TaskSums:
             self.reference_losses + other.reference_losses,
             {name: gradient + other.gradients[name] for name, gradient in self.gradients.items()},
         )
+
+    def over_processes(self, stop: bool = False) -> tuple[TaskSums, bool]:
+        """The sums over the images of all processes, and whether one of these asks to stop; one communication."""
+        scalars = self.counts, self.losses, self.reference_losses, self.counts.new_tensor([stop])
+        counts, losses, references, stops, *gradients = sum_over_processes([*scalars, *self.gradients.values()])
+        return TaskSums(counts, losses, references, dict(zip(self.gradients, gradients, strict=True))), bool(stops)
 
     def detach(self) -> TaskSums:
         """The same without the graph of the gradients."""
@@ -92,9 +118,10 @@ def task_gradients(
     pixel_values: Tensor,
     task_ids: Tensor,
     labels: Tensor,
-    reference: str = "original",
+    reference: str | None = "original",
     create_graph: bool = False,
     forward_context: AbstractContextManager | None = None,
+    present_tasks_only: bool = False,
 ) -> tuple[TaskSums, Views]:
     """Losses and gradients of every task by one forward and one backward, and the views they belong to.
 
@@ -103,23 +130,27 @@ def task_gradients(
         pixel_values: `[B, 3, H, W]` images of any mixture of tasks.
         task_ids: `[B]`.
         labels: `[B]` within each image's task.
-        reference: the view that Eq. 4 compares x̄ with: `"original"` (x) or `"complement"` ((1 - M)∘x).
+        reference: the view that Eq. 4 compares x̄ with: `"original"` (x) or `"complement"` ((1 - M)∘x); `None` leaves
+            its losses at zero.
         create_graph: keep the gradients differentiable, for Hessian-vector products.
         forward_context: entered for the forward pass alone, such as autocast.
+        present_tasks_only: spend nothing on tasks without an image here.
     """
     with forward_context or nullcontext():
         views = model.task_views()
-        output = model.classify(pixel_values, task_ids, labels, views=views)
+        output = model.classify(pixel_values, task_ids, labels, views=views, present_tasks_only=present_tasks_only)
     num_tasks = len(output.task_losses)
     counts = torch.bincount(task_ids, minlength=num_tasks)
     sums = torch.where(counts > 0, output.task_losses * counts, 0)
     leaves = {name: view for name, view in views.items() if view.requires_grad}
     gradients = torch.autograd.grad(sums.sum(), list(leaves.values()), create_graph=create_graph)
-    with torch.no_grad():
-        # The same class features and no encoder pass: one [B, C] product more.
-        embeds = model.reference_embeds(output.image_embeds, task_ids, reference)
-        logits = model.logits(embeds, output.class_embeds, task_ids)
-        references = task_losses(logits, labels, task_ids, num_tasks)
+    references = torch.zeros_like(sums)
+    if reference is not None:
+        with torch.no_grad():
+            # The same class features and no encoder pass: one [B, C] product more.
+            embeds = model.reference_embeds(output.image_embeds, task_ids, reference)
+            logits = model.logits(embeds, output.class_embeds, task_ids)
+            references = task_losses(logits, labels, task_ids, num_tasks)
     gradients = dict(zip(leaves, gradients, strict=True))
     return TaskSums(counts, sums.detach(), torch.where(counts > 0, references * counts, 0), gradients), views
 

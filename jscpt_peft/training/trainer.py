@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer
+from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate, read_column
-from jscpt_peft.evaluation import MultiTaskAccuracy
 from jscpt_peft.model import JSCPTModel
 
 from .arguments import JSCPTTrainingArguments
 from .callbacks import SetEpoch
-from .implicit_gradient import twice_differentiable
+from .configuration import fixed_configuration, reproducing_configuration
+from .distributed import process_index, world_size
+from .evaluating import MultiTaskEvaluator
+from .faults import Snapshot, faults_named, ignore_interrupts
+from .hessian import KeptGraph, kept_graph
+from .resumable import ResumableTrainer
 from .schedule import schedule
 from .step_log import HISTORY_FILE, StepLog
-from .task_gradients import TaskMeans, TaskSums, scheduled_gradient, task_gradients
+from .task_gradients import Batch, TaskMeans, TaskSums, scheduled_gradient, task_gradients
 from .upper_level import UpperLevel
 
 logger = logging.get_logger(__name__)
@@ -33,12 +35,15 @@ logger = logging.get_logger(__name__)
 SCHEDULER_FILE = "task_scheduler.pt"
 
 
-class JSCPTTrainer(Trainer):
+class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
     """Trains the prompts of a JSCPT model with scheduled gradients, and the scheduler with implicit gradients.
 
     A lower step computes every task's loss and gradient in one backward, the causal effects Δ (Eq. 4), the affinities
     A (Eq. 5) and the weights φ (Eq. 6), and updates θ with `Σ_i φ_i ∇_θ L_i` (Eq. 9). Every `lower_steps`-th step
     first updates Ω = {α, β} by the implicit gradient of the loss on D_dev (Eqs. 10-11), reusing its own graph.
+
+    Any number of processes (`accelerate launch`) train as one with their batches together would: each step's losses
+    and gradients are summed by one communication, and all hold the same θ and Ω.
 
     Args:
         model: a `PeftModel` made with a `JSCPTConfig`.
@@ -51,6 +56,9 @@ class JSCPTTrainer(Trainer):
 
     Attributes:
         upper_level: Ω (`upper_level.scheduler`), its optimizer and the number of its updates.
+        nonfinite_steps: steps in a row, up to now, in which a task's loss or gradient was not finite.
+        stop_asked: set it to end training, with a checkpoint, after the step under way; `stop_agreed` is then true in
+            all processes (see `StopOnInterrupt`).
 
     Raises:
         TypeError: `model` is not a JSCPT model.
@@ -73,7 +81,7 @@ class JSCPTTrainer(Trainer):
                 f"`model` must be a PeftModel made by `get_peft_model(clip, JSCPTConfig(...))`, got {type(model)}."
             )
         kwargs.setdefault("data_collator", collate)
-        kwargs.setdefault("compute_metrics", self._accuracies)
+        kwargs.setdefault("compute_metrics", self.multi_task_accuracy)
         super().__init__(
             model=model,
             args=args,
@@ -87,13 +95,22 @@ class JSCPTTrainer(Trainer):
         for name, dataset in {"train": train_dataset, "dev": dev_dataset, "eval": eval_dataset}.items():
             if dataset is not None:
                 check_tasks(f"{name}_dataset", dataset, model.active_jscpt_config.tasks)
-        self.upper_level = UpperLevel(self.task_names, args, dev_dataset)
+        # Ω in float32, or better where θ is.
+        precision = torch.promote_types(next(model.get_base_model().parameters()).dtype, torch.float32)
+        self.upper_level = UpperLevel(self.task_names, args, dev_dataset, precision)
         if train_dataset is not None and self.upper_level.learns:
             self.upper_level.check(model)
         history = Path(args.output_dir, HISTORY_FILE) if self.is_world_process_zero() else None
         self.step_log = StepLog(self.task_names, history)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing is left over from a run that was broken off."""
+        self.stop_asked = self.stop_agreed = False
         self._sums: TaskSums | None = None
-        self._nonfinite_steps = 0
+        self._batches: list[Batch] = []  # of a step that updates Ω
+        self._good: tuple[Snapshot, int, float] | None = None  # state, step and epoch before a step of finite losses
+        self.nonfinite_steps = 0
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches with `per_device_train_batch_size` images of every task, sharded by process."""
@@ -103,8 +120,8 @@ class JSCPTTrainer(Trainer):
             [len(task) for task in self.train_dataset.datasets],
             self.args.per_device_train_batch_size,
             self.args.seed,
-            rank=self.args.process_index,
-            world_size=self.args.world_size,
+            rank=process_index(),
+            world_size=world_size(),
         )
         self.pop_callback(SetEpoch)
         self.add_callback(SetEpoch(sampler))
@@ -117,12 +134,15 @@ class JSCPTTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            worker_init_fn=ignore_interrupts,
+            timeout=self.args.dataloader_timeout if workers else 0,
         )
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `Trainer.train`; nothing is left over from a run that was broken off."""
-        self._sums, self._nonfinite_steps = None, 0
-        return super().train(*args, **kwargs)
+        """As `ResumableTrainer.train`; where a worker, an image or a process fails, the error names it."""
+        self._forget()
+        with faults_named(self.args.ddp_timeout):
+            return super().train(*args, **kwargs)
 
     # ---- Algorithm 1 ------------------------------------------------------------------------------------------------
 
@@ -134,61 +154,82 @@ class JSCPTTrainer(Trainer):
     ) -> Tensor:
         """Gradients of one micro-batch; with the last of a step, Δ, A, φ, where due Ω, and the scheduled gradient."""
         model.train()
-        inputs = self._prepare_inputs(inputs)
-        last = self.accelerator.sync_gradients
-        upper = last and self.upper_level.learns and (self.state.global_step + 1) % self.args.lower_steps == 0
-        second_order = upper and self.args.neumann_terms > 0
-        # Around the backward passes too: a checkpointed block runs again within them, and must choose the same kernel.
-        with twice_differentiable(self.args.device.type) if second_order else nullcontext():
-            sums, views = task_gradients(
-                self.model,
-                inputs["pixel_values"],
-                inputs["task_ids"],
-                inputs["labels"],
-                reference=self.args.reference,
-                create_graph=second_order,
-                forward_context=None if second_order else self.compute_loss_context_manager(),
-            )
-            detached = sums.detach()
-            self._sums = detached if self._sums is None else self._sums + detached
-            if last:
-                step, self._sums = self._sums.means(), None
-                self._finish_step(step, sums.means() if upper else None, views)
-        losses = (detached.losses / detached.counts)[detached.counts > 0]
+        batch = Batch.of(self._prepare_inputs(inputs))
+        upper = self.upper_level.due(self.state.global_step + 1)
+        kept = None
+        if upper and self.args.keeps_lower_graph and self.current_gradient_accumulation_steps == 1:
+            kept = kept_graph(self.model, batch, self.args.reference)
+            sums = kept.sums.detach()
+        else:
+            autocast = self.compute_loss_context_manager()
+            sums, _ = task_gradients(self.model, *batch, self.args.reference, forward_context=autocast)
+            sums = sums.detach()
+        if upper:
+            self._batches.append(batch)
+        self._sums = sums if self._sums is None else self._sums + sums
+        if self.accelerator.sync_gradients:
+            step, self._sums = self._sums, None
+            batches, self._batches = self._batches, []
+            self._finish_step(step, batches, kept)
+        losses = (sums.losses / sums.counts)[sums.counts > 0]
         return losses.mean() / self.current_gradient_accumulation_steps
 
-    def _finish_step(self, step: TaskMeans, lower: TaskMeans | None, views: dict[str, Tensor]) -> None:
-        """Eqs. 4-6 and 9 for the whole step; with `lower`, its last micro-batch and graph, first Eqs. 10-11."""
+    def _finish_step(self, sums: TaskSums, batches: list[Batch], kept: KeptGraph | None) -> None:
+        """Eqs. 4-6 and 9 for the whole step of all processes; where it updates Ω, first Eqs. 10-11."""
+        sums, self.stop_agreed = sums.over_processes(self.stop_asked)
+        step = sums.means()
         self._guard(step)
         number = self.state.global_step + 1
         num_shared = self.model.active_jscpt_config.num_shared_tokens
         scheduler = self.upper_level.scheduler
-        plan = schedule(step, scheduler, num_shared, self.args.causal_effect, self.args.affinity)
-        upper = None if lower is None else self.upper_level.update(self.model, views, lower, step, plan.weights)
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        kinds = (self.args.causal_effect, self.args.affinity)
+        plan = schedule(step, scheduler, num_shared, *kinds, self.upper_level.aggregator, number)
+        upper = None
+        if batches and bool(step.usable.any()):
+            upper = self.upper_level.update(self.model, batches, kept, step, plan.weights)
+        parameters = self._trainable()
         gradients = scheduled_gradient(self.model.task_views(), parameters, step.gradients, plan.weights.detach())
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+        if bool(step.usable.any()):  # without a gradient, momentum and weight decay move nothing either
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
         self.step_log.append(number, number / self._steps_per_epoch(), step, plan, scheduler, gradients, upper)
 
     def _guard(self, step: TaskMeans) -> None:
         """Counts steps in a row in which a task is not finite; its weight is zero, and too many stop the run."""
         if not bool(step.nonfinite.any()):
-            self._nonfinite_steps = 0
+            self.nonfinite_steps = 0
+            # The parameters have just shown that they are good: the update that follows may spoil them.
+            stateful = [self.optimizer, self.lr_scheduler, self.upper_level]
+            self._good = Snapshot(self._trainable(), stateful), self.state.global_step, self.state.epoch or 0.0
             return
-        self._nonfinite_steps += 1
+        self.nonfinite_steps += 1
         tasks = [name for name, wrong in zip(self.task_names, step.nonfinite, strict=True) if wrong]
         logger.warning(
             f"Step {self.state.global_step + 1}: loss or gradient of {tasks} is not finite; weight 0 in this step "
-            f"({self._nonfinite_steps} in a row)."
+            f"({self.nonfinite_steps} in a row)."
         )
-        if self._nonfinite_steps >= self.args.max_nonfinite_steps:
-            self._save_checkpoint(self.model, trial=None)
+        if self.nonfinite_steps >= self.args.max_nonfinite_steps:
             raise FloatingPointError(
-                f"The loss of {tasks} was not finite in {self._nonfinite_steps} steps in a row "
-                f"(`max_nonfinite_steps`). The last good state is saved in {self.args.output_dir}. Lower "
-                "`learning_rate`, or look at these tasks' images."
+                f"The loss of {tasks} was not finite in {self.nonfinite_steps} steps in a row "
+                f"(`max_nonfinite_steps`). {self._save_last_good_state()} Lower `learning_rate`, or look at these "
+                "tasks' images."
             )
+
+    def _save_last_good_state(self) -> str:
+        """Goes back to before the first of the steps in a row and saves that; says what is saved where."""
+        if self._good is not None:
+            snapshot, self.state.global_step, self.state.epoch = self._good
+            snapshot.restore()
+        elif not all(bool(parameter.isfinite().all()) for parameter in self._trainable()):
+            return "No step was good, so nothing is saved."
+        self.nonfinite_steps = 0
+        self._save_checkpoint(self.model, trial=None)
+        if self.unsaved_error is not None:
+            return f"The last good state, of step {self.state.global_step}, could not be saved."
+        return f"The last good state, of step {self.state.global_step}, is saved in {self.args.output_dir}."
+
+    def _trainable(self) -> list[torch.nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def _steps_per_epoch(self) -> int:
         batches = len(self.callback_handler.train_dataloader)
@@ -204,37 +245,6 @@ class JSCPTTrainer(Trainer):
             keywords = {"momentum": args.momentum, **keywords}
         return optimizer, keywords
 
-    def prediction_step(
-        self,
-        _model: torch.nn.Module,
-        inputs: dict[str, Tensor],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,  # noqa: ARG002 (Trainer passes it by name)
-    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None]:
-        """Loss, logits `[B, C]` and `(labels, task_ids[, groups])` of one batch."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            output = self.model.classify(inputs["pixel_values"], inputs["task_ids"], inputs["labels"])
-        # The mean over images, which `Trainer` weighs by their number; that over tasks would depend on the batches.
-        loss = cross_entropy(output.logits, inputs["labels"])
-        if prediction_loss_only:
-            return loss, None, None
-        names = [name for name in ("labels", "task_ids", "groups") if name in inputs]
-        return loss, output.logits, tuple(inputs[name] for name in names)
-
-    def _accuracies(self, prediction: EvalPrediction) -> dict[str, float]:
-        labels, task_ids, *groups = prediction.label_ids
-        return MultiTaskAccuracy(self.task_names).compute(
-            predictions=prediction.predictions.argmax(-1),
-            references=labels,
-            task_ids=task_ids,
-            groups=groups[0] if groups else None,
-        )
-
-    def compute_loss_context_manager(self) -> AbstractContextManager:
-        """Autocast: accelerate puts it around `model.forward` alone, which is not what computes the losses here."""
-        return self.accelerator.autocast()
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to the training logs what Algorithm 1 did since the last one, and writes the scheduler's history."""
         self.step_log.flush()
@@ -244,10 +254,18 @@ class JSCPTTrainer(Trainer):
         self.step_log.flush()  # a run that goes on from here finds its history whole
         super()._save_checkpoint(model, trial)
 
+    def fixed_configuration(self) -> dict[str, Any]:
+        return fixed_configuration(self.model.active_jscpt_config, self.args)
+
+    def reproducing_configuration(self) -> dict[str, Any]:
+        sizes = [len(task) for task in self.train_dataset.datasets] if self.train_dataset is not None else []
+        return reproducing_configuration(self.args, sizes)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            torch.save(self.upper_level.state_dict(), Path(output_dir, SCHEDULER_FILE))
+            state = {**self.upper_level.state_dict(), "nonfinite_steps": self.nonfinite_steps}
+            torch.save(state, Path(output_dir, SCHEDULER_FILE))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -257,7 +275,9 @@ class JSCPTTrainer(Trainer):
         if not path.exists():
             logger.warning(f"{path} does not exist (saved with `save_only_model`?): the scheduler starts anew.")
             return
-        self.upper_level.load_state_dict(torch.load(path, map_location=self.args.device, weights_only=True))
+        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        self.nonfinite_steps = state.pop("nonfinite_steps")
+        self.upper_level.load_state_dict(state)
 
 
 def check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[str]]) -> None:

@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging
 
 from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate
-from jscpt_peft.model.intervention import Views
-from jscpt_peft.scheduling import InverseHVP, TaskPromptScheduler
+from jscpt_peft.scheduling import GradientAggregator, InverseHVP, TaskPromptScheduler
 
 from .arguments import JSCPTTrainingArguments
+from .faults import ignore_interrupts
+from .hessian import HessianProduct, KeptGraph, hessian_chunks
 from .implicit_gradient import dev_gradient, implicit_gradient
-from .task_gradients import TaskMeans
+from .task_gradients import Batch, TaskMeans
 
 logger = logging.get_logger(__name__)
 
@@ -33,11 +34,13 @@ class UpperStep:
         dev_loss: Σ_i L_i on the dev batch (Eq. 8).
         hypergradient_norm: norm of ∇_Ω L_dev before clipping.
         inverse: the inverse-Hessian-vector product, with its step size and number of terms.
+        graph_bytes: most that the graph of one Hessian-vector product held in this process.
     """
 
     dev_loss: float
     hypergradient_norm: float
     inverse: InverseHVP
+    graph_bytes: int
 
     def logs(self) -> dict[str, float | int]:
         """The columns of the scheduler's history."""
@@ -46,6 +49,7 @@ class UpperStep:
             "hypergradient_norm": self.hypergradient_norm,
             "dev_loss": self.dev_loss,
             "neumann_terms": self.inverse.terms,
+            "graph_bytes": self.graph_bytes,
         }
 
 
@@ -56,14 +60,20 @@ class UpperLevel:
         task_names: [N] names, for messages.
         args: the arguments of Algorithm 1.
         dev_dataset: D_dev.
+        dtype: of Ω.
 
     Attributes:
         scheduler: `TaskPromptScheduler`, holding Ω.
+        aggregator: what takes the place of the affinity factor (`gradient_aggregator`), or `None`.
         updates: how often Ω has been updated.
     """
 
     def __init__(
-        self, task_names: list[str], args: JSCPTTrainingArguments, dev_dataset: ImageTaskDataset | None
+        self,
+        task_names: list[str],
+        args: JSCPTTrainingArguments,
+        dev_dataset: ImageTaskDataset | None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.task_names = task_names
         self.args = args
@@ -75,7 +85,18 @@ class UpperLevel:
             parameterization=args.scheduler_parameterization,
             prompt_scheduling=args.prompt_scheduling,
             task_scheduling=args.task_scheduling,
-        ).to(args.device)
+        ).to(args.device, dtype)
+        self.aggregator = None
+        if args.gradient_aggregator is not None:
+            self.aggregator = GradientAggregator(
+                args.gradient_aggregator,
+                len(task_names),
+                seed=args.seed,
+                cagrad_c=args.cagrad_c,
+                fairgrad_alpha=args.fairgrad_alpha,
+                krum_byzantine=args.krum_byzantine,
+                krum_selected=args.krum_selected,
+            )
         optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[args.scheduler_optimizer]
         self.optimizer = optimizer(self.scheduler.parameters(), lr=args.scheduler_learning_rate)
         self.updates = 0
@@ -84,7 +105,8 @@ class UpperLevel:
     @property
     def learns(self) -> bool:
         """Whether there is anything to learn: weights that depend on Ω, and leave to change it."""
-        return self.args.learn_scheduler and (self.args.prompt_scheduling or self.args.task_scheduling)
+        by_affinity = self.args.task_scheduling and self.aggregator is None
+        return self.args.learn_scheduler and (self.args.prompt_scheduling or by_affinity)
 
     def check(self, model: PeftModel) -> None:
         """Raises a `ValueError` where Ω is to be learned but cannot be."""
@@ -100,46 +122,64 @@ class UpperLevel:
                 "`dtype=torch.float32` (and use `bf16=True` for speed), or set `neumann_terms=0`."
             )
 
-    def update(self, model: PeftModel, views: Views, lower: TaskMeans, step: TaskMeans, weights: Tensor) -> UpperStep:
+    def due(self, step: int) -> bool:
+        """Whether optimizer step `step` (from 1) is one that updates Ω: every M-th (Algorithm 1, line 5)."""
+        return self.learns and step % self.args.lower_steps == 0
+
+    def update(
+        self, model: PeftModel, batches: list[Batch], kept: KeptGraph | None, step: TaskMeans, weights: Tensor
+    ) -> UpperStep:
         """One step of Ω against the implicit gradient (Eq. 11).
 
         Args:
             model: the JSCPT model.
-            views: the views that `lower` was made with.
-            lower: the lower micro-batch whose loss gives the Hessian, its gradients with their graph.
+            batches: this process's images of the lower step, whose loss gives the Hessian.
+            kept: the graph of the only one of these batches, where there is one.
             step: the tasks' gradients of the whole lower step.
             weights: `[N]` φ with its graph.
         """
+        args, omega = self.args, list(self.scheduler.parameters())
         parameters = [
             parameter
             for name, parameter in model.named_parameters()
-            if parameter.requires_grad and (self.args.hessian_parameters == "all" or name.endswith(".shared"))
+            if parameter.requires_grad and (args.hessian_parameters == "all" or name.endswith(".shared"))
         ]
-        omega = list(self.scheduler.parameters())
-        batch = {name: tensor.to(self.args.device) for name, tensor in next(self._batches()).items()}
-        dev_loss, dev = dev_gradient(model, parameters, batch["pixel_values"], batch["task_ids"], batch["labels"])
+        dev_batch = Batch.of({name: tensor.to(args.device) for name, tensor in next(self._batches()).items()})
+        dev_chunks = hessian_chunks([dev_batch], None, args.hypergradient_chunk_size)
+        dev, gradient = dev_gradient(model, parameters, dev_chunks)
+        product = None
+        if args.neumann_terms > 0:
+            chunks = hessian_chunks(batches, args.hypergradient_batch_size, args.hypergradient_chunk_size)
+            # A task that is not finite would carry its NaN through the graph into the others' products.
+            kept = None if bool(step.nonfinite.any()) else kept
+            product = HessianProduct(model, parameters, chunks, weights, args.hvp, kept)
         gradients, inverse = implicit_gradient(
-            views,
+            model.task_views(),
             parameters,
-            lower.gradients,
             step.gradients,
             weights,
             omega,
-            dev,
-            terms=self.args.neumann_terms,
-            step_size=self.args.neumann_step_size,
-            damping=self.args.weight_decay,
-            power_iterations=self.args.power_iterations,
+            gradient,
+            product,
+            terms=args.neumann_terms,
+            step_size=args.neumann_step_size,
+            damping=args.weight_decay if args.neumann_damping is None else args.neumann_damping,
+            power_iterations=args.power_iterations,
+            divergence_guard=args.divergence_guard,
         )
-        for parameter, gradient in zip(omega, gradients, strict=True):
-            parameter.grad = gradient
-        norm = float(torch.nn.utils.clip_grad_norm_(omega, self.args.max_hypergradient_norm or math.inf))
-        if math.isfinite(norm):
+        for parameter, each in zip(omega, gradients, strict=True):
+            parameter.grad = each
+        norm = float(torch.nn.utils.clip_grad_norm_(omega, args.max_hypergradient_norm or math.inf))
+        if bool(dev.nonfinite.any()):
+            tasks = [name for name, wrong in zip(self.task_names, dev.nonfinite, strict=True) if wrong]
+            logger.warning(f"Update {self.updates + 1} of the scheduler: the dev loss of {tasks} is not finite.")
+        if math.isfinite(norm) and bool(dev.usable.any()):
             self._step()
         else:
             logger.warning(f"Update {self.updates + 1} of the scheduler: its gradient is not finite, Ω stays.")
         self.updates += 1
-        return UpperStep(float(dev_loss), norm, inverse)
+        dev_loss = float(dev.losses[dev.usable].sum())
+        return UpperStep(dev_loss, norm, inverse, product.graph_bytes if product is not None else 0)
 
     def _step(self) -> None:
         names = ("alpha", "beta")
@@ -166,7 +206,14 @@ class UpperLevel:
             )
             endless = (sampler.batch(number) for number in itertools.count(self.updates))
             workers = min(1, self.args.dataloader_num_workers)
-            loader = DataLoader(self.dev_dataset, batch_sampler=endless, collate_fn=collate, num_workers=workers)
+            loader = DataLoader(
+                self.dev_dataset,
+                batch_sampler=endless,
+                collate_fn=collate,
+                num_workers=workers,
+                worker_init_fn=ignore_interrupts,
+                timeout=self.args.dataloader_timeout if workers else 0,
+            )
             self._dev_batches = iter(loader)
         return self._dev_batches
 
@@ -176,6 +223,7 @@ class UpperLevel:
             "scheduler": self.scheduler.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "updates": self.updates,
+            "aggregator": {} if self.aggregator is None else self.aggregator.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -183,4 +231,6 @@ class UpperLevel:
         self.scheduler.load_state_dict(state["scheduler"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
+        if self.aggregator is not None:
+            self.aggregator.load_state_dict(state.get("aggregator", {}))
         self._dev_batches = None

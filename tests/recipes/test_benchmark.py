@@ -46,13 +46,16 @@ def test_quick_run_prints_ratios_and_writes_json(benchmark, tmp_path, capsys):
 
 def test_full_run_adds_the_upper_step_and_flops(benchmark, capsys):
     report = benchmark.main(benchmark.BenchmarkArguments(**SMALL))
-    seconds, ratio = report["seconds"], report["ratios"]["amortised step at M = 10 / fast joint"]
-    expected = (9 * seconds["full lower step"] + seconds["upper step"]) / (10 * seconds["fast joint"])
-    assert math.isclose(ratio, expected)
+    for unit, costs in {"seconds": report["seconds"], "FLOPs": report["flops"]}.items():
+        ratio = report["ratios"][f"amortised upper step at M = 10 / fast joint, {unit}"]
+        expected = (9 * costs["full lower step"] + costs["upper step"]) / (10 * costs["fast joint"])
+        assert math.isclose(ratio, expected)
     flops = report["flops"]
     assert flops["baseline"] > flops["fast joint"] > 0
     assert flops["upper step"] > 2 * flops["full lower step"]
     assert flops["full lower step"] < 1.05 * flops["fast joint"]
+    assert flops["upper step, H = 0"] < flops["upper step"] < flops["upper step, task by task"]
+    assert all(peak > 0 for peak in report["peak_bytes"].values())
     assert "TFLOP" in capsys.readouterr().out
 
 
@@ -77,13 +80,31 @@ def test_variants_that_disagree_are_not_timed(benchmark, monkeypatch, part):
 
 
 def test_median_leaves_the_warm_up_out(benchmark, monkeypatch):
-    # Two variants in turn, each between two readings: the first round takes 100, the others 1, 2 and 9.
-    readings = iter([time for duration in (100, 1, 2, 9) for _ in range(2) for time in (0.0, duration)])
+    # Two variants in turn, each between two readings; the round before them, which warms up, is not timed.
+    readings = iter([time for duration in (1, 2, 9) for _ in range(2) for time in (0.0, duration)])
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(readings))
     order = []
-    seconds = benchmark.measure({name: lambda name=name: order.append(name) for name in "ab"}, 3, "cpu")
+    seconds, _ = benchmark.measure({name: lambda name=name: order.append(name) for name in "ab"}, 3, "cpu")
     assert seconds == {"a": 2, "b": 2}
     assert order == list("abababab")
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="only Linux counts the peak memory of a process"
+)
+def test_peak_memory_is_that_of_the_run(benchmark):
+    peaks = [benchmark.peak_memory(lambda size=size: torch.ones(size).sum(), "cpu") for size in (1, 100_000_000, 1)]
+    assert peaks[1] - peaks[0] == pytest.approx(4e8, rel=0.1)
+    assert peaks[2] - peaks[0] < 4e7
+
+
+def test_amortised_cost_of_the_bi_level_loop(benchmark):
+    """Issue: at most 1.6 times plain joint training at M = 10, H = 3, whatever the number of tasks."""
+    for tasks in (2, 6):
+        arguments = benchmark.BenchmarkArguments(**{**SMALL, "model": "small", "tasks": tasks, "classes": 20})
+        report = benchmark.main(arguments)
+        assert report["ratios"]["amortised upper step at M = 10 / fast joint, FLOPs"] < 1.6
+        assert report["ratios"]["amortised upper step, H = 0 at M = 10 / fast joint, FLOPs"] < 1.15
 
 
 def test_numbers_below_one_are_refused(benchmark):

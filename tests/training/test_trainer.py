@@ -326,9 +326,10 @@ class PressCtrlC(TrainerCallback):
 
 
 def test_interrupt_finishes_the_step_and_saves(tmp_path):
-    interrupt = StopOnInterrupt()
     before = signal.getsignal(signal.SIGINT)
-    run = small_run.trainer(tmp_path, callbacks=[PressCtrlC(2), interrupt], max_steps=10)
+    run = small_run.trainer(tmp_path, callbacks=[PressCtrlC(2)], max_steps=10)
+    interrupt = StopOnInterrupt(run)
+    run.add_callback(interrupt)
     run.train()
     assert interrupt.interrupted
     assert run.state.global_step == 3

@@ -1,0 +1,153 @@
+"""Checkpoints that are whole or not there: written aside, sealed with the digest of every file, then renamed.
+
+A seal, `checkpoint.json`, tells a truncated or altered file, and a checkpoint of another configuration, before
+anything of it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+
+SEAL = "checkpoint.json"
+# Hidden, so that nothing which looks for `checkpoint-*` takes them for checkpoints.
+INCOMPLETE, REPLACED = ".incomplete-", ".replaced-"
+
+
+def staging_directory(final: Path) -> Path:
+    """Where the files of the checkpoint `final` are written."""
+    return final.with_name(INCOMPLETE + final.name)
+
+
+def start_checkpoint(final: Path) -> None:
+    """Makes the staging directory, empty, before the processes write; what a killed run left is cleared away."""
+    clear_remains(final.parent)
+    staging_directory(final).mkdir(parents=True)
+
+
+def finish_checkpoint(final: Path, configuration: Mapping[str, Any]) -> None:
+    """Seals the files in the staging directory and puts it in the place of `final`, by one rename.
+
+    Args:
+        final: the checkpoint's directory; another checkpoint of that name is replaced.
+        configuration: what a run must agree with to go on from here, as JSON.
+
+    Raises:
+        OSError: the disk is full or the like; `final` is then as it was.
+    """
+    staging = staging_directory(final)
+    files = {
+        path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        for path in sorted(staging.rglob("*"))
+        if path.is_file()
+    }
+    seal = json.dumps({"files": files, "configuration": configuration}, indent=1)
+    (staging / SEAL).write_text(seal + "\n", encoding="utf-8")
+    for path in (*(staging / name for name in files), staging / SEAL, staging):
+        _flush_to_disk(path)
+    if final.exists():
+        final.rename(final.with_name(REPLACED + final.name))
+    staging.rename(final)
+    _flush_to_disk(final.parent)
+    clear_remains(final.parent)
+
+
+def clear_remains(run: Path) -> None:
+    """Removes what a run that was killed while saving has left in its directory."""
+    for staging in run.glob(f"{INCOMPLETE}*"):
+        shutil.rmtree(staging)
+    for old in run.glob(f"{REPLACED}*"):
+        final = old.with_name(old.name.removeprefix(REPLACED))
+        if final.exists():
+            shutil.rmtree(old)
+        else:
+            old.rename(final)  # killed between the two renames
+
+
+def check_checkpoint(checkpoint: Path, configuration: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` that tells why a run of this configuration cannot go on from a checkpoint, if so.
+
+    Args:
+        checkpoint: its directory.
+        configuration: of the run; every entry must be as it was when the checkpoint was made.
+    """
+    if not checkpoint.is_dir():
+        raise ValueError("there is no such directory")
+    seal = _read_seal(checkpoint)
+    for name, expected in seal["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise ValueError(f"its file {name} is missing")
+        if path.stat().st_size != expected["bytes"]:
+            raise ValueError(f"its file {name} has {path.stat().st_size} bytes instead of {expected['bytes']}")
+        if _digest(path) != expected["sha256"]:
+            raise ValueError(f"its file {name} is not what was written (its digest differs)")
+    for name, value in json.loads(json.dumps(configuration)).items():
+        made_with = seal["configuration"].get(name)
+        if made_with != value:
+            raise ValueError(f"it was made with `{name}` = {_short(made_with)}, this run has {_short(value)}")
+
+
+def sealed_configuration(checkpoint: Path) -> dict[str, Any]:
+    """The configuration that a checkpoint was sealed with."""
+    return _read_seal(checkpoint)["configuration"]
+
+
+def last_valid_checkpoint(run: Path, configuration: Mapping[str, Any]) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint that a run of this configuration can go on from, and why each newer one is not."""
+    refused: dict[Path, str] = {}
+    found = sort_checkpoints(str(run), checkpoint_prefix=PREFIX_CHECKPOINT_DIR) if run.is_dir() else []
+    for checkpoint in map(Path, reversed(found)):
+        try:
+            check_checkpoint(checkpoint, configuration)
+        except ValueError as reason:
+            refused[checkpoint] = str(reason)
+        else:
+            return checkpoint, refused
+    return None, refused
+
+
+def delete_oldest(run: Path, limit: int | None, keep: set[Path]) -> None:
+    """Deletes the oldest checkpoints of a run beyond `limit` (`None` or 0: no limit), but none of `keep`."""
+    found = [Path(path) for path in sort_checkpoints(str(run), checkpoint_prefix=PREFIX_CHECKPOINT_DIR)]
+    surplus = len(found) - limit if limit else 0
+    for checkpoint in [path for path in found if path not in keep][: max(surplus, 0)]:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _read_seal(checkpoint: Path) -> dict[str, Any]:
+    path = checkpoint / SEAL
+    if not path.is_file():
+        raise ValueError(f"it has no {SEAL}, so it was not written to its end")
+    try:
+        seal = json.loads(path.read_text(encoding="utf-8"))
+        if not (isinstance(seal["files"], dict) and isinstance(seal["configuration"], dict)):
+            raise TypeError
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"its {SEAL} is damaged") from error
+    return seal
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else text[:97] + "..."

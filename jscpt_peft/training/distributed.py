@@ -1,0 +1,126 @@
+"""What several processes do together: sums, decisions of the first one, and a clear word where one of them is lost.
+
+`torch.autograd.grad` fires no hooks of `DistributedDataParallel`: what the processes have to agree on is summed here.
+After a sum all hold the same bits, so that whatever they compute from it (Δ, A, φ, θ, Ω) stays the same too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+Result = TypeVar("Result")
+
+# How gloo, NCCL and the store begin to speak of a process that has ended or does not answer.
+LOST_PROCESS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "Wait timeout",
+    "Application timeout",
+    "Socket Timeout",
+    "timed out after",
+    "NCCL",
+    "gloo",
+)
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def process_index() -> int:
+    """This process's number among them, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def sum_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors summed over all processes, by one communication; the same bits everywhere.
+
+    Args:
+        tensors: of any shapes and types, the same in every process; integers and booleans come back as integers.
+    """
+    if world_size() == 1:
+        return list(tensors)
+    kind = torch.float32
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            kind = torch.promote_types(kind, tensor.dtype)
+    flat = torch.cat([tensor.detach().reshape(-1).to(kind) for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [
+        part.view(tensor.shape).to(tensor.dtype if tensor.is_floating_point() else torch.int64)
+        for part, tensor in zip(parts, tensors, strict=True)
+    ]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """One small Python object of every process, in their order, known to all."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def by_first_process(function: Callable[[], Result]) -> Result:
+    """What `function` returns or raises in the first process, in all of them; the others wait and do not run it.
+
+    For what must happen once (looking into an output directory before anything is written) or be decided alike.
+    Results and errors have to be picklable.
+    """
+    result, error = None, None
+    if process_index() == 0:
+        try:
+            result = function()
+        except (ValueError, OSError) as raised:
+            if world_size() == 1:
+                raise
+            error = raised
+    if world_size() > 1:
+        shared = [(result, error)]
+        dist.broadcast_object_list(shared, src=0)
+        result, error = shared[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def wait_for_all() -> None:
+    """Returns when every process has arrived here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def leave() -> None:
+    """Ends the processes' connection, when all of them are done."""
+    if world_size() > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@contextmanager
+def lost_process_named(timeout: float) -> Iterator[None]:
+    """Turns the error of a communication whose other side is gone into a `ConnectionError` that says so.
+
+    Args:
+        timeout: seconds after which a silent process counts as lost (`ddp_timeout`).
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not any(words in str(error) for words in LOST_PROCESS):
+            raise
+        raise ConnectionError(
+            f"process {process_index()} of {world_size()} has lost another one, which ended or did not answer within "
+            f"{timeout:.0f} seconds (`ddp_timeout`); that one's own output says why. Saved checkpoints are whole: go "
+            f"on with `resume_from_checkpoint=True`. ({str(error).splitlines()[0]})"
+        ) from error

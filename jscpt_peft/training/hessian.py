@@ -1,0 +1,211 @@
+"""Products with the Hessian of the scheduled loss, ∇²_θ Σ_i φ_i L_i (Eq. 11): exact or by differences, memory bounded.
+
+Three ways, from the cheapest to the smallest: the lower step's own graph serves all products; a smaller batch has a
+graph of its own; or every product makes the graphs of its chunks anew, one after the other, and holds one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import one_hot
+
+from jscpt_peft.model.intervention import Views
+from jscpt_peft.scheduling import hessian_vector_product
+from jscpt_peft.scheduling.hypergradient import flatten
+
+from .distributed import sum_over_processes
+from .task_gradients import Batch, TaskSums, scheduled_gradient, task_gradients
+
+HESSIAN_PRODUCTS = ("exact", "finite_difference")
+
+
+@contextmanager
+def full_precision(device_type: str) -> Iterator[None]:
+    """Float32 (or what the parameters have) whatever the training precision; fused kernels stay allowed."""
+    with torch.autocast(device_type, enabled=False):
+        yield
+
+
+@contextmanager
+def twice_differentiable(device_type: str) -> Iterator[None]:
+    """Float32 and the MATH attention kernel: fused kernels have no second derivative, bfloat16 spoils it (by 5 %)."""
+    with full_precision(device_type), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+class GraphMemory:
+    """Context that counts the bytes which autograd keeps for a later backward, each storage once.
+
+    Attributes:
+        bytes: what the graphs made inside hold; parameters and inputs among it count too.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._seen: set[int] = set()
+        self._hooks = saved_tensors_hooks(self._pack, lambda kept: kept)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._seen:
+            self._seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor.detach()  # the tensor itself may be what the node returns: a cycle that nothing frees
+
+    def __enter__(self) -> GraphMemory:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.__exit__(*error)
+
+
+@dataclass(frozen=True)
+class KeptGraph:
+    """A lower batch whose gradients can still be differentiated.
+
+    Attributes:
+        sums: losses and gradients of every task, the latter with their graph.
+        views: `model.task_views()` that the gradients belong to.
+        bytes: what the graph holds.
+    """
+
+    sums: TaskSums
+    views: Views
+    bytes: int
+
+
+def kept_graph(model: PeftModel, batch: Batch, reference: str | None, present_tasks_only: bool = False) -> KeptGraph:
+    """`task_gradients` in float32 on twice differentiable kernels, with the graph of the gradients."""
+    # Around the backward too: a checkpointed block runs again within it, and must choose the same kernel.
+    with twice_differentiable(batch.pixel_values.device.type), GraphMemory() as memory:
+        sums, views = task_gradients(
+            model, *batch, reference=reference, create_graph=True, present_tasks_only=present_tasks_only
+        )
+    return KeptGraph(sums, views, memory.bytes)
+
+
+def hessian_chunks(batches: Sequence[Batch], batch_size: int | None, chunk_size: int | None) -> list[Batch]:
+    """What the Hessian is made of, in the pieces whose graphs are to be held one at a time.
+
+    Args:
+        batches: the lower step's batches, in order.
+        batch_size: only the first images of every task, this many; `None`: all.
+        chunk_size: pieces of one task and at most so many of its images; `None`: the batches as they are.
+    """
+    if batch_size is not None:
+        batches = _first_images(batches, batch_size)
+    if chunk_size is None:
+        return [batch for batch in batches if len(batch.labels)]
+    whole = Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    return [
+        whole.rows(piece)
+        for task in whole.task_ids.unique()
+        for piece in (whole.task_ids == task).nonzero()[:, 0].split(chunk_size)
+    ]
+
+
+def _first_images(batches: Sequence[Batch], size: int) -> list[Batch]:
+    task_ids = torch.cat([batch.task_ids for batch in batches])
+    position_in_task = (one_hot(task_ids).cumsum(0) - 1).gather(1, task_ids[:, None])[:, 0]
+    chosen = (position_in_task < size).split([len(batch.labels) for batch in batches])
+    return [batch.rows(rows) for batch, rows in zip(batches, chosen, strict=True)]
+
+
+class HessianProduct:
+    """The function v -> ∇²_θ (Σ_i φ_i L_i) v, L_i the mean loss of task i's images of all processes.
+
+    Args:
+        model: the JSCPT model.
+        parameters: θ, whose elements in this order are those of the vectors `[P]`.
+        chunks: this process's images, as `hessian_chunks` gives them. A single chunk keeps its graph for all products.
+        weights: `[N]` φ, constant; tasks with weight 0 are left out.
+        method: "exact" differentiates the gradient; "finite_difference" takes the central difference of two float32
+            gradients, which needs no second derivative and therefore no MATH kernel: the memory of a plain backward.
+        kept: the graph of the only chunk, where there is one.
+
+    Attributes:
+        graph_bytes: most that the graph of one chunk held so far.
+    """
+
+    def __init__(
+        self,
+        model: PeftModel,
+        parameters: Sequence[Tensor],
+        chunks: Sequence[Batch],
+        weights: Tensor,
+        method: str = "exact",
+        kept: KeptGraph | None = None,
+    ) -> None:
+        self.model = model
+        self.parameters = tuple(parameters)
+        self.method = method
+        self.device_type = weights.device.type
+        self.graph_bytes = 0
+        counts = torch.bincount(torch.cat([chunk.task_ids for chunk in chunks]), minlength=len(weights))
+        self.scales = weights.detach() / sum_over_processes([counts])[0].clamp(min=1)
+        chunks = [chunk.rows(self.scales[chunk.task_ids] != 0) for chunk in chunks]
+        self.chunks = [chunk for chunk in chunks if len(chunk.labels)]
+        self._product: Callable[[Tensor], Tensor] | None = None if kept is None else self._of_graph(kept)
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        product = self._difference(vector) if self.method == "finite_difference" else self._exact(vector)
+        return sum_over_processes([product])[0]
+
+    def _exact(self, vector: Tensor) -> Tensor:
+        with twice_differentiable(self.device_type):  # also for checkpointed blocks that run again in the product
+            if self._product is not None:
+                return self._product(vector)
+            if len(self.chunks) == 1:
+                self._product = self._of_chunk(self.chunks[0])
+                return self._product(vector)
+            return sum((self._of_chunk(chunk)(vector) for chunk in self.chunks), torch.zeros_like(vector))
+
+    def _of_chunk(self, chunk: Batch) -> Callable[[Tensor], Tensor]:
+        return self._of_graph(kept_graph(self.model, chunk, reference=None, present_tasks_only=True))
+
+    def _of_graph(self, kept: KeptGraph) -> Callable[[Tensor], Tensor]:
+        self.graph_bytes = max(self.graph_bytes, kept.bytes)
+        gradients = scheduled_gradient(
+            kept.views, self.parameters, kept.sums.gradients, self.scales, create_graph=True
+        )
+        return hessian_vector_product(gradients, self.parameters)
+
+    def _difference(self, vector: Tensor) -> Tensor:
+        """(∇L(θ + hv) - ∇L(θ - hv)) / 2h, with the h that balances rounding against the third derivative."""
+        theta = flatten([parameter.detach() for parameter in self.parameters])
+        norm = torch.linalg.vector_norm(vector)
+        if norm == 0:
+            return torch.zeros_like(vector)
+        step = torch.finfo(theta.dtype).eps ** (1 / 3) * (1 + torch.linalg.vector_norm(theta)) / norm
+        try:
+            above, below = (self._gradient_at(theta + sign * step * vector) for sign in (1, -1))
+        finally:
+            self._set(theta)
+        return (above - below) / (2 * step)
+
+    def _gradient_at(self, theta: Tensor) -> Tensor:
+        self._set(theta)
+        total = torch.zeros_like(theta)
+        with full_precision(self.device_type):
+            for chunk in self.chunks:
+                with GraphMemory() as memory:
+                    sums, views = task_gradients(self.model, *chunk, reference=None, present_tasks_only=True)
+                self.graph_bytes = max(self.graph_bytes, memory.bytes)
+                total += flatten(scheduled_gradient(views, self.parameters, sums.gradients, self.scales))
+        return total
+
+    @torch.no_grad()
+    def _set(self, theta: Tensor) -> None:
+        parts = theta.split([parameter.numel() for parameter in self.parameters])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.copy_(part.view_as(parameter))

@@ -1,0 +1,313 @@
+"""Every switch for research does what it says, through the whole trainer (row 22 of the design and its like)."""
+
+from __future__ import annotations
+
+import math
+
+import prompted
+import pytest
+import small_run
+import torch
+from cagrad import cagrad_weights
+
+from jscpt_peft.evaluation import read_history
+from jscpt_peft.training import JSCPTTrainer
+
+ALPHA, BETA = [1.5, 0.3, -0.8], [0.7, 4.0, -1.1]
+NONE = {"weight_normalization": "none"}
+SWITCHES = {
+    "as the paper has it": {},
+    "no prompt scheduling": {"prompt_scheduling": False},
+    "no task scheduling": {"task_scheduling": False},
+    "plain joint training": {"prompt_scheduling": False, "task_scheduling": False},
+    "as printed": NONE,
+    "no prompt scheduling, as printed": {"prompt_scheduling": False, **NONE},
+    "no task scheduling, as printed": {"task_scheduling": False, **NONE},
+    "sigmoid": {"causal_effect": "sigmoid"},
+    "complement": {"reference": "complement"},
+    "complement, sigmoid": {"reference": "complement", "causal_effect": "sigmoid"},
+    "cosine": {"affinity": "cosine"},
+    "unclipped": {"affinity": "unclipped"},
+    "outgoing": {"affinity_direction": "outgoing"},
+    "outgoing, unclipped, as printed": {"affinity_direction": "outgoing", "affinity": "unclipped", **NONE},
+}
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """Losses and gradients of the first step, in float64: one backward a task."""
+    run = small_run.trainer(tmp_path_factory.mktemp("known"), prompted.prompted_clip(torch.float64))
+    batch = next(iter(run.get_train_dataloader()))
+    model, tasks, labels = run.model, batch["task_ids"], batch["labels"]
+    output = model.classify(batch["pixel_values"].double(), tasks, labels)
+    parameters = dict(model.named_parameters())
+    shared = [parameter for name, parameter in parameters.items() if name.endswith(".shared")]
+    gradients = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in output.task_losses]
+    mask = torch.sigmoid(next(parameter for name, parameter in parameters.items() if name.endswith(".mask")))
+
+    def losses(embeds):
+        logits = model.logits(embeds, output.class_embeds, tasks)
+        each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        return [each[tasks == task].mean().item() for task in range(3)]
+
+    return {
+        "selected": output.task_losses.tolist(),
+        "original": losses(output.image_embeds),
+        "complement": losses((1 - mask[tasks]) * output.image_embeds),
+        "gradients": torch.stack([torch.cat([g.flatten() for g in task]) for task in gradients]),
+    }
+
+
+def sigmoid(value):
+    return 1 / (1 + math.exp(-value))
+
+
+def effects(known, kind="literal", reference="original"):
+    """Eq. 4 for Python numbers."""
+    differences = [x - y for x, y in zip(known[reference], known["selected"], strict=True)]
+    return [sigmoid(math.exp(max(min(d, 10), -10)) if kind == "literal" else d) for d in differences]
+
+
+def affinities(known, kind="clipped", direction="incoming"):
+    """Mean of Eq. 5 over the other tasks."""
+    g, means = known["gradients"], []
+    for i in range(3):
+        values = []
+        for j in {0, 1, 2} - {i}:
+            target = i if direction == "incoming" else j
+            value = (g[i] @ g[j] / g[target].norm() ** 2).item()
+            value = max(min(value, 1), -1) if kind == "clipped" else value
+            values.append((g[i] @ g[j] / g[i].norm() / g[j].norm()).item() if kind == "cosine" else value)
+        means.append(sum(values) / 2)
+    return means
+
+
+def weights_by_hand(known, options, factor=None):
+    """Eq. 6 for Python numbers, with the switches' own words for what they do."""
+    effect = effects(known, options.get("causal_effect", "literal"), options.get("reference", "original"))
+    affinity = affinities(known, options.get("affinity", "clipped"), options.get("affinity_direction", "incoming"))
+    weights = []
+    for i in range(3):
+        prompt = sigmoid(ALPHA[i] * effect[i]) if options.get("prompt_scheduling", True) else 1
+        task = sigmoid(BETA[i] * affinity[i]) if options.get("task_scheduling", True) else 1
+        weights.append(prompt * (task if factor is None else float(factor[i])))
+    if options.get("weight_normalization", "sum") == "sum":
+        weights = [3 * weight / sum(weights) for weight in weights]
+    return weights
+
+
+def first_row(run):
+    """The history of the first step, from given Ω."""
+    scheduler = run.upper_level.scheduler
+    scheduler.load_state_dict({"alpha": torch.tensor(ALPHA), "beta": torch.tensor(BETA)})
+    run.train()
+    return read_history(f"{run.args.output_dir}/scheduler_history.jsonl")[0]
+
+
+def one_step(tmp_path, **options):
+    model = prompted.prompted_clip(torch.float64)
+    return small_run.trainer(tmp_path, model, max_steps=1, learn_scheduler=False, **options)
+
+
+# ---- Eqs. 4-6 -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_weights_of_a_step_are_those_of_the_formula(tmp_path, known, switch):
+    options = SWITCHES[switch]
+    row = first_row(one_step(tmp_path, **options))
+    expected = weights_by_hand(known, options)
+    assert row["weight"] == pytest.approx(expected, rel=1e-5)
+    if options:
+        assert expected != pytest.approx(weights_by_hand(known, {}), rel=1e-3), "the switch changes nothing here"
+
+
+def test_without_both_the_step_is_that_of_the_plain_sum(tmp_path):
+    """The factor is 1, so with "none" as with "sum" the trained prompts are the same."""
+    trained = []
+    for normalization in ("sum", "none"):
+        run = one_step(
+            tmp_path / normalization,
+            prompt_scheduling=False,
+            task_scheduling=False,
+            weight_normalization=normalization,
+        )
+        run.train()
+        trained.append(small_run.trained_parameters(run))
+    assert all(torch.equal(parameter, trained[1][name]) for name, parameter in trained[0].items())
+
+
+@pytest.mark.parametrize(("off", "still"), [("prompt_scheduling", "alpha"), ("task_scheduling", "beta")])
+def test_omega_of_a_factor_that_is_off_does_not_move(tmp_path, off, still):
+    run = small_run.trainer(tmp_path, max_steps=2, lower_steps=1, neumann_terms=0, **{off: False})
+    run.train()
+    assert run.upper_level.updates == 2
+    moves = {name: (getattr(run.upper_level.scheduler, name) - 1).abs() for name in ("alpha", "beta")}
+    assert moves.pop(still).max() == 0
+    assert moves.popitem()[1].min() > 1e-6
+
+
+# ---- what is held fixed ---------------------------------------------------------------------------------------------
+
+
+def test_fixed_masks_stay_at_one_half_while_the_mlps_learn(tmp_path):
+    model = prompted.prompted_clip(torch.float32, learn_masks=False)
+    run = small_run.trainer(tmp_path, model, max_steps=3)
+    before = small_run.trained_parameters(run)
+    assert not any(name.endswith("mask") for name in before)
+    run.train()
+    after = small_run.trained_parameters(run)
+    mlps = [name for name in before if "jscpt_intervention" in name]
+    assert len(mlps) == 8
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+
+    views = model.task_views()
+    assert torch.equal(torch.sigmoid(views["mask"]), torch.full_like(views["mask"], 0.5))
+    pixels, tasks, _ = prompted.batch(model)
+    with torch.no_grad():
+        output = model.classify(pixels, tasks)
+        for x, selected, task in zip(output.image_embeds, output.selected_embeds, tasks, strict=True):
+            half = 0.5 * x
+            torch.testing.assert_close(selected, mlp(views, "outer", task, half + mlp(views, "inner", task, half)))
+
+
+def mlp(views, name, task, u):
+    """Eq. 2's residual MLP, written out."""
+    hidden = torch.nn.functional.gelu(u @ views[f"{name}_down"][task] + views[f"{name}_down_bias"][task])
+    return u + hidden @ views[f"{name}_up"][task] + views[f"{name}_up_bias"][task]
+
+
+def test_learned_masks_move(tmp_path):
+    run = small_run.trainer(tmp_path, max_steps=3)
+    before = small_run.trained_parameters(run)
+    run.train()
+    after = small_run.trained_parameters(run)
+    masks = [name for name in before if name.endswith(".mask")]
+    assert len(masks) == 1 and (after[masks[0]] - before[masks[0]]).abs().max() > 0
+
+
+def test_fixed_omega_stays_and_needs_no_dev_images(tmp_path, known):
+    run = small_run.trainer(
+        tmp_path, prompted.prompted_clip(torch.float64), max_steps=3, lower_steps=1, learn_scheduler=False
+    )
+    run = JSCPTTrainer(run.model, run.args, train_dataset=run.train_dataset)
+    row = first_row(run)
+    assert row["weight"] == pytest.approx(weights_by_hand(known, {}), rel=1e-5)
+    rows = read_history(tmp_path / "scheduler_history.jsonl")
+    assert len(rows) == 3 and run.upper_level.updates == 0
+    for row in rows:
+        assert row["alpha"] == pytest.approx(ALPHA) and row["beta"] == pytest.approx(BETA)
+        assert row["scheduler"] is None
+    assert rows[0]["weight"] != pytest.approx(rows[2]["weight"], rel=1e-6)  # it still schedules
+
+
+class Broken(torch.utils.data.Dataset):
+    """Training pictures, those of one task replaced by infinities."""
+
+    def __init__(self, pictures, task):
+        self.pictures, self.task, self.datasets = pictures, task, pictures.datasets
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, key):
+        item = self.pictures[key]
+        return {**item, "pixel_values": item["pixel_values"] * torch.inf} if item["task_ids"] == self.task else item
+
+
+# ---- gradient_aggregator --------------------------------------------------------------------------------------------
+
+
+class TestGradientAggregator:
+    @pytest.fixture(autouse=True)
+    def _torchjd(self):
+        pytest.importorskip("torchjd", reason="needs the extra `aggregators`")
+
+    @pytest.mark.parametrize("options", [{}, NONE, {"prompt_scheduling": False}], ids=str)
+    @pytest.mark.parametrize("c", [0.5, 0.9])
+    def test_cagrad_replaces_the_affinity_factor(self, tmp_path, known, options, c):
+        """Row 22: MT-CAGrad, its weights by search over the simplex instead of TorchJD."""
+        chosen = {} if c == 0.5 else {"cagrad_c": c}  # the default is the design's
+        row = first_row(one_step(tmp_path, gradient_aggregator="cagrad", **chosen, **options))
+        factor = cagrad_weights(known["gradients"], c)
+        expected = weights_by_hand(known, options, factor)
+        assert row["weight"] == pytest.approx(expected, rel=1e-3)
+        assert row["task_factor"] == pytest.approx(factor.tolist(), rel=1e-3)
+        assert expected != pytest.approx(weights_by_hand(known, options), rel=1e-2)
+        other = weights_by_hand(known, options, cagrad_weights(known["gradients"], 0.1))
+        assert expected != pytest.approx(other, rel=1e-2)
+
+    def test_a_task_that_is_not_finite_is_left_out(self, tmp_path, known):
+        run = one_step(tmp_path, gradient_aggregator="cagrad")
+        run.train_dataset = Broken(run.train_dataset, task=1)
+        row = first_row(run)
+        two = cagrad_weights(known["gradients"][[0, 2]], 0.5)
+        effect = effects(known)
+        first, last = (sigmoid(ALPHA[task] * effect[task]) * float(two[task // 2]) for task in (0, 2))
+        assert row["weight"] == pytest.approx([2 * first / (first + last), 0, 2 * last / (first + last)], rel=1e-3)
+
+    @pytest.mark.parametrize("name", ["mean", "sum", "random"])
+    def test_controls(self, tmp_path, known, name):
+        row = first_row(one_step(tmp_path, gradient_aggregator=name, **NONE))
+        factor = {"mean": [1 / 3] * 3, "sum": [1] * 3}.get(name)
+        if factor:
+            assert row["weight"] == pytest.approx(weights_by_hand(known, NONE, factor), rel=1e-5)
+        else:
+            prompt = weights_by_hand(known, {**NONE, "task_scheduling": False})
+            assert sum(w / p for w, p in zip(row["weight"], prompt, strict=True)) == pytest.approx(1, rel=1e-5)
+
+    def test_alpha_learns_and_beta_stays(self, tmp_path):
+        run = small_run.trainer(tmp_path, max_steps=2, lower_steps=1, gradient_aggregator="upgrad")
+        run.train()
+        assert run.upper_level.updates == 2
+        assert torch.equal(run.upper_level.scheduler.beta, torch.ones(3))
+        assert (run.upper_level.scheduler.alpha - 1).abs().min() > 1e-6
+
+    def test_there_is_nothing_to_learn_without_prompt_scheduling(self, tmp_path):
+        options = {"gradient_aggregator": "mgda", "prompt_scheduling": False, "max_steps": 2, "lower_steps": 1}
+        run = small_run.trainer(tmp_path, **options)
+        run = JSCPTTrainer(run.model, run.args, train_dataset=run.train_dataset)  # no dev images
+        run.train()
+        assert run.upper_level.updates == 0
+
+    @pytest.mark.parametrize("name", ["gradvac", "pcd", "random"])
+    def test_resume_goes_on_as_if_never_stopped(self, tmp_path, name):
+        options = {"gradient_aggregator": name, "save_strategy": "steps", "save_steps": 2, "neumann_terms": 0}
+        whole = small_run.trainer(tmp_path, **options)
+        whole.train()
+        history = read_history(tmp_path / "scheduler_history.jsonl")
+        resumed = small_run.trainer(tmp_path, **options)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+        assert read_history(tmp_path / "scheduler_history.jsonl") == history
+        expected, state = whole.upper_level.aggregator.state_dict(), resumed.upper_level.aggregator.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in state.items())
+        for key, parameter in small_run.trained_parameters(whole).items():
+            assert torch.equal(parameter, small_run.trained_parameters(resumed)[key]), key
+
+    def test_resume_with_another_one_is_refused(self, tmp_path):
+        options = {"save_strategy": "steps", "save_steps": 2, "neumann_terms": 0}
+        small_run.trainer(tmp_path, gradient_aggregator="gradvac", **options).train()
+        other = small_run.trainer(tmp_path, gradient_aggregator="pcd", **options)
+        with pytest.raises(ValueError, match=r"`gradient_aggregator` = \"gradvac\", this run has \"pcd\""):
+            other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"gradient_aggregator": "cagradd"}, r"`gradient_aggregator` must be one of .* Did you mean 'cagrad'\?"),
+            (
+                {"gradient_aggregator": "mgda", "task_scheduling": False},
+                "`gradient_aggregator='mgda'` takes the place of .* `task_scheduling=False` switches off",
+            ),
+            ({"gradient_aggregator": "krum", "krum_byzantine": 1}, "`gradient_aggregator='krum'` needs .* 3 tasks"),
+            ({"cagrad_c": -0.1}, "`cagrad_c` must be at least 0, got -0.1"),
+            ({"cagrad_c": math.nan}, "`cagrad_c` must be at least 0, got nan"),
+            ({"fairgrad_alpha": -1.0}, "`fairgrad_alpha` must be at least 0"),
+            ({"krum_byzantine": -1}, "`krum_byzantine` must be at least 0"),
+            ({"krum_selected": 0}, "`krum_selected` must be at least 1"),
+        ],
+    )
+    def test_bad_arguments(self, tmp_path, options, message):
+        with pytest.raises(ValueError, match=message):
+            small_run.trainer(tmp_path, **options)

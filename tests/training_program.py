@@ -1,0 +1,110 @@
+"""A training run of `small_run` in one process of several, with the faults that tests ask for."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import prompted
+import small_run
+import torch
+from transformers import TrainerCallback
+
+from jscpt_peft.training.callbacks import StopOnInterrupt
+from jscpt_peft.training.distributed import process_index
+
+
+class Communications:
+    """Counts the collective sums of every step."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.open = 0
+        original = torch.distributed.all_reduce
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.open += 1
+            return original(*args, **kwargs)
+
+        torch.distributed.all_reduce = counted
+
+
+class AtStep(TrainerCallback):
+    """What happens when a step begins: the fault of the options, in one process; and the count of communications."""
+
+    def __init__(self, communications: Communications, fault: str | None, step: int, rank: int) -> None:
+        self.communications, self.fault, self.step, self.rank = communications, fault, step, rank
+
+    def on_step_begin(self, _args, state, _control, **_):
+        self.communications.open = 0
+        if state.global_step == self.step and process_index() == self.rank:
+            if self.fault in ("SIGKILL", "SIGSTOP", "SIGINT", "SIGTERM"):
+                os.kill(os.getpid(), getattr(signal, self.fault))
+            elif self.fault == "slow":
+                time.sleep(600)
+            elif self.fault == "full disk":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+
+    def on_step_end(self, _args, _state, _control, **_):
+        self.communications.calls.append(self.communications.open)
+
+
+def main(
+    folder: str,
+    sizes: dict[str, list[int]] | None = None,
+    resume: Any = None,
+    fault: str | None = None,
+    step: int = -1,
+    rank: int = 0,
+    dtype: str = "float64",
+    model: dict[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """Trains, evaluates and writes `folder/<rank>.pt`.
+
+    Args:
+        folder: for the results; `folder/run` is the run's own.
+        sizes: numbers of images, as in `small_run.trainer`.
+        resume: `resume_from_checkpoint`.
+        fault, step, rank: what befalls which process when which step begins.
+        dtype: of the model.
+        model: options of `prompted.prompted_clip`.
+        options: of `JSCPTTrainingArguments`.
+    """
+    communications = Communications()
+    trainer = small_run.trainer(
+        Path(folder, "run"),
+        prompted.prompted_clip(getattr(torch, dtype), **(model or {})),
+        callbacks=[AtStep(communications, fault, step, rank)],
+        sizes=sizes,
+        **options,
+    )
+    stop = StopOnInterrupt(trainer)
+    trainer.add_callback(stop)
+    trainer.train(resume_from_checkpoint=resume)
+    prediction = trainer.predict(trainer.eval_dataset)
+    scheduler = trainer.upper_level.scheduler
+    result = {
+        "parameters": small_run.trained_parameters(trainer),
+        "omega": {name: getattr(scheduler, name).detach() for name in ("alpha", "beta")},
+        "updates": trainer.upper_level.updates,
+        "steps": trainer.state.global_step,
+        "interrupted": stop.interrupted,
+        "communications": communications.calls,
+        "metrics": {name: value for name, value in prediction.metrics.items() if "accuracy" in name or "loss" in name},
+        "predictions": torch.tensor(prediction.predictions),
+        "labels": torch.tensor(prediction.label_ids[0]),
+        "optimizer": trainer.optimizer.state_dict()["state"],
+    }
+    torch.save(result, Path(folder, f"{process_index()}.pt"))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(**json.loads(sys.argv[1]))
