@@ -102,6 +102,7 @@ def main(
         "labels": torch.tensor(prediction.label_ids[0]),
         "optimizer": trainer.optimizer.state_dict()["state"],
     }
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     torch.save(result, Path(folder, f"{process_index()}.pt"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from jscpt_peft.scheduling import AGGREGATORS, NEUTRAL_EFFECT
 from jscpt_peft.scheduling.affinity import AFFINITIES
 from jscpt_peft.scheduling.scheduler import AFFINITY_DIRECTIONS, PARAMETERIZATIONS, WEIGHT_NORMALIZATIONS
 
+from .distributed import join_on_cpu
 from .hessian import HESSIAN_PRODUCTS
 
 REFERENCES = ("original", "complement")
@@ -130,6 +132,9 @@ class JSCPTTrainingArguments(TrainingArguments):
         if self.warmup_steps is None:
             by_epochs = self.max_steps <= 0 and self.num_train_epochs > 0
             self.warmup_steps = min(1.0 / self.num_train_epochs, 0.5) if by_epochs else 0.0
+        on_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+        if on_cpu and self.ddp_backend in (None, "gloo"):
+            join_on_cpu(self.ddp_timeout)
         super().__post_init__()
         self._check_choices()
         self._check_ranges()

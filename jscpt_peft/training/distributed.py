@@ -6,8 +6,10 @@ After a sum all hold the same bits, so that whatever they compute from it (Δ, A
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +31,18 @@ LOST_PROCESS = (
     "NCCL",
     "gloo",
 )
+
+
+def join_on_cpu(timeout: float) -> None:
+    """Connects CPU processes that a launcher has started, with a bound on how long one waits for another.
+
+    Transformers hands its `ddp_timeout` to the process group of GPUs alone; a group that is there already it keeps.
+
+    Args:
+        timeout: seconds.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
 
 
 def world_size() -> int:

@@ -275,7 +275,7 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
         if not path.exists():
             logger.warning(f"{path} does not exist (saved with `save_only_model`?): the scheduler starts anew.")
             return
-        state = torch.load(path, map_location=self.args.device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.nonfinite_steps = state.pop("nonfinite_steps")
         self.upper_level.load_state_dict(state)
 

@@ -1,0 +1,183 @@
+"""Several processes train as one with their batches together would, and end well when one of them does not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from functools import cache
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+
+from jscpt_peft.evaluation import read_history
+
+# Whoever runs alone takes the batches of all: K processes with batch B against one with batch K·B.
+COMMON = {"max_steps": 4, "lower_steps": 2, "dev_batch_size": 2}
+VARIANTS = {
+    "plain": {},
+    "accumulation": {"gradient_accumulation_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01},
+    "chunks": {"hypergradient_chunk_size": 1, "gradient_aggregator": "gradvac"},
+    "differences": {"hvp": "finite_difference", "max_grad_norm": 0.5},
+    "few images": {"sizes": {"train": [1, 3, 2], "dev": [1, 1, 1], "validation": [1, 2, 2]}},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """`runs(variant, count)`: the results of `count` processes that share batches of 4 images a task."""
+    root = tmp_path_factory.mktemp("runs")
+
+    @cache
+    def results(variant: str, count: int) -> list[dict]:
+        options = {**COMMON, **VARIANTS[variant]}
+        options["dev_batch_size"] = 4 // count
+        return processes.run(count, root / variant / str(count), per_device_train_batch_size=4 // count, **options)
+
+    results.folder = lambda variant, count: root / variant / str(count)
+    return results
+
+
+def same(one: dict, other: dict) -> None:
+    for part in ("parameters", "omega"):
+        for name, value in one[part].items():
+            torch.testing.assert_close(other[part][name], value, atol=1e-10, rtol=1e-10, msg=f"{part} {name}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_processes_are_one_with_the_union_of_their_batches(runs, variant):
+    (one,), two = runs(variant, 1), runs(variant, 2)
+    same(one, two[0])
+    assert one["updates"] == two[0]["updates"] == 2
+    assert one["omega"]["alpha"].dtype == torch.float64
+    assert (one["omega"]["alpha"] - 1).abs().min() > 1e-4
+    for name, value in one["metrics"].items():
+        assert two[0]["metrics"][name] == pytest.approx(value, abs=1e-6), name
+    histories = [read_history(runs.folder(variant, count) / "run" / "scheduler_history.jsonl") for count in (1, 2)]
+    for alone, together in zip(*histories, strict=True):
+        for name in ("loss", "causal_effect", "weight", "alpha_after", "beta_after"):
+            assert together[name] == pytest.approx(alone[name], abs=1e-9), name
+        assert [*sum(together["affinity"], start=[])] == pytest.approx([*sum(alone["affinity"], start=[])], abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_all_processes_hold_the_same_bits(runs, variant):
+    one, other = runs(variant, 2)
+    for part in ("parameters", "omega"):
+        for name, value in one[part].items():
+            assert torch.equal(value, other[part][name]), f"{part} {name}"
+
+
+@pytest.mark.slow
+def test_one_communication_a_lower_step(runs):
+    """A step that updates Ω adds the dev gradient, the counts of the Hessian's images, and one for each product."""
+    for result in runs("plain", 2):
+        assert result["communications"] == [1, 1 + 2 + 3, 1, 1 + 2 + 3]
+    for result in runs("accumulation", 2):
+        assert result["communications"][0] == 1
+
+
+@pytest.mark.slow
+def test_more_processes_than_images_and_none_counted_twice(runs):
+    """Four processes, tasks of 1, 3 and 2 training images, 5 images to evaluate in batches of 4 a process."""
+    (one,), four = runs("few images", 1), runs("few images", 4)
+    same(one, four[0])
+    for result in four:
+        assert len(result["labels"]) == 5
+        assert torch.equal(result["labels"], one["labels"])
+        torch.testing.assert_close(result["predictions"], one["predictions"], atol=1e-6, rtol=1e-6)
+        assert result["metrics"]["test_loss"] == pytest.approx(one["metrics"]["test_loss"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_one_that_never_stopped(tmp_path):
+    """On two processes, from the middle of an epoch, with data workers."""
+    options = {"max_steps": 5, "lower_steps": 2, "per_device_train_batch_size": 1, "dataloader_num_workers": 1}
+    options |= {"dtype": "float32", "optim": "adamw_torch", "learning_rate": 0.01, "gradient_aggregator": "pcgrad"}
+    whole = processes.run(2, tmp_path / "whole", **options)
+    saved = {**options, "save_strategy": "steps", "save_steps": 3}
+    processes.run(2, tmp_path / "parts", **saved)
+    checkpoint = tmp_path / "parts" / "run" / "checkpoint-3"
+    assert {"rng_state_0.pth", "rng_state_1.pth", "checkpoint.json"} <= {path.name for path in checkpoint.iterdir()}
+    for path in (tmp_path / "parts" / "run").glob("checkpoint-5"):
+        path.rename(tmp_path / "later")
+    resumed = processes.run(2, tmp_path / "parts", **saved, resume=True)
+    for before, after in zip(whole, resumed, strict=True):
+        for part in ("parameters", "omega"):
+            for name, value in before[part].items():
+                assert torch.equal(value, after[part][name]), f"{part} {name}"
+        for number, state in before["optimizer"].items():
+            for name, value in state.items():
+                assert torch.equal(value, after["optimizer"][number][name]), f"{number} {name}"
+    histories = [read_history(tmp_path / name / "run" / "scheduler_history.jsonl") for name in ("whole", "parts")]
+    assert histories[0] == histories[1]
+
+
+def ends_within(seconds: float, process) -> int:
+    return process.wait(seconds)
+
+
+FAULTY = {"max_steps": 50, "lower_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [3, 5])  # a plain lower step, and one that updates Ω and saves afterwards
+def test_a_process_that_dies(tmp_path, step):
+    survivor, victim = processes.start(2, tmp_path, **FAULTY, fault="SIGKILL", step=step, rank=1, ddp_timeout=30)
+    assert ends_within(processes.TIMEOUT, victim) == -signal.SIGKILL
+    start = time.monotonic()
+    assert ends_within(60, survivor) not in (0, None)
+    assert time.monotonic() - start < 45
+    said = processes.output(tmp_path, 0)
+    assert "ConnectionError: process 0 of 2 has lost another one" in said
+    assert "`resume_from_checkpoint=True`" in said
+    resumed = processes.run(2, tmp_path, **{**FAULTY, "max_steps": 6}, resume=True)
+    assert resumed[0]["steps"] == 6
+    assert f"Going on from {tmp_path / 'run' / f'checkpoint-{step - 1}'}" in processes.output(tmp_path, 0)
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs(tmp_path):
+    both = processes.start(2, tmp_path, **FAULTY, fault="slow", step=3, rank=1, ddp_timeout=10)
+    try:
+        assert ends_within(processes.TIMEOUT, both[0]) != 0
+        said = processes.output(tmp_path, 0)
+        assert "has lost another one, which ended or did not answer within 10 seconds (`ddp_timeout`)" in said
+        assert json.loads((tmp_path / "run" / "checkpoint-2" / "checkpoint.json").read_text())["files"]
+    finally:
+        both[1].kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, name):
+    results = processes.run(2, tmp_path, **{**FAULTY, "save_steps": 100}, fault=name, step=3, rank=1)
+    assert [result["interrupted"] for result in results] == [True, True]
+    assert results[0]["steps"] == results[1]["steps"] == 4
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_in_one_process(tmp_path):
+    """Its part cannot be written, so there is no checkpoint; all go on."""
+    options = {**FAULTY, "max_steps": 6, "save_total_limit": None}
+    results = processes.run(2, tmp_path, **options, fault="full disk", step=2, rank=1)
+    assert results[0]["steps"] == 6
+    assert sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir()) == ["checkpoint-2"]
+    for rank in (0, 1):
+        assert "checkpoint-4 could not be written and is left out" in processes.output(tmp_path, rank)
+
+
+def test_sums_without_other_processes_are_the_tensors_themselves():
+    from jscpt_peft.training.distributed import by_first_process, gather_objects, sum_over_processes
+
+    tensors = [torch.arange(3), torch.ones(2, 2)]
+    assert all(one is other for one, other in zip(sum_over_processes(tensors), tensors, strict=True))
+    assert gather_objects("x") == ["x"]
+    with pytest.raises(ValueError, match="as it is"):
+        by_first_process(lambda: (_ for _ in ()).throw(ValueError("as it is")))
+    assert by_first_process(lambda: Path("x")) == Path("x")
