@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from transformers.activations import QuickGELUActivation
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention, CLIPEncoderLayer
 
+from . import second_order
+
 QUICK_GELU_SLOPE = 1.702
 
 
@@ -97,7 +99,9 @@ def _attend(
     queries = _heads(attention, attention.q_proj(normed))
     dropout = attention.dropout if attention.training else 0.0
     implementation = attention.config._attn_implementation
-    if implementation == "sdpa":
+    if second_order.second_order():
+        mixed = second_order.attention(queries, *seen, mask, dropout, attention.scale)
+    elif implementation == "sdpa":
         mixed = F.scaled_dot_product_attention(
             queries, *seen, attn_mask=mask, dropout_p=dropout, scale=attention.scale
         )
@@ -126,7 +130,7 @@ def feed_forward(mlp: CLIPMLP, hidden: torch.Tensor) -> torch.Tensor:
     if not (plain and isinstance(mlp.activation_fn, QuickGELUActivation)):
         return mlp(hidden)
     wide = _scaled_linear(mlp.fc1, hidden.flatten(0, -2), QUICK_GELU_SLOPE, QUICK_GELU_SLOPE)
-    return _scaled_linear(mlp.fc2, F.silu(wide), 1 / QUICK_GELU_SLOPE, 1.0).view_as(hidden)
+    return _scaled_linear(mlp.fc2, second_order.silu(wide), 1 / QUICK_GELU_SLOPE, 1.0).view_as(hidden)
 
 
 def _scaled_linear(linear: nn.Linear, rows: torch.Tensor, product_scale: float, bias_scale: float) -> torch.Tensor:

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .attention import KeysValues, block, keys_values
 from .config import JSCPTConfig
-from .fingerprint import fingerprint
+from .fingerprint import Fingerprint
 from .layer import JSCPTLayer
 from .prompts import PromptBank, repeat_to_length
 from .routing import TaskRouter
@@ -260,7 +260,7 @@ class PromptedText(PromptedTower):
     @torch.no_grad()
     def _start(self, start_id: int) -> Start:
         """What `[SOS]`, which sees only itself, contributes: constants of the frozen model."""
-        key = (start_id, fingerprint(self.base_layer))
+        key = (start_id, Fingerprint(self.base_layer))
         if key not in self._start_cache:
             hidden = self._embed(self.base_layer.embeddings.position_ids.new_full((1, 1), start_id), first_position=0)
             seen = []

@@ -17,7 +17,7 @@ from .class_tokens import fill_token_ids
 from .classifier import ClassTexts, JSCPTOutput, check_labels, task_logits, task_losses
 from .config import JSCPTConfig
 from .encoder import PromptedText, PromptedTower, PromptedVision
-from .fingerprint import fingerprint
+from .fingerprint import Fingerprint
 from .intervention import FeatureSelection, Views, complement_features, select_features
 from .layer import JSCPTLayer
 from .prediction import predict
@@ -169,7 +169,7 @@ class JSCPTModel(BaseTuner):
         if prompts.requires_grad or others:
             return self._encode_classes(texts, prompts)
         name = self.text_tower.active_name
-        key = (self.text_tower.enabled, fingerprint(self.text_tower, self.model.text_projection))
+        key = (self.text_tower.enabled, Fingerprint(self.text_tower, self.model.text_projection))
         if name not in self._class_embeds or self._class_embeds[name][0] != key:
             with torch.no_grad():
                 self._class_embeds[name] = key, self._encode_classes(texts, prompts)
