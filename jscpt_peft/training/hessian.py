@@ -15,10 +15,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import one_hot
 
 from jscpt_peft.model.intervention import Views
+from jscpt_peft.model.second_order import twice_differentiable
 from jscpt_peft.scheduling import hessian_vector_product
 from jscpt_peft.scheduling.hypergradient import flatten
 
@@ -32,13 +32,6 @@ HESSIAN_PRODUCTS = ("exact", "finite_difference")
 def full_precision(device_type: str) -> Iterator[None]:
     """Float32 (or what the parameters have) whatever the training precision; fused kernels stay allowed."""
     with torch.autocast(device_type, enabled=False):
-        yield
-
-
-@contextmanager
-def twice_differentiable(device_type: str) -> Iterator[None]:
-    """Float32 and the MATH attention kernel: fused kernels have no second derivative, bfloat16 spoils it (by 5 %)."""
-    with full_precision(device_type), sdpa_kernel(SDPBackend.MATH):
         yield
 
 

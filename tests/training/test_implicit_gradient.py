@@ -7,10 +7,11 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.scheduling import TaskPromptScheduler
-from jscpt_peft.training.hessian import HessianProduct, kept_graph, twice_differentiable
+from jscpt_peft.training.hessian import HessianProduct, kept_graph
 from jscpt_peft.training.implicit_gradient import dev_gradient, implicit_gradient
 from jscpt_peft.training.task_gradients import Batch, task_gradients
 
@@ -79,7 +80,7 @@ class BiLevelProblem:
         shapes = [parameter.shape for parameter in self.parameters]
         parts = theta.split([shape.numel() for shape in shapes])
         values = {n: part.view(shape) for n, part, shape in zip(self.names, parts, shapes, strict=True)}
-        with twice_differentiable("cpu"):
+        with sdpa_kernel(SDPBackend.MATH):
             return functional_call(Classify(self.model), {f"model.{n}": v for n, v in values.items()}, batch)
 
     def scheduled_loss(self, theta, weights):

@@ -1,0 +1,66 @@
+"""`accelerate launch` with the project's own launch configuration, as a user types it: two processes on the CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jscpt_peft.evaluation import read_history
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGURATION = ROOT / "recipes" / "configs" / "accelerate" / "two_cpu_processes.yaml"
+QUICK = ["--task_set", "shapes", "--shots", "2", "--use_cpu", "--eval_strategy", "no", "--lower_steps", "2"]
+TIMEOUT = 300
+
+pytestmark = pytest.mark.slow
+
+
+def launch(folder: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGURATION)]
+    command += ["--main_process_port", "0", str(ROOT / "recipes" / "train.py"), *QUICK, *arguments]
+    log = open(folder / "log", "w", encoding="utf-8")  # noqa: SIM115 (the process writes to it)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def said(folder: Path) -> str:
+    return " ".join((folder / "log").read_text(encoding="utf-8").split())
+
+
+def test_trains_evaluates_and_writes_once(tmp_path):
+    output = tmp_path / "out"
+    assert launch(tmp_path, "--output_dir", str(output), "--max_steps", "4").wait(TIMEOUT) == 0, said(tmp_path)
+    names = {path.name for path in output.iterdir()}
+    assert {"adapter_model.safetensors", "manifest.json", "results.json", "losses.png"} <= names
+    assert [row["step"] for row in read_history(output / "scheduler_history.jsonl")] == [1, 2, 3, 4]
+    for once in ("trainable params", "zero-shot", "Adapter and results:"):
+        assert said(tmp_path).count(once) == 1, once
+    # A second run into the same directory is refused by all of them, with one reason.
+    assert launch(tmp_path, "--output_dir", str(output), "--max_steps", "4").wait(TIMEOUT) != 0
+    assert "is not empty: choose another" in said(tmp_path)
+    assert 'train.py", line' not in said(tmp_path)  # no traceback but the launcher's own
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
+    output = tmp_path / "out"
+    arguments = ["--output_dir", str(output), "--max_steps", "2000", "--logging_steps", "1"]
+    process = launch(tmp_path, *arguments)
+    start = time.monotonic()
+    while "step" not in said(tmp_path).partition("trainable params")[2] and time.monotonic() - start < TIMEOUT:
+        time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(TIMEOUT) != 0
+    assert "is saved in" in said(tmp_path) and "--resume_from_checkpoint last" in said(tmp_path)
+    (checkpoint,) = output.glob("checkpoint-*")
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    assert 0 < step < 2000
+    arguments[3] = str(step + 1)
+    assert launch(tmp_path, *arguments, "--resume_from_checkpoint", "last").wait(TIMEOUT) == 0, said(tmp_path)
+    assert [row["step"] for row in read_history(output / "scheduler_history.jsonl")] == list(range(1, step + 2))
+    assert "`max_steps` (2000, now" in said(tmp_path)  # another schedule than the run would have had
