@@ -3,7 +3,7 @@
     accelerate launch recipes/train.py --task_set shapes --output_dir outputs/shapes
     accelerate launch recipes/train.py --task_set folder --data_root pictures --output_dir outputs/mine
     accelerate launch recipes/train.py my.yaml --seed 2
-    accelerate launch --config_file recipes/configs/accelerate/two_gpus.yaml recipes/train.py my.yaml
+    accelerate launch --config_file recipes/configs/accelerate/gpus.yaml recipes/train.py my.yaml
 
 Writes to the output directory: the adapter, manifest.json (which image is in which split), results.json and
 results.md (accuracy by task, before and after), scheduler_history.jsonl and six pictures of it. With
@@ -12,7 +12,6 @@ results.md (accuracy by task, before and after), scheduler_history.jsonl and six
 
 from __future__ import annotations
 
-import shutil
 import sys
 import warnings
 from copy import copy
@@ -23,6 +22,7 @@ from arguments import DataArguments, ModelArguments, parse
 from peft import get_peft_model
 from rich.console import Console
 from rich.markup import escape
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -33,6 +33,7 @@ from jscpt_peft.evaluation import draw_pictures, print_results, results_table, w
 from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.callbacks import StopOnInterrupt, TaskProgress
+from jscpt_peft.training.checkpoint import remove_checkpoints
 from jscpt_peft.training.distributed import by_first_process, leave, process_index, world_size
 from jscpt_peft.training.step_log import HISTORY_FILE
 
@@ -48,7 +49,7 @@ def main(command_line: list[str] | None = None) -> None:
     console.quiet = process_index() > 0
     try:
         run(data, model_arguments, training)
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, SafetensorError) as error:
         who = f" in process {process_index()} of {world_size()}" if world_size() > 1 else ""
         console.quiet = False
         console.print(f"[bold red]Error{who}:[/] {escape(str(error))}", highlight=False, markup=True, soft_wrap=True)
@@ -85,6 +86,8 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
         trainer.remove_callback(plain)
     trainer.add_callback(TaskProgress(list(task_set.class_names)))
     if trainer.is_world_process_zero():
+        if not resume:
+            remove_checkpoints(Path(training.output_dir))  # of a run that is overwritten
         model.print_trainable_parameters()
         write_manifest(task_set.manifest, manifest)
     trainer.train(resume_from_checkpoint=resume)
@@ -117,9 +120,6 @@ def prepare_output(training: JSCPTTrainingArguments) -> str | bool | None:
             "--resume_from_checkpoint last."
         )
     output.mkdir(parents=True, exist_ok=True)
-    if resume is None:
-        for checkpoint in output.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):  # of a run that is overwritten
-            shutil.rmtree(checkpoint)
     return resume
 
 

@@ -41,13 +41,21 @@ class TaskBalancedBatchSampler(torch.utils.data.Sampler[list[Key]]):
         batch_size: items per task, process and batch.
         seed: of the shuffling.
         rank, world_size: this process and the number of processes.
+        accumulation: batches of one optimizer step. An epoch is made of whole steps, so that a step of 2 batches of B
+            items sees what a step of one batch of 2·B sees.
 
     Raises:
         ValueError: no task, an empty task, `batch_size` below 1, `rank` out of range.
     """
 
     def __init__(
-        self, sizes: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        sizes: Sequence[int],
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
     ) -> None:
         if not sizes or min(sizes) < 1:
             raise ValueError(f"`sizes` is {list(sizes)}: give at least one task, and no empty one.")
@@ -60,6 +68,7 @@ class TaskBalancedBatchSampler(torch.utils.data.Sampler[list[Key]]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.accumulation = accumulation
         self.epoch = 0
         self._starts = (0, *itertools.accumulate(self.sizes))
 
@@ -68,7 +77,8 @@ class TaskBalancedBatchSampler(torch.utils.data.Sampler[list[Key]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(max(self.sizes) / (self.batch_size * self.world_size))
+        steps = math.ceil(max(self.sizes) / (self.batch_size * self.world_size * self.accumulation))
+        return steps * self.accumulation
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.epoch  # a set_epoch during the iteration counts from the next one on

@@ -7,6 +7,8 @@ import weakref
 import torch
 from torch import Tensor, nn
 
+from .second_order import second_order
+
 
 class Fingerprint:
     """Equal to another one where the same parameters had the same values, and were used in the same precision.
@@ -26,6 +28,7 @@ class Fingerprint:
         self._state = (
             tuple((each.data_ptr(), _version(each), each.dtype) for each in parameters),
             torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
+            second_order(),  # other kernels, which differ in the last bits
             torch.is_inference_mode_enabled(),  # tensors made in inference mode cannot take part in autograd later
         )
 

@@ -20,6 +20,18 @@ _wanted: ContextVar[bool] = ContextVar("second_order", default=False)
 
 
 @contextmanager
+def full_precision(device_type: str) -> Iterator[None]:
+    """The parameters' own precision whatever the training's: no autocast, and no TF32 in float32 products."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+@contextmanager
 def twice_differentiable(device_type: str) -> Iterator[None]:
     """Within, the towers compute so that their gradients can be differentiated once more: without fused attention, and
     in the parameters' own precision, for bfloat16 would spoil the products (by 5 %).
@@ -28,7 +40,7 @@ def twice_differentiable(device_type: str) -> Iterator[None]:
     """
     token = _wanted.set(True)
     try:
-        with torch.autocast(device_type, enabled=False):
+        with full_precision(device_type):
             yield
     finally:
         _wanted.reset(token)

@@ -108,7 +108,7 @@ class JSCPTTrainingArguments(TrainingArguments):
     )
     hypergradient_batch_size: int | None = field(
         default=None,
-        metadata={"help": "Images of every task, per process, in the Hessian. Default: those of the lower step."},
+        metadata={"help": "Images of every task of the whole step in the Hessian. Default: all of them."},
     )
     hypergradient_chunk_size: int | None = field(
         default=None,
@@ -173,6 +173,7 @@ class JSCPTTrainingArguments(TrainingArguments):
             "hypergradient_chunk_size": 1,
             "dev_batch_size": 1,
             "dataloader_timeout": 0,
+            "max_hypergradient_norm": 0,
         }.items():
             value = getattr(self, name)
             if value is not None and not value >= minimum:  # also where it is NaN

@@ -7,8 +7,11 @@ from types import FrameType
 from typing import Any, Protocol
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
 from jscpt_peft.data import TaskBalancedBatchSampler
+
+logger = logging.get_logger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -54,13 +57,17 @@ class StopOnInterrupt(TrainerCallback):
         self.interrupted = False
         self._previous = {number: signal.signal(number, self._interrupt) for number in SIGNALS}
 
-    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+    def _interrupt(self, number: int, _frame: FrameType | None) -> None:
         self.trainer.stop_asked = True
-        self._restore()
+        self.restore_signals()
+        name = signal.Signals(number).name
+        logger.warning(f"{name}: the step under way is finished and saved; once more ends the run at once.")
 
-    def _restore(self) -> None:
+    def restore_signals(self) -> None:
+        """Gives the signals back to whom they belonged before training."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._previous = {}
 
     def on_step_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         # After the last step there is nothing to go on with.
@@ -69,7 +76,7 @@ class StopOnInterrupt(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        self._restore()
+        self.restore_signals()
 
 
 class TaskProgress(ProgressCallback):

@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 SEAL = "checkpoint.json"
 # Hidden, so that nothing which looks for `checkpoint-*` takes them for checkpoints.
 INCOMPLETE, REPLACED = ".incomplete-", ".replaced-"
+SPOILED = "spoiled-"
 
 
 def staging_directory(final: Path) -> Path:
@@ -48,27 +51,28 @@ def finish_checkpoint(final: Path, configuration: Mapping[str, Any]) -> None:
         for path in sorted(staging.rglob("*"))
         if path.is_file()
     }
-    seal = json.dumps({"files": files, "configuration": configuration}, indent=1)
+    seal = json.dumps({"files": files, "configuration": configuration}, indent=1, default=str)
     (staging / SEAL).write_text(seal + "\n", encoding="utf-8")
     for path in (*(staging / name for name in files), staging / SEAL, staging):
         _flush_to_disk(path)
     if final.exists():
         final.rename(final.with_name(REPLACED + final.name))
     staging.rename(final)
-    _flush_to_disk(final.parent)
-    clear_remains(final.parent)
+    with suppress(OSError):  # the checkpoint is there; what follows can wait for the next one
+        _flush_to_disk(final.parent)
+        clear_remains(final.parent)
 
 
 def clear_remains(run: Path) -> None:
     """Removes what a run that was killed while saving has left in its directory."""
-    for staging in run.glob(f"{INCOMPLETE}*"):
-        shutil.rmtree(staging)
     for old in run.glob(f"{REPLACED}*"):
         final = old.with_name(old.name.removeprefix(REPLACED))
         if final.exists():
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)
         else:
             old.rename(final)  # killed between the two renames
+    for staging in run.glob(f"{INCOMPLETE}*"):
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def check_checkpoint(checkpoint: Path, configuration: Mapping[str, Any]) -> None:
@@ -85,11 +89,15 @@ def check_checkpoint(checkpoint: Path, configuration: Mapping[str, Any]) -> None
         path = checkpoint / name
         if not path.is_file():
             raise ValueError(f"its file {name} is missing")
-        if path.stat().st_size != expected["bytes"]:
-            raise ValueError(f"its file {name} has {path.stat().st_size} bytes instead of {expected['bytes']}")
-        if _digest(path) != expected["sha256"]:
+        try:
+            size, digest = path.stat().st_size, _digest(path)
+        except OSError as error:
+            raise ValueError(f"its file {name} cannot be read ({error})") from error
+        if size != expected["bytes"]:
+            raise ValueError(f"its file {name} has {size} bytes instead of {expected['bytes']}")
+        if digest != expected["sha256"]:
             raise ValueError(f"its file {name} is not what was written (its digest differs)")
-    for name, value in json.loads(json.dumps(configuration)).items():
+    for name, value in json.loads(json.dumps(configuration, default=str)).items():
         made_with = seal["configuration"].get(name)
         if made_with != value:
             raise ValueError(f"it was made with `{name}` = {_short(made_with)}, this run has {_short(value)}")
@@ -103,8 +111,7 @@ def sealed_configuration(checkpoint: Path) -> dict[str, Any]:
 def last_valid_checkpoint(run: Path, configuration: Mapping[str, Any]) -> tuple[Path | None, dict[Path, str]]:
     """The newest checkpoint that a run of this configuration can go on from, and why each newer one is not."""
     refused: dict[Path, str] = {}
-    found = sort_checkpoints(str(run), checkpoint_prefix=PREFIX_CHECKPOINT_DIR) if run.is_dir() else []
-    for checkpoint in map(Path, reversed(found)):
+    for checkpoint in reversed(checkpoints(run)):
         try:
             check_checkpoint(checkpoint, configuration)
         except ValueError as reason:
@@ -115,11 +122,48 @@ def last_valid_checkpoint(run: Path, configuration: Mapping[str, Any]) -> tuple[
 
 
 def delete_oldest(run: Path, limit: int | None, keep: set[Path]) -> None:
-    """Deletes the oldest checkpoints of a run beyond `limit` (`None` or 0: no limit), but none of `keep`."""
-    found = [Path(path) for path in sort_checkpoints(str(run), checkpoint_prefix=PREFIX_CHECKPOINT_DIR)]
+    """Deletes checkpoints of a run beyond `limit` (`None` or 0: no limit), damaged ones first, then the oldest.
+
+    Args:
+        run: its directory.
+        limit: how many may stay.
+        keep: checkpoints that stay in any case.
+    """
+    found = checkpoints(run)
     surplus = len(found) - limit if limit else 0
-    for checkpoint in [path for path in found if path not in keep][: max(surplus, 0)]:
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    if surplus > 0:
+        for checkpoint in sorted((path for path in found if path not in keep), key=_is_whole)[:surplus]:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def remove_checkpoints(run: Path) -> None:
+    """Removes all checkpoints of a run, and what a kill has left of others."""
+    for checkpoint in checkpoints(run):
+        shutil.rmtree(checkpoint)
+    clear_remains(run)
+
+
+def set_aside_after(run: Path, step: int) -> None:
+    """Renames the checkpoints of later steps, which a run that went wrong has left, so that none goes on from them."""
+    for checkpoint in checkpoints(run):
+        if int(checkpoint.name.rpartition("-")[2]) > step:
+            aside = checkpoint.with_name(SPOILED + checkpoint.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints in a run's directory, oldest first; a user's `checkpoint-500-good` is none."""
+    named = [(re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name), path) for path in run.glob("*")]
+    return [path for _, path in sorted((int(name[1]), path) for name, path in named if name and path.is_dir())]
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        check_checkpoint(checkpoint, {})
+    except ValueError:
+        return False
+    return True
 
 
 def _read_seal(checkpoint: Path) -> dict[str, Any]:
@@ -130,7 +174,9 @@ def _read_seal(checkpoint: Path) -> dict[str, Any]:
         seal = json.loads(path.read_text(encoding="utf-8"))
         if not (isinstance(seal["files"], dict) and isinstance(seal["configuration"], dict)):
             raise TypeError
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(each.keys() == {"bytes", "sha256"} for each in seal["files"].values()):
+            raise KeyError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"its {SEAL} is damaged") from error
     return seal
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any
 
 from jscpt_peft.model import JSCPTConfig
@@ -17,12 +18,13 @@ OPTIMIZERS = ("optim", "scheduler_optimizer", "scheduler_parameterization", "gra
 
 # Decide what the next step does: with other values a run can go on, but is another one.
 TRAINING = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay")
+TRAINING += ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "lr_scheduler_kwargs")
 TRAINING += ("momentum", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs", "max_grad_norm", "bf16")
 SCHEDULING = ("prompt_scheduling", "task_scheduling", "causal_effect", "reference", "affinity", "affinity_direction")
 SCHEDULING += ("weight_normalization", "learn_scheduler", "lower_steps", "neumann_terms", "neumann_step_size")
 SCHEDULING += ("power_iterations", "neumann_damping", "divergence_guard", "hvp", "hypergradient_batch_size")
-SCHEDULING += ("hessian_parameters", "scheduler_learning_rate", "max_hypergradient_norm", "dev_batch_size")
-SCHEDULING += ("cagrad_c", "fairgrad_alpha", "krum_byzantine", "krum_selected")
+SCHEDULING += ("hypergradient_chunk_size", "hessian_parameters", "scheduler_learning_rate", "dev_batch_size")
+SCHEDULING += ("max_hypergradient_norm", "cagrad_c", "fairgrad_alpha", "krum_byzantine", "krum_selected")
 
 
 def fixed_configuration(adapter: JSCPTConfig, args: JSCPTTrainingArguments) -> dict[str, Any]:
@@ -31,18 +33,21 @@ def fixed_configuration(adapter: JSCPTConfig, args: JSCPTTrainingArguments) -> d
     return {name: stored[name] for name in ADAPTER} | {name: _plain(arguments[name]) for name in OPTIMIZERS}
 
 
-def reproducing_configuration(args: JSCPTTrainingArguments, train_sizes: Sequence[int]) -> dict[str, Any]:
+def reproducing_configuration(
+    args: JSCPTTrainingArguments, sizes: dict[str, Sequence[int]], base_model: str | None
+) -> dict[str, Any]:
     """Without these in common, the run goes on but not as it would have without a stop.
 
     Args:
         args: of the run.
-        train_sizes: [N] training images of each task.
+        sizes: images of each task, [N], by split.
+        base_model: name or path of the frozen CLIP.
     """
     arguments = vars(args)
     chosen = {name: _plain(arguments[name]) for name in (*TRAINING, *SCHEDULING)}
-    return chosen | {"processes": world_size(), "train_sizes": list(train_sizes)}
+    return chosen | {"processes": world_size(), "images": sizes, "base_model": base_model}
 
 
 def _plain(value: Any) -> Any:
     """Transformers' enumerations by their value."""
-    return value.value if hasattr(value, "value") else value
+    return value.value if isinstance(value, Enum) else value

@@ -27,10 +27,13 @@ LOST_PROCESS = (
     "Wait timeout",
     "Application timeout",
     "Socket Timeout",
-    "timed out after",
-    "NCCL",
-    "gloo",
+    "ncclRemoteError",
+    "NCCL communicator was aborted",
+    "collective operation timeout",
 )
+
+
+SHARED_ERRORS = {"ValueError": ValueError, "OSError": OSError, "RuntimeError": RuntimeError}
 
 
 def join_on_cpu(timeout: float) -> None:
@@ -89,22 +92,22 @@ def by_first_process(function: Callable[[], Result]) -> Result:
     """What `function` returns or raises in the first process, in all of them; the others wait and do not run it.
 
     For what must happen once (looking into an output directory before anything is written) or be decided alike.
-    Results and errors have to be picklable.
+    Results have to be picklable; an error is shared by its text, as a `ValueError`, `OSError` or `RuntimeError`.
     """
-    result, error = None, None
+    if world_size() == 1:
+        return function()
+    shared: list[Any] = [None, None, None]
     if process_index() == 0:
         try:
-            result = function()
-        except (ValueError, OSError) as raised:
-            if world_size() == 1:
-                raise
-            error = raised
-    if world_size() > 1:
-        shared = [(result, error)]
-        dist.broadcast_object_list(shared, src=0)
-        result, error = shared[0]
-    if error is not None:
-        raise error
+            shared[0] = function()
+        except Exception as error:  # whatever it is, the others wait for it
+            kind = next((name for name, each in SHARED_ERRORS.items() if isinstance(error, each)), "RuntimeError")
+            dist.broadcast_object_list([None, kind, str(error)], src=0)
+            raise
+    dist.broadcast_object_list(shared, src=0)
+    result, kind, message = shared
+    if kind is not None:
+        raise SHARED_ERRORS[kind](message)
     return result
 
 

@@ -8,18 +8,53 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from jscpt_peft.data import ImageTaskDataset
 from jscpt_peft.evaluation import MultiTaskAccuracy
 
-from .faults import faults_named
+from .faults import faults_named, ignore_interrupts
 
 
 class MultiTaskEvaluator(Trainer):
     """`Trainer.evaluate` and `Trainer.predict` for the tasks `task_names`."""
 
     task_names: list[str]
+
+    def get_eval_dataloader(self, eval_dataset: str | ImageTaskDataset | None = None) -> DataLoader:
+        """As `Trainer`'s, with the bound on how long a data worker may take."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        elif eval_dataset is None:
+            eval_dataset = self.eval_dataset
+        if eval_dataset is None:
+            raise ValueError("`eval_dataset` is missing: give one to the trainer or to `evaluate`.")
+        return self.get_test_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: ImageTaskDataset) -> DataLoader:
+        """As `Trainer`'s, likewise."""
+        return self.accelerator.prepare(self.make_loader(test_dataset, batch_size=self.args.eval_batch_size))
+
+    def make_loader(self, dataset: ImageTaskDataset, **options: Any) -> DataLoader:
+        """A loader whose workers leave Ctrl-C to the main process and are given up after `dataloader_timeout`.
+
+        Args:
+            dataset: images of all tasks.
+            options: further ones of `DataLoader`.
+        """
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            dataset,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            worker_init_fn=ignore_interrupts,
+            timeout=self.args.dataloader_timeout if workers else 0,
+            **options,
+        )
 
     def prediction_step(
         self,
@@ -40,7 +75,7 @@ class MultiTaskEvaluator(Trainer):
         return loss, output.logits, tuple(inputs[name] for name in names)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """As `Trainer`'s, with the exact mean loss.
+        """As `Trainer`'s, with the exact mean loss where there are logits.
 
         `Trainer` repeats a batch's mean loss for each of its images: with several processes that counts the images
         that fill up the last batch. The gathered logits hold every image once.

@@ -6,8 +6,7 @@ graph of its own; or every product makes the graphs of its chunks anew, one afte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,21 +17,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import one_hot
 
 from jscpt_peft.model.intervention import Views
-from jscpt_peft.model.second_order import twice_differentiable
+from jscpt_peft.model.second_order import full_precision, twice_differentiable
 from jscpt_peft.scheduling import hessian_vector_product
 from jscpt_peft.scheduling.hypergradient import flatten
 
-from .distributed import sum_over_processes
+from .distributed import process_index, sum_over_processes, world_size
 from .task_gradients import Batch, TaskSums, scheduled_gradient, task_gradients
 
 HESSIAN_PRODUCTS = ("exact", "finite_difference")
-
-
-@contextmanager
-def full_precision(device_type: str) -> Iterator[None]:
-    """Float32 (or what the parameters have) whatever the training precision; fused kernels stay allowed."""
-    with torch.autocast(device_type, enabled=False):
-        yield
 
 
 class GraphMemory:
@@ -91,12 +83,13 @@ def hessian_chunks(batches: Sequence[Batch], batch_size: int | None, chunk_size:
     """What the Hessian is made of, in the pieces whose graphs are to be held one at a time.
 
     Args:
-        batches: the lower step's batches, in order.
-        batch_size: only the first images of every task, this many; `None`: all.
+        batches: this process's batches of the lower step, in order.
+        batch_size: so many images of every task of the whole step, evenly spread over its batches and processes;
+            `None`: all.
         chunk_size: pieces of one task and at most so many of its images; `None`: the batches as they are.
     """
     if batch_size is not None:
-        batches = _first_images(batches, batch_size)
+        batches = _evenly_spread(batches, batch_size, process_index(), world_size())
     if chunk_size is None:
         return [batch for batch in batches if len(batch.labels)]
     whole = Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
@@ -107,11 +100,23 @@ def hessian_chunks(batches: Sequence[Batch], batch_size: int | None, chunk_size:
     ]
 
 
-def _first_images(batches: Sequence[Batch], size: int) -> list[Batch]:
-    task_ids = torch.cat([batch.task_ids for batch in batches])
-    position_in_task = (one_hot(task_ids).cumsum(0) - 1).gather(1, task_ids[:, None])[:, 0]
-    chosen = (position_in_task < size).split([len(batch.labels) for batch in batches])
-    return [batch.rows(rows) for batch, rows in zip(batches, chosen, strict=True)]
+def _evenly_spread(batches: Sequence[Batch], size: int, rank: int, ranks: int) -> list[Batch]:
+    """A choice that depends on an image's place in the step alone, not on how the step is cut into batches.
+
+    The step's images of a task are those of its first batch, process after process, then those of the second, ...;
+    every process has equally many.
+    """
+    num_tasks = 1 + max(int(batch.task_ids.max()) for batch in batches)
+    counts = [torch.bincount(batch.task_ids, minlength=num_tasks) for batch in batches]
+    total, before, chosen = ranks * sum(counts), torch.zeros_like(counts[0]), []
+    for batch, count in zip(batches, counts, strict=True):
+        within = (one_hot(batch.task_ids, num_tasks).cumsum(0) - 1).gather(1, batch.task_ids[:, None])[:, 0]
+        place = (before + rank * count)[batch.task_ids] + within
+        of = total[batch.task_ids]
+        # The places at which ⌊place · size / total⌋ steps up; all of them where there are not more than `size`.
+        chosen.append(batch.rows((place * size // of != (place - 1) * size // of) | (of <= size)))
+        before = before + ranks * count
+    return chosen
 
 
 class HessianProduct:

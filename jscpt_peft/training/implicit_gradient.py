@@ -9,10 +9,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from jscpt_peft.model.intervention import Views
+from jscpt_peft.model.second_order import full_precision
 from jscpt_peft.scheduling import InverseHVP, hypergradient, safeguarded_inverse_hvp
 from jscpt_peft.scheduling.hypergradient import HessianVectorProduct, flatten
 
-from .hessian import full_precision
 from .task_gradients import Batch, TaskMeans, scheduled_gradient, task_gradients, task_products
 
 

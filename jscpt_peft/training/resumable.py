@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .checkpoint import (
     check_checkpoint,
+    checkpoints,
     clear_remains,
     delete_oldest,
     finish_checkpoint,
@@ -30,6 +31,10 @@ logger = logging.get_logger(__name__)
 
 # What writing to a full disk raises, by who writes: Python, torch.save, safetensors.
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+# Arguments that are part of the optimizers' states, so that those of the checkpoint stay in force.
+RESTORED = ("learning_rate", "weight_decay", "momentum", "scheduler_learning_rate")
+RESTORED += ("adam_beta1", "adam_beta2", "adam_epsilon")
+BEST = ("best_metric", "best_global_step", "best_model_checkpoint")
 
 
 class ResumableTrainer(Trainer):
@@ -62,7 +67,12 @@ class ResumableTrainer(Trainer):
         Raises:
             ValueError: the checkpoint is damaged, of another configuration or not there, or no valid one is.
         """
-        checkpoint = None
+        checkpoint, run = None, Path(self.args.output_dir)
+        if not resume_from_checkpoint and self.args.should_save and checkpoints(run):
+            logger.warning(
+                f"`output_dir` {run} holds checkpoints of an earlier run, which count towards `save_total_limit` and "
+                "from which `resume_from_checkpoint=True` may go on: remove them, or choose another directory."
+            )
         if resume_from_checkpoint:
             checkpoint = str(by_first_process(lambda: self._checkpoint_to_resume(resume_from_checkpoint)))
         return super().train(checkpoint, *args, **kwargs)
@@ -88,11 +98,23 @@ class ResumableTrainer(Trainer):
             for path, reason in refused.items():
                 logger.warning(f"{path} is passed over: {reason}.")
             logger.warning(f"Going on from {newest}.")
-        before, now = sealed_configuration(newest), self.reproducing_configuration()
-        changed = [f"`{name}` ({before[name]}, now {now[name]})" for name in now if before.get(name) != now[name]]
-        if changed:
-            logger.warning(f"The run goes on, but not as it would have without a stop: {', '.join(changed)} changed.")
+        self._warn_of_changes(sealed_configuration(newest), self.reproducing_configuration())
         return newest
+
+    def _warn_of_changes(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        changed = [name for name in now if before.get(name) != now[name]]
+        restored = [f"`{name}` {before.get(name)} (not {now[name]})" for name in changed if name in RESTORED]
+        others = [f"`{name}` ({before.get(name)}, now {now[name]})" for name in changed if name not in RESTORED]
+        if restored:
+            logger.warning(f"The optimizers keep the checkpoint's {', '.join(restored)}.")
+        if others:
+            logger.warning(f"The run goes on, but not as it would have without a stop: {', '.join(others)} changed.")
+
+    def _init_training_state(self, max_steps: int, updates: int, num_train_epochs: int, *args: Any) -> tuple[int, int]:
+        """As `Trainer`'s, which would take one step more where the checkpoint is that of the last one."""
+        epochs, batches = super()._init_training_state(max_steps, updates, num_train_epochs, *args)
+        self._saved_best = self._best()
+        return (num_train_epochs, 0) if self.state.global_step >= max_steps else (epochs, batches)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:  # noqa: ARG002 (Trainer's form)
         """As `Trainer`'s, into a directory of its own that becomes the checkpoint when all of it is on disk."""
@@ -107,7 +129,10 @@ class ResumableTrainer(Trainer):
                 f"{final} could not be written and is left out ({self.unsaved_error}). Training goes on; earlier "
                 "checkpoints are as they were. Make room on the disk, or set `save_total_limit`."
             )
+            if self.state.best_global_step == self.state.global_step:
+                vars(self.state).update(self._saved_best)  # the best one is the best of those that there are
             return
+        self._saved_best = self._best()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
         if self.args.should_save:
@@ -129,6 +154,8 @@ class ResumableTrainer(Trainer):
         return failure
 
     def _write_parts(self, staging: Path) -> None:
+        if not staging.is_dir():
+            raise OSError(f"`output_dir` {staging.parent} is not the first process's: let all of them share one")
         directory = str(staging)
         self.save_model(directory, _internal_call=True)
         if not self.args.save_only_model:
@@ -140,6 +167,9 @@ class ResumableTrainer(Trainer):
                 if isinstance(each, ExportableState):
                     self.state.stateful_callbacks[type(each).__name__] = each.state()
             self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
+
+    def _best(self) -> dict[str, Any]:
+        return {name: vars(self.state)[name] for name in BEST}
 
     def _note_best_checkpoint(self, run: Path, final: Path) -> None:
         if self.args.save_strategy == SaveStrategy.NO or not self.state.best_global_step:

@@ -14,15 +14,17 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
-from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate, read_column
+from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate
 from jscpt_peft.model import JSCPTModel
 
 from .arguments import JSCPTTrainingArguments
-from .callbacks import SetEpoch
+from .callbacks import SetEpoch, StopOnInterrupt
+from .checkpoint import set_aside_after
 from .configuration import fixed_configuration, reproducing_configuration
-from .distributed import process_index, world_size
+from .data_checks import check_same_data, check_tasks
+from .distributed import by_first_process, process_index, world_size
 from .evaluating import MultiTaskEvaluator
-from .faults import Snapshot, faults_named, ignore_interrupts
+from .faults import Snapshot, faults_named
 from .hessian import KeptGraph, kept_graph
 from .resumable import ResumableTrainer
 from .schedule import schedule
@@ -111,6 +113,8 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
         self._batches: list[Batch] = []  # of a step that updates Ω
         self._good: tuple[Snapshot, int, float] | None = None  # state, step and epoch before a step of finite losses
         self.nonfinite_steps = 0
+        self.step_log = StepLog(self.task_names, self.step_log.path)
+        self.upper_level.forget_batches()
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches with `per_device_train_batch_size` images of every task, sharded by process."""
@@ -122,27 +126,24 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
             self.args.seed,
             rank=process_index(),
             world_size=world_size(),
+            accumulation=self.args.gradient_accumulation_steps,
         )
         self.pop_callback(SetEpoch)
         self.add_callback(SetEpoch(sampler))
-        workers = self.args.dataloader_num_workers
-        return DataLoader(
-            self.train_dataset,
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=workers > 0 and self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
-            worker_init_fn=ignore_interrupts,
-            timeout=self.args.dataloader_timeout if workers else 0,
-        )
+        persistent = self.args.dataloader_num_workers > 0 and self.args.dataloader_persistent_workers
+        return self.make_loader(self.train_dataset, batch_sampler=sampler, persistent_workers=persistent)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `ResumableTrainer.train`; where a worker, an image or a process fails, the error names it."""
         self._forget()
-        with faults_named(self.args.ddp_timeout):
-            return super().train(*args, **kwargs)
+        try:
+            with faults_named(self.args.ddp_timeout):
+                check_same_data({"train_dataset": self.train_dataset, "dev_dataset": self.upper_level.dev_dataset})
+                return super().train(*args, **kwargs)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, StopOnInterrupt):
+                    callback.restore_signals()
 
     # ---- Algorithm 1 ------------------------------------------------------------------------------------------------
 
@@ -183,10 +184,16 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
         num_shared = self.model.active_jscpt_config.num_shared_tokens
         scheduler = self.upper_level.scheduler
         kinds = (self.args.causal_effect, self.args.affinity)
-        plan = schedule(step, scheduler, num_shared, *kinds, self.upper_level.aggregator, number)
+        try:
+            plan = schedule(step, scheduler, num_shared, *kinds, self.upper_level.aggregator, number)
+        except FloatingPointError as error:  # of an aggregator
+            raise FloatingPointError(f"{error} {self._save_last_good_state()}") from error
         upper = None
         if batches and bool(step.usable.any()):
-            upper = self.upper_level.update(self.model, batches, kept, step, plan.weights)
+            damping = self.args.neumann_damping
+            if damping is None:  # what the optimizer applies, which a resumed run has from its checkpoint
+                damping = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)
+            upper = self.upper_level.update(self.model, batches, kept, step, plan.weights, damping)
         parameters = self._trainable()
         gradients = scheduled_gradient(self.model.task_views(), parameters, step.gradients, plan.weights.detach())
         if bool(step.usable.any()):  # without a gradient, momentum and weight decay move nothing either
@@ -217,12 +224,13 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
 
     def _save_last_good_state(self) -> str:
         """Goes back to before the first of the steps in a row and saves that; says what is saved where."""
-        if self._good is not None:
-            snapshot, self.state.global_step, self.state.epoch = self._good
-            snapshot.restore()
-        elif not all(bool(parameter.isfinite().all()) for parameter in self._trainable()):
+        if self._good is None:
             return "No step was good, so nothing is saved."
+        snapshot, self.state.global_step, self.state.epoch = self._good
+        snapshot.restore()
         self.nonfinite_steps = 0
+        # What was saved after the update that broke the run must not be what it goes on from.
+        by_first_process(lambda: set_aside_after(Path(self.args.output_dir), self.state.global_step))
         self._save_checkpoint(self.model, trial=None)
         if self.unsaved_error is not None:
             return f"The last good state, of step {self.state.global_step}, could not be saved."
@@ -252,6 +260,10 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.step_log.flush()  # a run that goes on from here finds its history whole
+        if self.nonfinite_steps:
+            self.unsaved_error = f"tasks were not finite in the last {self.nonfinite_steps} steps"
+            logger.warning(f"Step {self.state.global_step} is not saved: {self.unsaved_error}.")
+            return
         super()._save_checkpoint(model, trial)
 
     def fixed_configuration(self) -> dict[str, Any]:
@@ -259,7 +271,10 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
 
     def reproducing_configuration(self) -> dict[str, Any]:
         sizes = [len(task) for task in self.train_dataset.datasets] if self.train_dataset is not None else []
-        return reproducing_configuration(self.args, sizes)
+        dev = self.upper_level.dev_dataset
+        dev_sizes = [len(task) for task in dev.datasets] if dev is not None else []
+        base = self.model.active_peft_config.base_model_name_or_path
+        return reproducing_configuration(self.args, {"train": sizes, "dev": dev_sizes}, base)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -278,19 +293,3 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.nonfinite_steps = state.pop("nonfinite_steps")
         self.upper_level.load_state_dict(state)
-
-
-def check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[str]]) -> None:
-    """Raises a `ValueError` where the data cannot be those of the model's tasks."""
-    if len(dataset.datasets) != len(tasks):
-        raise ValueError(
-            f"`{argument}` has {len(dataset.datasets)} tasks, the model has {len(tasks)} ({list(tasks)}): make the "
-            "model with `JSCPTConfig(tasks=task_set.class_names)`."
-        )
-    for (name, classes), task in zip(tasks.items(), dataset.datasets, strict=True):
-        largest = max(read_column(task, "label"), default=-1)
-        if largest >= len(classes):
-            raise ValueError(
-                f"`{argument}` has label {largest} in task {name!r}, for which the model has {len(classes)} classes: "
-                "make the model with `JSCPTConfig(tasks=task_set.class_names)`."
-            )

@@ -127,7 +127,13 @@ class UpperLevel:
         return self.learns and step % self.args.lower_steps == 0
 
     def update(
-        self, model: PeftModel, batches: list[Batch], kept: KeptGraph | None, step: TaskMeans, weights: Tensor
+        self,
+        model: PeftModel,
+        batches: list[Batch],
+        kept: KeptGraph | None,
+        step: TaskMeans,
+        weights: Tensor,
+        damping: float,
     ) -> UpperStep:
         """One step of Ω against the implicit gradient (Eq. 11).
 
@@ -137,6 +143,7 @@ class UpperLevel:
             kept: the graph of the only one of these batches, where there is one.
             step: the tasks' gradients of the whole lower step.
             weights: `[N]` φ with its graph.
+            damping: λ, added to the Hessian's diagonal.
         """
         args, omega = self.args, list(self.scheduler.parameters())
         parameters = [
@@ -163,7 +170,7 @@ class UpperLevel:
             product,
             terms=args.neumann_terms,
             step_size=args.neumann_step_size,
-            damping=args.weight_decay if args.neumann_damping is None else args.neumann_damping,
+            damping=damping,
             power_iterations=args.power_iterations,
             divergence_guard=args.divergence_guard,
         )
@@ -213,9 +220,14 @@ class UpperLevel:
                 num_workers=workers,
                 worker_init_fn=ignore_interrupts,
                 timeout=self.args.dataloader_timeout if workers else 0,
+                generator=torch.Generator(),  # the loader draws a seed: not from the global state, which is resumed
             )
             self._dev_batches = iter(loader)
         return self._dev_batches
+
+    def forget_batches(self) -> None:
+        """The next dev batch is that of the next update, whatever has been fetched ahead."""
+        self._dev_batches = None
 
     def state_dict(self) -> dict[str, Any]:
         """Ω, its optimizer and the number of updates, for a checkpoint that loads with `weights_only=True`."""
@@ -233,4 +245,4 @@ class UpperLevel:
         self.updates = state["updates"]
         if self.aggregator is not None:
             self.aggregator.load_state_dict(state.get("aggregator", {}))
-        self._dev_batches = None
+        self.forget_batches()

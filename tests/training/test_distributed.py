@@ -20,6 +20,7 @@ VARIANTS = {
     "plain": {},
     "accumulation": {"gradient_accumulation_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01},
     "chunks": {"hypergradient_chunk_size": 1, "gradient_aggregator": "gradvac"},
+    "half": {"hypergradient_batch_size": 2, "gradient_accumulation_steps": 2, "model": {"towers": "vision"}},
     "differences": {"hvp": "finite_difference", "max_grad_norm": 0.5},
     "few images": {"sizes": {"train": [1, 3, 2], "dev": [1, 1, 1], "validation": [1, 2, 2]}},
 }

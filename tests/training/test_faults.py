@@ -68,6 +68,22 @@ def test_a_data_worker_that_hangs(tmp_path):
     assert list(tmp_path.glob("checkpoint-*"))
 
 
+def test_a_data_worker_that_hangs_in_evaluation(tmp_path):
+    run = small_run.trainer(tmp_path, dataloader_num_workers=1, dataloader_timeout=3)
+
+    class Hangs(torch.utils.data.Dataset):
+        datasets = run.eval_dataset.datasets
+
+        def __len__(self):
+            return len(run.eval_dataset)
+
+        def __getitem__(self, key):
+            return hang()
+
+    with pytest.raises(ChildProcessError, match=r"timed out after 3 seconds.*`dataloader_timeout`"):
+        run.evaluate(Hangs())
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_cannot_be_read(tmp_path, workers):
     """In a worker as in the main process: one sentence, not the worker's traceback."""
@@ -102,12 +118,14 @@ class Explode(TrainerCallback):
 def test_the_last_good_state_is_saved(tmp_path, optim):
     """All tasks break at once: what is saved is the state before the update that broke them, not what it left."""
     options = {"max_steps": 6, "lower_steps": 2, "optim": optim, "learning_rate": 0.01}
+    options |= {"save_strategy": "steps", "save_steps": 1}  # what is saved after that update must not be taken
     whole = small_run.trainer(tmp_path / "whole", **options)
     whole.train()
     run = small_run.trainer(tmp_path / "run", callbacks=[Explode(3)], max_nonfinite_steps=2, **options)
     with pytest.raises(FloatingPointError, match="The last good state, of step 2, is saved in"):
         run.train()
-    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+    saved = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
+    assert saved == ["checkpoint-1", "checkpoint-2", "spoiled-checkpoint-3"]
     again = small_run.trainer(tmp_path / "run", **options)
     again.train(resume_from_checkpoint=True)
     for name, parameter in small_run.trained_parameters(whole).items():

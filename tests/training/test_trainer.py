@@ -93,26 +93,42 @@ def test_lower_steps_are_momentum_sgd_on_the_scheduled_loss(tmp_path, scheduling
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2])
-def test_accumulation_equals_the_large_batch(tmp_path, micro_batch):
-    """Also of the weights: Δ, A and φ belong to the step, not to the micro-batch."""
+@pytest.mark.parametrize("options", [{}, {"hypergradient_batch_size": 3}, {"hvp": "finite_difference"}], ids=str)
+def test_accumulation_equals_the_large_batch(tmp_path, micro_batch, options):
+    """Also of the weights and of Ω, over two epochs of 6 images, which steps of 4 do not divide."""
     runs = [
         small_run.trainer(
             tmp_path / str(size),
             prompted.prompted_clip(torch.float64),
+            sizes={"train": [6, 5, 6]},
             per_device_train_batch_size=size,
             gradient_accumulation_steps=4 // size,
-            max_steps=2,
-            neumann_terms=0,
+            max_steps=4,
             dev_batch_size=2,
+            **options,
         )
         for size in (micro_batch, 4)
     ]
     for run in runs:
         run.train()
+        assert run.upper_level.updates == 2
     one, other = (small_run.trained_parameters(run) for run in runs)
     for name, parameter in one.items():
-        torch.testing.assert_close(parameter, other[name], atol=1e-7, rtol=1e-7)
-    torch.testing.assert_close(runs[0].upper_level.scheduler.alpha, runs[1].upper_level.scheduler.alpha)
+        torch.testing.assert_close(parameter, other[name], atol=1e-9, rtol=1e-9)
+    for name in ("alpha", "beta"):
+        vectors = [getattr(run.upper_level.scheduler, name) for run in runs]
+        torch.testing.assert_close(*vectors, atol=1e-8, rtol=1e-8)
+
+
+def test_a_second_training_leaves_one_history(tmp_path):
+    """As in a notebook: the same trainer again, from a checkpoint."""
+    run = small_run.trainer(tmp_path, save_strategy="steps", save_steps=2)
+    run.train()
+    first, history = small_run.trained_parameters(run), read_history(tmp_path / "scheduler_history.jsonl")
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert read_history(tmp_path / "scheduler_history.jsonl") == history
+    for name, parameter in small_run.trained_parameters(run).items():
+        assert torch.equal(parameter, first[name]), name
 
 
 @pytest.mark.parametrize("terms", [0, 3])
@@ -291,11 +307,12 @@ def test_checkpoint_holds_the_adapter_and_omega_but_no_base_weights(tmp_path):
     assert torch.equal(state["scheduler"]["alpha"], run.upper_level.scheduler.alpha)
 
 
-def test_task_that_is_not_finite_gets_no_weight_and_then_stops_the_run(tmp_path):
+@pytest.mark.parametrize("good_steps", [0, 1])
+def test_task_that_is_not_finite_gets_no_weight_and_then_stops_the_run(tmp_path, good_steps):
     run = small_run.trainer(tmp_path, max_steps=10, max_nonfinite_steps=3)
 
     class Broken(torch.utils.data.Dataset):
-        """The training pictures, those of the second task replaced by infinities."""
+        """The training pictures, those of the second task replaced by infinities after the good steps."""
 
         datasets = run.train_dataset.datasets
 
@@ -304,16 +321,22 @@ def test_task_that_is_not_finite_gets_no_weight_and_then_stops_the_run(tmp_path)
 
         def __getitem__(self, key):
             item = run_dataset[key]
-            return {**item, "pixel_values": item["pixel_values"] * torch.inf} if item["task_ids"] == 1 else item
+            broken = item["task_ids"] == 1 and key[1] >= 2 * good_steps  # two images a task and step
+            return {**item, "pixel_values": item["pixel_values"] * torch.inf} if broken else item
 
     run_dataset, run.train_dataset = run.train_dataset, Broken()
-    with pytest.raises(FloatingPointError, match=r"\['clipart'\] was not finite in 3 steps in a row"):
+    start = small_run.trained_parameters(run)
+    with pytest.raises(FloatingPointError, match=r"\['clipart'\] was not finite in 3 steps in a row") as stop:
         run.train()
-    assert run.state.global_step == 2
-    assert all(parameter.isfinite().all() for parameter in small_run.trained_parameters(run).values())
-    assert (tmp_path / "checkpoint-2" / "adapter_model.safetensors").exists()
     weights = [entry["weight/clipart"] for entry in run.state.log_history if "weight/clipart" in entry]
-    assert weights == [0, 0]
+    assert weights[good_steps:] == [0, 0] and all(weights[:good_steps])
+    assert all(parameter.isfinite().all() for parameter in small_run.trained_parameters(run).values())
+    saved = [path.name for path in tmp_path.glob("checkpoint-*")]
+    if good_steps:
+        assert saved == ["checkpoint-0"] and "of step 0, is saved" in str(stop.value)
+        assert all(torch.equal(start[name], value) for name, value in small_run.trained_parameters(run).items())
+    else:
+        assert saved == [] and "No step was good, so nothing is saved." in str(stop.value)
 
 
 class PressCtrlC(TrainerCallback):

@@ -1,0 +1,582 @@
+"""A run that was stopped and goes on is, bit for bit, the one that never stopped; no fault costs more than a save."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import prompted
+import pytest
+import small_run
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import PrinterCallback, TrainerCallback
+
+from jscpt_peft.data import TaskBalancedBatchSampler
+from jscpt_peft.evaluation import read_history
+from jscpt_peft.training.checkpoint import SEAL, check_checkpoint, last_valid_checkpoint
+from jscpt_peft.training.step_log import HISTORY_FILE
+
+# What a kill leaves of the history's last line is left out, with a warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*breaks off and is left out", "ignore:.*is_gradient_checkpointing")
+
+# Three steps an epoch, so that 7 steps end in the middle of the third one.
+COMMON = {"max_steps": 7, "per_device_train_batch_size": 3, "save_strategy": "steps", "save_steps": 1}
+VARIANTS = {
+    "sgd": {"warmup_steps": 2, "num_train_epochs": 3, "max_steps": -1},
+    "adamw, Ω by sgd": {"optim": "adamw_torch", "learning_rate": 0.01, "scheduler_optimizer": "sgd"},
+    "accumulation": {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5},
+    "no Hessian": {"neumann_terms": 0, "lower_steps": 1, "weight_decay": 0.1},
+    "gradvac": {"gradient_aggregator": "gradvac"},
+    "vision": {"max_steps": 5},  # class features are kept between steps
+    "data workers": {"dataloader_num_workers": 1, "max_steps": 6},
+    "evaluation": {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "lower_steps": 3},
+}
+STEPS = {name: {"data workers": 6, "sgd": 9, "vision": 5}.get(name, 7) for name in VARIANTS}
+
+
+def new_run(folder, variant="sgd", **options):
+    model = prompted.prompted_clip(torch.float32, towers="vision") if variant == "vision" else None
+    return small_run.trainer(folder, model, **{**COMMON, **VARIANTS[variant], **options})
+
+
+def outcome(run) -> dict:
+    """All that a run has come to."""
+    measured = [
+        {name: value for name, value in entry.items() if not name.endswith(("runtime", "per_second"))}
+        for entry in run.state.log_history
+        if "train_runtime" not in entry
+    ]
+    return {
+        "parameters": small_run.trained_parameters(run),
+        "upper level": run.upper_level.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "learning rates": run.lr_scheduler.get_last_lr(),
+        "schedule": run.lr_scheduler.state_dict(),
+        "step": (run.state.global_step, run.state.epoch),
+        "best": (run.state.best_metric, run.state.best_global_step),
+        "logs": measured,
+        "history": Path(run.args.output_dir, HISTORY_FILE).read_text(encoding="utf-8"),
+    }
+
+
+def assert_same(one, other, where="run") -> None:
+    """Bit for bit."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for name in one:
+            assert_same(one[name], other[name], f"{where}: {name}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for number, pair in enumerate(zip(one, other, strict=True)):
+            assert_same(*pair, f"{where}: {number}")
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """`undisturbed(variant)`: the outcome of a run that never stopped, and its folder with a checkpoint a step."""
+    root = tmp_path_factory.mktemp("undisturbed")
+
+    @cache
+    def result(variant: str) -> tuple[dict, Path]:
+        folder = root / str(list(VARIANTS).index(variant))
+        run = new_run(folder, variant)
+        run.train()
+        assert run.state.global_step == STEPS[variant]
+        return outcome(run), folder
+
+    return result
+
+
+def stopped_at(step: int, whole: Path, folder: Path) -> Path:
+    """The folder of a run as a kill soon after the checkpoint of a step has left it; its history goes further."""
+    shutil.copytree(whole, folder)
+    for checkpoint in folder.glob("checkpoint-*"):
+        if int(checkpoint.name.removeprefix("checkpoint-")) > step:
+            shutil.rmtree(checkpoint)
+    rows = (folder / HISTORY_FILE).read_text().splitlines(keepends=True)[: step + 1]
+    (folder / HISTORY_FILE).write_text("".join(rows)[:-20])
+    return folder
+
+
+def steps_of(variant: str) -> list[int]:
+    return [2, 3, 5] if variant == "data workers" else list(range(1, STEPS[variant] + 1))
+
+
+@pytest.mark.parametrize(("variant", "step"), [(variant, step) for variant in VARIANTS for step in steps_of(variant)])
+def test_a_run_stopped_at_any_step_is_the_one_that_never_stopped(tmp_path, undisturbed, variant, step):
+    """Also at the end of an epoch, before and after an update of Ω, and after the last step of all."""
+    whole, folder = undisturbed(variant)
+    if step == STEPS[variant]:
+        shutil.copytree(folder, tmp_path / "run")
+    else:
+        stopped_at(step, folder, tmp_path / "run")
+    run = new_run(tmp_path / "run", variant)
+    run.train(resume_from_checkpoint=True)
+    assert_same(outcome(run), whole)
+    assert whole["upper level"]["updates"] >= 2
+    if step < STEPS[variant]:
+        assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == sorted(
+            f"checkpoint-{number}" for number in range(1, STEPS[variant] + 1)
+        )
+
+
+def test_saving_disturbs_nothing(tmp_path, undisturbed):
+    run = new_run(tmp_path, save_strategy="no")
+    run.train()
+    assert_same(outcome(run), undisturbed("sgd")[0])
+
+
+class Noise(TrainerCallback):
+    """As dropout would: makes every step depend on the state of all random number generators."""
+
+    def on_pre_optimizer_step(self, *_, model, **__):
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad += 0.01 * (torch.randn_like(parameter.grad) + random.random() + np.random.rand())
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_random_numbers_go_on_where_they_were(tmp_path, step):
+    whole = new_run(tmp_path / "whole", callbacks=[Noise()])
+    whole.train()
+    drawn = torch.rand(3), np.random.rand(), random.random()
+    stopped_at(step, tmp_path / "whole", tmp_path / "parts")
+    torch.manual_seed(99)
+    resumed = new_run(tmp_path / "parts", callbacks=[Noise()])
+    resumed.train(resume_from_checkpoint=True)
+    assert_same(outcome(resumed), outcome(whole))
+    assert_same((torch.rand(3), np.random.rand(), random.random()), drawn)
+
+
+def test_the_checkpoint_holds_everything(tmp_path):
+    """Adapter, Ω, both optimizers, schedules, random numbers, sampler epoch and update count, as they are then."""
+    seen = {}
+
+    class Look(TrainerCallback):
+        def on_step_end(self, _args, state, _control, model, optimizer, lr_scheduler, **_):
+            if state.global_step == 5:
+                seen["adapter"] = {n: p.clone() for n, p in get_peft_model_state_dict(model).items()}
+                seen["optimizer"] = json.dumps(optimizer.state_dict(), default=torch.Tensor.tolist)
+                seen["schedule"] = lr_scheduler.state_dict()
+                seen["upper"] = json.dumps(run.upper_level.state_dict(), default=torch.Tensor.tolist)
+                seen["random"] = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
+
+    run = new_run(tmp_path, callbacks=[Look()])
+    run.train()
+    folder = tmp_path / "checkpoint-5"
+    assert_same(load_file(folder / "adapter_model.safetensors"), seen["adapter"])
+    upper = torch.load(folder / "task_scheduler.pt", weights_only=True)
+    assert upper.pop("nonfinite_steps") == 0
+    assert upper["updates"] == 2 and upper["optimizer"]["state"][0]["step"] == 2
+    assert json.dumps(upper, default=torch.Tensor.tolist) == seen["upper"]
+    optimizer = torch.load(folder / "optimizer.pt", weights_only=True)
+    assert json.dumps(optimizer, default=torch.Tensor.tolist) == seen["optimizer"]
+    assert all("momentum_buffer" in each for each in optimizer["state"].values())
+    assert_same(torch.load(folder / "scheduler.pt", weights_only=True), seen["schedule"])
+    numbers = torch.load(folder / "rng_state.pth", weights_only=False)
+    assert torch.equal(numbers["cpu"], seen["random"][0])
+    assert (numbers["numpy"][1] == seen["random"][1]).all() and numbers["python"] == seen["random"][2]
+    state = json.loads((folder / "trainer_state.json").read_text())
+    assert state["global_step"] == 5 and state["epoch"] == pytest.approx(5 / 3)
+    files = {path.name for path in folder.iterdir()}
+    assert json.loads((folder / SEAL).read_text())["files"].keys() == files - {SEAL}
+
+
+def test_the_batches_after_a_resume_are_those_that_were_left(tmp_path, undisturbed, monkeypatch):
+    """Epoch and place in it: what the sampler is asked for, against a list made by hand."""
+    asked = []
+    original = TaskBalancedBatchSampler.batch
+
+    def noted(self, number, epoch=0):
+        if self.seed == 3:  # of training; the one of D_dev has the next seed
+            asked.append((epoch, number))
+        return original(self, number, epoch)
+
+    stopped_at(4, undisturbed("sgd")[1], tmp_path / "run")
+    monkeypatch.setattr(TaskBalancedBatchSampler, "batch", noted)
+    new_run(tmp_path / "run").train(resume_from_checkpoint=True)
+    left = [(1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
+    assert asked[-len(left) :] == left and set(asked[: -len(left)]) <= {(1, 0)}
+
+
+class InfiniteTask(torch.utils.data.Dataset):
+    """The training pictures, those of the second task infinite from the fourth step on."""
+
+    def __init__(self, pictures):
+        self.pictures, self.datasets = pictures, pictures.datasets
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, key):
+        item = self.pictures[key]
+        spoilt = item["task_ids"] == 1 and key[1] >= 9  # `draw`: three images of a task a step
+        return {**item, "pixel_values": item["pixel_values"] * torch.inf} if spoilt else item
+
+
+def test_steps_that_were_not_finite_are_counted_on(tmp_path):
+    def run():
+        made = new_run(tmp_path, max_nonfinite_steps=3)
+        made.train_dataset = InfiniteTask(made.train_dataset)
+        return made
+
+    whole = run()
+    with pytest.raises(FloatingPointError, match="in 3 steps in a row"):
+        whole.train()
+    assert torch.load(tmp_path / "checkpoint-5" / "task_scheduler.pt", weights_only=True)["nonfinite_steps"] == 2
+    resumed = run()
+    with pytest.raises(FloatingPointError, match="in 3 steps in a row"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert [row["step"] for row in read_history(tmp_path / HISTORY_FILE)] == [1, 2, 3, 4, 5]
+
+
+# ---- killed while saving --------------------------------------------------------------------------------------------
+
+
+def kill_in(owner, name: str, is_meant, when: str) -> None:
+    """Makes this process kill itself in the call of `owner.name` that is meant: before, after or `within` it."""
+    original = getattr(owner, name)
+
+    def call(*arguments, **keywords):
+        if not is_meant(*map(str, arguments)):
+            return original(*arguments, **keywords)
+        if when != "before":
+            result = original(*arguments, **keywords)
+        if when == "within":
+            path = Path(str(arguments[1] if name == "save" else arguments[0]))
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, call)
+
+
+def torch_saves(name):
+    return lambda *arguments: arguments[1].endswith(f"checkpoint-4/{name}")
+
+
+KILLS = {
+    "adapter": (torch, "save", torch_saves("training_args.bin"), "before"),
+    "optimizer": (torch, "save", torch_saves("optimizer.pt"), "within"),
+    "Ω": (torch, "save", torch_saves("task_scheduler.pt"), "within"),
+    "random numbers": (torch, "save", torch_saves("rng_state.pth"), "after"),
+    "seal": (Path, "write_text", lambda path, *_: path.endswith(f"checkpoint-4/{SEAL}"), "within"),
+    "before the name": (Path, "rename", lambda _, target: target.endswith("checkpoint-4"), "before"),
+    "after the name": (Path, "rename", lambda _, target: target.endswith("checkpoint-4"), "after"),
+    "deletion": (shutil, "rmtree", lambda path, *_: path.endswith("checkpoint-2"), "before"),
+}
+
+
+def train_and_die(folder: Path, kill: str) -> None:
+    kill_in(*KILLS[kill])
+    new_run(folder, save_steps=2, save_total_limit=1).train()
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_killed_while_saving(tmp_path, undisturbed, caplog, kill):
+    """SIGKILL in the second checkpoint of a run that keeps one; the first stays until the second is whole."""
+    process = multiprocessing.get_context("fork").Process(target=train_and_die, args=(tmp_path, kill))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    last = "checkpoint-4" if kill in ("after the name", "deletion") else "checkpoint-2"
+    assert (tmp_path / "checkpoint-2").is_dir()
+    assert (tmp_path / "checkpoint-4").is_dir() == (last == "checkpoint-4")
+    run = new_run(tmp_path, save_steps=2, save_total_limit=1)
+    run.train(resume_from_checkpoint=True)
+    assert f"Going on from {tmp_path / last}." in caplog.text
+    assert_same({**outcome(run), "logs": 0}, {**undisturbed("sgd")[0], "logs": 0})
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-9"]
+
+
+def test_killed_while_a_checkpoint_took_the_place_of_another(tmp_path, undisturbed, caplog):
+    whole, folder = undisturbed("sgd")
+    stopped_at(4, folder, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint-4").rename(tmp_path / "run" / ".replaced-checkpoint-4")
+    shutil.copytree(tmp_path / "run" / "checkpoint-3", tmp_path / "run" / ".incomplete-checkpoint-4")
+    run = new_run(tmp_path / "run")
+    run.train(resume_from_checkpoint=True)
+    assert f"Going on from {tmp_path / 'run' / 'checkpoint-4'}." in caplog.text
+    assert_same(outcome(run), whole)
+    assert not any(path.name.startswith(".") for path in (tmp_path / "run").iterdir())
+
+
+# ---- a full disk ----------------------------------------------------------------------------------------------------
+
+
+class FullDisk(TrainerCallback):
+    """No file can grow beyond `limit` bytes from the end of step `first` to the beginning of the one after `last`."""
+
+    def __init__(self, limit, first=4, last=4):
+        self.limit, self.first, self.last = limit, first, last
+
+    def on_step_end(self, _args, state, _control, **_):
+        if state.global_step == self.first:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, resource.RLIM_INFINITY))
+
+    def on_step_begin(self, _args, state, _control, **_):
+        if state.global_step == self.last:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+
+
+@pytest.fixture
+def file_size_limit():
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if before[0] != resource.RLIM_INFINITY:
+        pytest.skip("the size of files is limited here already")
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("file_size_limit")
+@pytest.mark.parametrize(
+    ("limit", "error"),
+    [(12_000, "SafetensorError"), (14_000, "RuntimeError"), (2_500, "OSError")],
+    ids=["adapter", "optimizer", "history"],
+)
+def test_a_full_disk_costs_one_checkpoint(tmp_path, undisturbed, caplog, limit, error):
+    """Training goes on, the checkpoint before stays although only one is to be kept, and the next one is whole."""
+    seen = {}
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, _args, state, _control, **_):
+            if state.global_step == 4:
+                seen["valid"] = last_valid_checkpoint(tmp_path, run.fixed_configuration())
+                seen["folders"] = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+                seen["unsaved"] = run.unsaved_error
+
+    run = new_run(tmp_path, callbacks=[FullDisk(limit), Look()], save_steps=2, save_total_limit=1)
+    run.remove_callback(PrinterCallback)  # what it prints may go to a file
+    run.train()
+    assert seen["valid"] == (tmp_path / "checkpoint-2", {}) and seen["folders"] == ["checkpoint-2"]
+    assert seen["unsaved"].startswith(error) and run.unsaved_error is None
+    assert f"checkpoint-4 could not be written and is left out ({error}" in caplog.text
+    assert ("its rows are kept in memory until it can be" in caplog.text) == (limit == 2_500)
+    assert_same({**outcome(run), "logs": 0}, {**undisturbed("sgd")[0], "logs": 0})
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-9"]
+    check_checkpoint(tmp_path / "checkpoint-9", run.fixed_configuration())
+
+
+@pytest.mark.usefixtures("file_size_limit")
+def test_a_full_disk_and_then_a_kill(tmp_path, undisturbed):
+    """The run goes on from before the disk was full, in a history that had no place either."""
+
+    class Killed(BaseException):
+        pass
+
+    class Kill(TrainerCallback):
+        def on_step_begin(self, _args, state, _control, **_):
+            if state.global_step == 6:
+                raise Killed
+
+    run = new_run(tmp_path, callbacks=[FullDisk(3_000, first=3, last=100), Kill()], save_steps=2)
+    run.remove_callback(PrinterCallback)
+    with pytest.raises(Killed):
+        run.train()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    resumed = new_run(tmp_path, save_steps=2)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same({**outcome(resumed), "logs": 0}, {**undisturbed("sgd")[0], "logs": 0})
+
+
+@pytest.mark.usefixtures("file_size_limit")
+def test_the_best_model_is_the_best_that_could_be_saved(tmp_path, monkeypatch):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "max_steps": 4}
+    run = new_run(tmp_path, callbacks=[FullDisk(12_000, first=2, last=2)], save_total_limit=1, **options)
+    run.remove_callback(PrinterCallback)
+    accuracies = {1: 0.3, 2: 0.9, 3: 0.5, 4: 0.1}  # the second cannot be saved
+    monkeypatch.setattr(run, "evaluate", lambda **_: {"eval_mean_accuracy": accuracies[run.state.global_step]})
+    after = {}
+
+    class Remember(TrainerCallback):
+        def on_step_end(self, _args, state, _control, **_):
+            after[state.global_step] = small_run.trained_parameters(run)
+
+    run.add_callback(Remember())
+    run.train()
+    assert (run.state.best_metric, run.state.best_global_step) == (0.5, 3)
+    assert run.state.best_model_checkpoint == str(tmp_path / "checkpoint-3")
+    assert_same(small_run.trained_parameters(run), after[3])
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+# ---- damaged checkpoints, and those of another configuration --------------------------------------------------------
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "optimizer.pt has [0-9]+ bytes instead of [0-9]+": ("optimizer.pt", truncate),
+    "adapter_model.safetensors is not what was written": ("adapter_model.safetensors", flip_a_bit),
+    "task_scheduler.pt is not what was written": ("task_scheduler.pt", flip_a_bit),
+    "rng_state.pth is missing": ("rng_state.pth", Path.unlink),
+    f"it has no {SEAL}, so it was not written to its end": (SEAL, Path.unlink),
+    f"its {SEAL} is damaged": (SEAL, truncate),
+}
+
+
+@pytest.mark.parametrize("reason", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, undisturbed, caplog, reason):
+    whole, folder = undisturbed("sgd")
+    stopped_at(4, folder, tmp_path / "run")
+    name, damage = DAMAGES[reason]
+    damage(tmp_path / "run" / "checkpoint-4" / name)
+    run = new_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=rf"checkpoint-4 cannot be used: .*{reason}.*last valid one is .*point-3\."):
+        run.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    run.train(resume_from_checkpoint=True)
+    passed_over = next(record.message for record in caplog.records if "is passed over" in record.message)
+    assert passed_over.startswith(str(tmp_path / "run" / "checkpoint-4"))
+    assert re.search(reason, passed_over)
+    assert f"Going on from {tmp_path / 'run' / 'checkpoint-3'}." in caplog.text
+    assert_same(outcome(run), whole)
+    check_checkpoint(tmp_path / "run" / "checkpoint-4", run.fixed_configuration())
+
+
+def test_damaged_checkpoints_never_push_out_valid_ones(tmp_path, undisturbed):
+    _, folder = undisturbed("sgd")
+    shutil.copytree(folder, tmp_path / "run")
+    for step in range(4, 10):
+        truncate(tmp_path / "run" / f"checkpoint-{step}" / "optimizer.pt")
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, _args, state, _control, **_):
+            valid = []
+            for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
+                with suppress(ValueError):
+                    check_checkpoint(checkpoint, run.fixed_configuration())
+                    valid.append(int(checkpoint.name.removeprefix("checkpoint-")))
+            seen.append((state.global_step, sorted(valid)))
+
+    run = new_run(tmp_path / "run", callbacks=[Look()], save_total_limit=2)
+    run.train(resume_from_checkpoint=True)
+    assert seen == [(3, [1, 2, 3]), *((step, [step - 1, step]) for step in range(4, 9))]
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-8", "checkpoint-9"]
+
+
+class TestAnotherConfiguration:
+    def fails(self, undisturbed, tmp_path, model=None, **options) -> str:
+        """The message, and the checkpoints stay as they are."""
+        stopped_at(2, undisturbed("sgd")[1], tmp_path / "run")
+        run = new_run(tmp_path / "run", model=model, **options)
+        with pytest.raises(ValueError) as refused:
+            run.train(resume_from_checkpoint=True)
+        explicit = tmp_path / "run" / "checkpoint-1"
+        with pytest.raises(
+            ValueError, match=r"checkpoint-1 cannot be used: it was made with.*run holds no valid one\."
+        ):
+            run.train(resume_from_checkpoint=str(explicit))
+        check_checkpoint(explicit, new_run(tmp_path / "run").fixed_configuration())
+        return str(refused.value)
+
+    def test_prompt_length(self, undisturbed, tmp_path):
+        model = prompted.prompted_clip(torch.float32, num_shared_tokens=4)
+        message = self.fails(undisturbed, tmp_path, model)
+        assert f"`output_dir` {tmp_path / 'run'} holds no checkpoint to go on from (checkpoint-2: " in message
+        assert message.count("it was made with `num_shared_tokens` = 3, this run has 4") == 2
+
+    def test_tasks(self, undisturbed, tmp_path):
+        tasks = {"painting": ["cat", "dog", "fox"], "clipart": ["cat", "dog"], "sketch": ["a", "b", "c", "d"]}
+        message = self.fails(undisturbed, tmp_path, prompted.prompted_clip(torch.float32, tasks=tasks))
+        assert "`task_order` = " in message and "painting" in message
+
+    @pytest.mark.parametrize(
+        ("option", "before", "now"),
+        [("optim", "sgd", "adamw_torch"), ("scheduler_optimizer", "adam", "sgd")],
+    )
+    def test_optimizers(self, undisturbed, tmp_path, option, before, now):
+        message = self.fails(undisturbed, tmp_path, **{option: now})
+        assert f'`{option}` = "{before}", this run has "{now}"' in message
+
+    def test_aggregator(self, undisturbed, tmp_path):
+        message = self.fails(undisturbed, tmp_path, gradient_aggregator="gradvac")
+        assert '`gradient_aggregator` = null, this run has "gradvac"' in message
+
+
+class TestChangedOptions:
+    def goes_on(self, undisturbed, tmp_path, **options):
+        stopped_at(4, undisturbed("sgd")[1], tmp_path / "run")
+        run = new_run(tmp_path / "run", **options)
+        run.train(resume_from_checkpoint=True)
+        return run
+
+    def test_nothing(self, undisturbed, tmp_path, caplog):
+        self.goes_on(undisturbed, tmp_path)
+        assert "The run goes on, but" not in caplog.text and "The optimizers keep" not in caplog.text
+
+    def test_batch_size(self, undisturbed, tmp_path, caplog):
+        run = self.goes_on(undisturbed, tmp_path, per_device_train_batch_size=2)
+        assert "not as it would have without a stop: `per_device_train_batch_size` (3, now 2) changed." in caplog.text
+        assert run.state.global_step == 12  # three epochs of four steps
+
+    def test_learning_rates(self, undisturbed, tmp_path, caplog):
+        """Part of the optimizers' states: those of the checkpoint stay in force, and the message says so."""
+        run = self.goes_on(undisturbed, tmp_path, learning_rate=0.02, scheduler_learning_rate=0.5, warmup_steps=1)
+        assert "The optimizers keep the checkpoint's `learning_rate` 0.05 (not 0.02), `scheduler_lear" in caplog.text
+        assert "`warmup_steps` (2, now 1) changed" in caplog.text
+        assert run.lr_scheduler.base_lrs == [0.05] * len(run.lr_scheduler.base_lrs)
+        assert run.upper_level.optimizer.param_groups[0]["lr"] == 0.01
+
+    def test_an_option_that_the_checkpoint_knows_nothing_of(self, undisturbed, tmp_path, caplog, monkeypatch):
+        """As one made by an earlier version would not."""
+        known = new_run(tmp_path / "other").reproducing_configuration()
+        stopped_at(4, undisturbed("sgd")[1], tmp_path / "run")
+        run = new_run(tmp_path / "run")
+        monkeypatch.setattr(run, "reproducing_configuration", lambda: {**known, "new": 1})
+        run.train(resume_from_checkpoint=True)
+        assert "`new` (None, now 1) changed" in caplog.text
+
+    def test_fewer_steps_than_were_taken(self, undisturbed, tmp_path, caplog):
+        run = self.goes_on(undisturbed, tmp_path, max_steps=3)
+        assert run.state.global_step == 4
+        assert "`max_steps` (-1, now 3) changed" in caplog.text
+
+
+class TestNothingToGoOnFrom:
+    def test_empty_folder(self, tmp_path):
+        run = new_run(tmp_path)
+        with pytest.raises(ValueError, match=r"holds no checkpoint to go on from\. Leave it out to start anew"):
+            run.train(resume_from_checkpoint=True)
+
+    def test_no_such_checkpoint(self, tmp_path):
+        run = new_run(tmp_path / "run")
+        with pytest.raises(
+            ValueError, match=r"checkpoint-7 cannot be used: there is no such directory\. .*no valid one"
+        ):
+            run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+
+    def test_none_is_valid(self, undisturbed, tmp_path):
+        stopped_at(2, undisturbed("sgd")[1], tmp_path / "run")
+        truncate(tmp_path / "run" / "checkpoint-2" / "optimizer.pt")
+        (tmp_path / "run" / "checkpoint-1" / SEAL).unlink()
+        with pytest.raises(ValueError) as refused:
+            new_run(tmp_path / "run").train(resume_from_checkpoint=True)
+        assert "checkpoint-2: its file optimizer.pt has" in str(refused.value)
+        assert f"checkpoint-1: it has no {SEAL}" in str(refused.value)
