@@ -48,8 +48,20 @@ class AtStep(TrainerCallback):
                 os.kill(os.getpid(), getattr(signal, self.fault))
             elif self.fault == "slow":
                 time.sleep(600)
+            elif self.fault == "infinite images":
+                self.break_images()
             elif self.fault == "full disk":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+
+    def break_images(self) -> None:
+        prepare = self.trainer._prepare_inputs
+
+        def broken(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            inputs = prepare(inputs)
+            here = (inputs["task_ids"] == 1).view(-1, 1, 1, 1)
+            return {**inputs, "pixel_values": inputs["pixel_values"].masked_fill(here, torch.inf)}
+
+        self.trainer._prepare_inputs = broken
 
     def on_step_end(self, _args, _state, _control, **_):
         self.communications.calls.append(self.communications.open)
@@ -78,13 +90,17 @@ def main(
         options: of `JSCPTTrainingArguments`.
     """
     communications = Communications()
+    if fault == "fewer images" and int(os.environ["RANK"]) == rank:
+        sizes = {"train": [7, 5, 6]}
+    at_step = AtStep(communications, fault, step, rank)
     trainer = small_run.trainer(
         Path(folder, "run"),
         prompted.prompted_clip(getattr(torch, dtype), **(model or {})),
-        callbacks=[AtStep(communications, fault, step, rank)],
+        callbacks=[at_step],
         sizes=sizes,
         **options,
     )
+    at_step.trainer = trainer
     stop = StopOnInterrupt(trainer)
     trainer.add_callback(stop)
     trainer.train(resume_from_checkpoint=resume)

@@ -149,7 +149,9 @@ class HessianProduct:
         self.method = method
         self.device_type = weights.device.type
         self.graph_bytes = 0
-        counts = torch.bincount(torch.cat([chunk.task_ids for chunk in chunks]), minlength=len(weights))
+        # A process may hold none of the chosen images.
+        nothing = torch.zeros(len(weights), dtype=torch.int64, device=weights.device)
+        counts = sum((torch.bincount(chunk.task_ids, minlength=len(weights)) for chunk in chunks), nothing)
         self.scales = weights.detach() / sum_over_processes([counts])[0].clamp(min=1)
         chunks = [chunk.rows(self.scales[chunk.task_ids] != 0) for chunk in chunks]
         self.chunks = [chunk for chunk in chunks if len(chunk.labels)]

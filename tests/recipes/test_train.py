@@ -175,6 +175,18 @@ class TestBadInput:
         message = fails(capsys, *arguments, "--output_dir", str(tmp_path / "x"))
         assert "sky" in message and "cannot be read" in message
 
+    def test_unreadable_pictures_are_skipped_where_that_is_asked_for(self, pictures, tmp_path, caplog):
+        root = tmp_path / "pictures"
+        shutil.copytree(pictures, root)
+        broken = [root / "scans" / "sky" / name for name in ("2.png", "7.png")]
+        for path in broken:
+            path.write_bytes(path.read_bytes()[:60])
+        arguments = ["--task_set", "folder", "--data_root", str(root), *QUICK, "--output_dir", str(tmp_path / "x")]
+        train.main([*arguments, "--skip_bad_images"])
+        assert "Skipped 2 unreadable images" in caplog.text and "scans/sky/7.png" in caplog.text
+        manifest = (tmp_path / "x" / "manifest.json").read_text()
+        assert "scans/sky/2.png" not in manifest and "scans/sky/0.jpg" in manifest
+
     def test_no_base_model(self, capsys, pictures, tmp_path):
         message = fails(
             capsys,

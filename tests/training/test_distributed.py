@@ -155,6 +155,39 @@ def test_a_process_that_hangs(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_task_that_is_not_finite_in_one_process(tmp_path):
+    """It has no weight in any, and all stop at the same step with the same state saved."""
+    options = {**FAULTY, "max_nonfinite_steps": 3, "save_total_limit": None}
+    both = processes.start(2, tmp_path, **options, fault="infinite images", step=3, rank=1)
+    assert [process.wait(processes.TIMEOUT) for process in both] == [1, 1]
+    for rank in (0, 1):
+        said = processes.output(tmp_path, rank)
+        assert "FloatingPointError: The loss of ['clipart'] was not finite in 3 steps in a row" in said
+        assert "The last good state, of step 2, is saved" in said
+    saved = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
+    assert saved == ["checkpoint-2"]
+    resumed = processes.run(2, tmp_path, **{**options, "max_steps": 6}, resume=True)
+    assert all(torch.equal(value, resumed[1]["omega"][name]) for name, value in resumed[0]["omega"].items())
+
+
+@pytest.mark.slow
+def test_an_error_of_the_first_process_is_that_of_all(tmp_path):
+    """None waits for another one: here a checkpoint that is not there."""
+    both = processes.start(2, tmp_path, **FAULTY, resume=str(tmp_path / "nothing"))
+    assert [process.wait(processes.TIMEOUT) for process in both] == [1, 1]
+    for rank in (0, 1):
+        assert "nothing cannot be used: there is no such directory" in processes.output(tmp_path, rank)
+
+
+@pytest.mark.slow
+def test_processes_with_other_data_are_told_so(tmp_path):
+    both = processes.start(2, tmp_path, **FAULTY, fault="fewer images", rank=1)
+    assert [process.wait(processes.TIMEOUT) for process in both] == [1, 1]
+    for rank in (0, 1):
+        assert "process 1 has {'train_dataset': [7, 5, 6]" in processes.output(tmp_path, rank)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, name):
     results = processes.run(2, tmp_path, **{**FAULTY, "save_steps": 100}, fault=name, step=3, rank=1)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import killed_program
 import numpy as np
 import prompted
 import pytest
@@ -46,8 +47,9 @@ VARIANTS = {
 STEPS = {name: {"data workers": 6, "sgd": 9, "vision": 5}.get(name, 7) for name in VARIANTS}
 
 
-def new_run(folder, variant="sgd", **options):
-    model = prompted.prompted_clip(torch.float32, towers="vision") if variant == "vision" else None
+def new_run(folder, variant="sgd", model=None, **options):
+    if variant == "vision":
+        model = prompted.prompted_clip(torch.float32, towers="vision")
     return small_run.trainer(folder, model, **{**COMMON, **VARIANTS[variant], **options})
 
 
@@ -238,64 +240,38 @@ def test_steps_that_were_not_finite_are_counted_on(tmp_path):
         return made
 
     whole = run()
-    with pytest.raises(FloatingPointError, match="in 3 steps in a row"):
+    with pytest.raises(FloatingPointError, match="in 3 steps in a row") as stop:
         whole.train()
-    assert torch.load(tmp_path / "checkpoint-5" / "task_scheduler.pt", weights_only=True)["nonfinite_steps"] == 2
+    # Steps in a row are not saved: what is saved last is the state before the first of them.
+    newest = max(int(path.name.removeprefix("checkpoint-")) for path in tmp_path.glob("checkpoint-*"))
+    assert f"of step {newest}, is saved" in str(stop.value)
+    state = torch.load(tmp_path / f"checkpoint-{newest}" / "task_scheduler.pt", weights_only=True)
+    assert state["nonfinite_steps"] == 0
     resumed = run()
     with pytest.raises(FloatingPointError, match="in 3 steps in a row"):
-        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
-    assert [row["step"] for row in read_history(tmp_path / HISTORY_FILE)] == [1, 2, 3, 4, 5]
+        resumed.train(resume_from_checkpoint=True)
+    steps = [row["step"] for row in read_history(tmp_path / HISTORY_FILE)]
+    assert steps == list(range(1, newest + 4))
 
 
 # ---- killed while saving --------------------------------------------------------------------------------------------
 
 
-def kill_in(owner, name: str, is_meant, when: str) -> None:
-    """Makes this process kill itself in the call of `owner.name` that is meant: before, after or `within` it."""
-    original = getattr(owner, name)
-
-    def call(*arguments, **keywords):
-        if not is_meant(*map(str, arguments)):
-            return original(*arguments, **keywords)
-        if when != "before":
-            result = original(*arguments, **keywords)
-        if when == "within":
-            path = Path(str(arguments[1] if name == "save" else arguments[0]))
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        os.kill(os.getpid(), signal.SIGKILL)
-        return result
-
-    setattr(owner, name, call)
+@pytest.fixture(scope="module")
+def killed_runs(tmp_path_factory):
+    """A folder with a run for each kill, under its number in `killed_program.KILLS`."""
+    root = tmp_path_factory.mktemp("killed")
+    options = json.dumps({**COMMON, **VARIANTS["sgd"], "save_steps": 2, "save_total_limit": 1})
+    command = [sys.executable, killed_program.__file__, str(root), options]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    assert f"exit codes: {[-signal.SIGKILL.value] * len(killed_program.KILLS)}" in printed
+    return root
 
 
-def torch_saves(name):
-    return lambda *arguments: arguments[1].endswith(f"checkpoint-4/{name}")
-
-
-KILLS = {
-    "adapter": (torch, "save", torch_saves("training_args.bin"), "before"),
-    "optimizer": (torch, "save", torch_saves("optimizer.pt"), "within"),
-    "Ω": (torch, "save", torch_saves("task_scheduler.pt"), "within"),
-    "random numbers": (torch, "save", torch_saves("rng_state.pth"), "after"),
-    "seal": (Path, "write_text", lambda path, *_: path.endswith(f"checkpoint-4/{SEAL}"), "within"),
-    "before the name": (Path, "rename", lambda _, target: target.endswith("checkpoint-4"), "before"),
-    "after the name": (Path, "rename", lambda _, target: target.endswith("checkpoint-4"), "after"),
-    "deletion": (shutil, "rmtree", lambda path, *_: path.endswith("checkpoint-2"), "before"),
-}
-
-
-def train_and_die(folder: Path, kill: str) -> None:
-    kill_in(*KILLS[kill])
-    new_run(folder, save_steps=2, save_total_limit=1).train()
-
-
-@pytest.mark.parametrize("kill", KILLS)
-def test_killed_while_saving(tmp_path, undisturbed, caplog, kill):
+@pytest.mark.parametrize("kill", killed_program.KILLS)
+def test_killed_while_saving(killed_runs, undisturbed, caplog, kill):
     """SIGKILL in the second checkpoint of a run that keeps one; the first stays until the second is whole."""
-    process = multiprocessing.get_context("fork").Process(target=train_and_die, args=(tmp_path, kill))
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+    tmp_path = killed_runs / str(list(killed_program.KILLS).index(kill))
     last = "checkpoint-4" if kill in ("after the name", "deletion") else "checkpoint-2"
     assert (tmp_path / "checkpoint-2").is_dir()
     assert (tmp_path / "checkpoint-4").is_dir() == (last == "checkpoint-4")
