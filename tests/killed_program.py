@@ -49,20 +49,44 @@ KILLS = {
 }
 
 
-def main(root: str, options: dict) -> None:
-    """Starts one run for each of `KILLS`, in `root/<its number>`; prints the signals that ended them.
+def in_a_child(action) -> int:
+    """Runs `action` in a forked process; its exit code.
 
-    The processes are forked before anything has run here: threads, which a fork does not copy, are not there yet.
+    Forked before anything has run here: threads, which a fork does not copy, are not there yet. And all children
+    compute alike, whatever a library that some test has loaded does to the processor's floating-point modes.
     """
-    signals = []
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        finally:
+            os._exit(0 if sys.exc_info()[0] is None else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def train(folder: Path, options: dict, resume: bool = False) -> None:
+    """A run in `folder`; what it has come to in `<folder>.pt`, what it says in `<folder>.log`."""
+    with folder.with_suffix(".log").open("w", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 2)
+    run = small_run.trainer(folder, **options)
+    run.train(resume_from_checkpoint=resume)
+    outcome = {"parameters": small_run.trained_parameters(run), "upper level": run.upper_level.state_dict()}
+    torch.save({**outcome, "optimizer": run.optimizer.state_dict()}, folder.with_suffix(".pt"))
+
+
+def main(root: str, options: dict) -> None:
+    """An undisturbed run in `root/whole`; and for each of `KILLS` one that dies and then goes on, in `root/<number>`.
+
+    Prints the exit codes of those that die, and which checkpoints each left.
+    """
+    codes, left = [], []
+    assert in_a_child(lambda: train(Path(root, "whole"), options)) == 0
     for number, kill in enumerate(KILLS.values()):
-        child = os.fork()
-        if child == 0:
-            kill_in(*kill)
-            small_run.trainer(Path(root, str(number)), **options).train()
-            os._exit(1)
-        signals.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    print("exit codes:", json.dumps(signals))
+        folder = Path(root, str(number))
+        codes.append(in_a_child(lambda: (kill_in(*kill), train(folder, options))))  # noqa: B023 (runs at once)
+        left.append(sorted(path.name for path in folder.glob("checkpoint-*")))
+        assert in_a_child(lambda: train(folder, options, resume=True)) == 0  # noqa: B023
+    print(json.dumps({"codes": codes, "left": left}))
 
 
 if __name__ == "__main__":

@@ -259,27 +259,26 @@ def test_steps_that_were_not_finite_are_counted_on(tmp_path):
 
 @pytest.fixture(scope="module")
 def killed_runs(tmp_path_factory):
-    """A folder with a run for each kill, under its number in `killed_program.KILLS`."""
+    """What `killed_program` leaves and prints."""
     root = tmp_path_factory.mktemp("killed")
     options = json.dumps({**COMMON, **VARIANTS["sgd"], "save_steps": 2, "save_total_limit": 1})
     command = [sys.executable, killed_program.__file__, str(root), options]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
-    assert f"exit codes: {[-signal.SIGKILL.value] * len(killed_program.KILLS)}" in printed
-    return root
+    return root, json.loads(printed.splitlines()[-1])
 
 
 @pytest.mark.parametrize("kill", killed_program.KILLS)
-def test_killed_while_saving(killed_runs, undisturbed, caplog, kill):
+def test_killed_while_saving(killed_runs, kill):
     """SIGKILL in the second checkpoint of a run that keeps one; the first stays until the second is whole."""
-    tmp_path = killed_runs / str(list(killed_program.KILLS).index(kill))
+    root, printed = killed_runs
+    number = list(killed_program.KILLS).index(kill)
+    assert printed["codes"][number] == -signal.SIGKILL
     last = "checkpoint-4" if kill in ("after the name", "deletion") else "checkpoint-2"
-    assert (tmp_path / "checkpoint-2").is_dir()
-    assert (tmp_path / "checkpoint-4").is_dir() == (last == "checkpoint-4")
-    run = new_run(tmp_path, save_steps=2, save_total_limit=1)
-    run.train(resume_from_checkpoint=True)
-    assert f"Going on from {tmp_path / last}." in caplog.text
-    assert_same({**outcome(run), "logs": 0}, {**undisturbed("sgd")[0], "logs": 0})
-    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-9"]
+    assert printed["left"][number] == ["checkpoint-2", "checkpoint-4"][: 1 + (last == "checkpoint-4")]
+    assert f"Going on from {root / str(number) / last}." in (root / f"{number}.log").read_text()
+    resumed, whole = (torch.load(root / f"{name}.pt", weights_only=True) for name in (number, "whole"))
+    assert_same(resumed, whole)
+    assert [path.name for path in (root / str(number)).iterdir() if path.is_dir()] == ["checkpoint-9"]
 
 
 def test_killed_while_a_checkpoint_took_the_place_of_another(tmp_path, undisturbed, caplog):
