@@ -102,8 +102,6 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
         self.upper_level = UpperLevel(self.task_names, args, dev_dataset, precision)
         if train_dataset is not None and self.upper_level.learns:
             self.upper_level.check(model)
-        history = Path(args.output_dir, HISTORY_FILE) if self.is_world_process_zero() else None
-        self.step_log = StepLog(self.task_names, history)
         self._forget()
 
     def _forget(self) -> None:
@@ -113,7 +111,8 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
         self._batches: list[Batch] = []  # of a step that updates Ω
         self._good: tuple[Snapshot, int, float] | None = None  # state, step and epoch before a step of finite losses
         self.nonfinite_steps = 0
-        self.step_log = StepLog(self.task_names, self.step_log.path)
+        history = Path(self.args.output_dir, HISTORY_FILE) if self.is_world_process_zero() else None
+        self.step_log = StepLog(self.task_names, history)
         self.upper_level.forget_batches()
 
     def get_train_dataloader(self) -> DataLoader:
@@ -188,15 +187,15 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
             plan = schedule(step, scheduler, num_shared, *kinds, self.upper_level.aggregator, number)
         except FloatingPointError as error:  # of an aggregator
             raise FloatingPointError(f"{error} {self._save_last_good_state()}") from error
-        upper = None
-        if batches and bool(step.usable.any()):
+        upper, usable = None, bool(step.usable.any())
+        if batches and usable:
             damping = self.args.neumann_damping
             if damping is None:  # what the optimizer applies, which a resumed run has from its checkpoint
                 damping = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)
             upper = self.upper_level.update(self.model, batches, kept, step, plan.weights, damping)
         parameters = self._trainable()
         gradients = scheduled_gradient(self.model.task_views(), parameters, step.gradients, plan.weights.detach())
-        if bool(step.usable.any()):  # without a gradient, momentum and weight decay move nothing either
+        if usable:  # without a gradient, momentum and weight decay move nothing either
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
         self.step_log.append(number, number / self._steps_per_epoch(), step, plan, scheduler, gradients, upper)
