@@ -6,6 +6,7 @@ After a sum all hold the same bits, so that whatever they compute from it (Δ, A
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ def join_on_cpu(timeout: float) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
+        # Also after an error: gloo's threads, left to the interpreter's shutdown, now and then abort the process.
+        atexit.register(_disconnect)
 
 
 def world_size() -> int:
@@ -119,8 +122,12 @@ def wait_for_all() -> None:
 
 def leave() -> None:
     """Ends the processes' connection, when all of them are done."""
-    if world_size() > 1:
-        dist.barrier()
+    wait_for_all()
+    _disconnect()
+
+
+def _disconnect() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 
