@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from jscpt_peft.choices import nearest
+from jscpt_peft.data.benchmarks import TASK_SET_MEMBERS
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -39,11 +40,22 @@ class DataArguments:
 
     _argument_group_name: ClassVar[str] = "data"
     task_set: str = field(
-        default="shapes", metadata={"help": "shapes (drawn on the fly) or folder (your own pictures in --data_root)."}
+        default="shapes",
+        metadata={
+            "help": "shapes (drawn on the fly), folder (your own pictures in --data_root), emoji, office_home, "
+            "mini_domainnet, few_shot_10, or benchmarks with commas between, such as food101,dtd."
+        },
     )
     data_root: str | None = field(
         default=None,
-        metadata={"help": "ROOT of ROOT/<task>/<class>/* or ROOT/<task>/{train,validation,test}/<class>/*."},
+        metadata={
+            "help": "folder: ROOT of ROOT/<task>/<class>/* or ROOT/<task>/{train,validation,test}/<class>/*. "
+            "Benchmarks: the folder with the data sets in the layouts of CoOp, Dassl or LibMTL; default: the Hub."
+        },
+    )
+    data_revision: str | None = field(
+        default=None,
+        metadata={"help": "Branch, tag or commit of the benchmarks' Hub repositories in place of the pinned ones."},
     )
     train_fraction: float | None = field(
         default=None, metadata={"help": "Part of each class's training images to use."}
@@ -52,11 +64,11 @@ class DataArguments:
     spurious_strength: float | None = field(
         default=None, metadata={"help": "shapes: correlation of background and class in training, 0 to 1."}
     )
-    manifest: str | None = field(default=None, metadata={"help": "Re-use the split of this manifest.json (folder)."})
+    manifest: str | None = field(default=None, metadata={"help": "Re-use the split of this manifest.json."})
     smallest_crop: float = field(
         default=0.08, metadata={"help": "Smallest part of a training picture's area that a random crop keeps."}
     )
-    skip_bad_images: bool = field(default=False, metadata={"help": "Skip pictures that cannot be read (folder)."})
+    skip_bad_images: bool = field(default=False, metadata={"help": "Skip pictures that cannot be read."})
 
 
 @dataclass
@@ -97,7 +109,7 @@ def parse(dataclasses: tuple[type, ...], description: str, arguments: list[str] 
     """One instance of each of `dataclasses`.
 
     Values come from the command line; what it leaves out from the configuration file named first on it, if any; what
-    that leaves out from `configs/<task_set>.yaml`, where a task set has one; and the rest are the defaults.
+    that leaves out from the task set's own file (`own_configuration`), if it has one; and the rest are the defaults.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = HfArgumentParser(
@@ -118,7 +130,7 @@ def parse(dataclasses: tuple[type, ...], description: str, arguments: list[str] 
     if arguments and Path(arguments[0]).suffix in (".yaml", ".yml", ".json"):
         configuration = _read(Path(arguments.pop(0)), parser, known)
     task_set = _named(arguments, "--task_set") or configuration.get("task_set") or DataArguments.task_set
-    own = CONFIGS / f"{task_set}.yaml"
+    own = own_configuration(task_set)
     if own.exists():
         configuration = {**_read(own, parser, known), **configuration}
     parser.set_defaults(**configuration)
@@ -129,6 +141,13 @@ def parse(dataclasses: tuple[type, ...], description: str, arguments: list[str] 
     if unknown:
         parser.error(f"unknown argument {unknown[0]!r}.{nearest(unknown[0].lstrip('-'), known)}")
     return tuple(parsed)
+
+
+def own_configuration(task_set: str) -> Path:
+    """`configs/<task_set>.yaml`; that of `few_shot_10` for its data sets, and that of its first one for a mixture."""
+    first = task_set.split(",")[0].strip()
+    owner = next((name for name, members in TASK_SET_MEMBERS.items() if first in members), first)
+    return CONFIGS / f"{owner}.yaml"
 
 
 def _named(arguments: list[str], option: str) -> str | None:

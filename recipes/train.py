@@ -2,6 +2,8 @@
 
     accelerate launch recipes/train.py --task_set shapes --output_dir outputs/shapes
     accelerate launch recipes/train.py --task_set folder --data_root pictures --output_dir outputs/mine
+    accelerate launch recipes/train.py --task_set office_home --output_dir outputs/office_home
+    accelerate launch recipes/train.py --task_set food101,oxford_pets --shots 5 --data_root DATA --output_dir outputs/two
     accelerate launch recipes/train.py my.yaml --seed 2
     accelerate launch --config_file recipes/configs/accelerate/gpus.yaml recipes/train.py my.yaml
 
@@ -61,8 +63,8 @@ def main(command_line: list[str] | None = None) -> None:
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
     resume = by_first_process(lambda: prepare_output(training))
     manifest = Path(training.output_dir, "manifest.json")
-    if resume and data.task_set == "folder" and data.manifest is None and manifest.exists():
-        # Go on with the run's own split, whatever has come into the folder since.
+    if resume and data.task_set != "shapes" and data.manifest is None and manifest.exists():
+        # Go on with the run's own split, whatever has come into the folder or repository since.
         data = replace(data, manifest=str(manifest), shots=None, train_fraction=None)
     task_set = load_data(data, training.seed)
     source = model_arguments.model_name_or_path or str(TINY_CLIP)
@@ -126,6 +128,7 @@ def prepare_output(training: JSCPTTrainingArguments) -> str | bool | None:
 def load_data(data: DataArguments, seed: int) -> TaskSet:
     options = {
         "spurious_strength": data.spurious_strength,
+        "revision": data.data_revision,
         "manifest": read_manifest(data.manifest) if data.manifest else None,
         "skip_bad_images": data.skip_bad_images or None,
     }

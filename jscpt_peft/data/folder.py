@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import datasets
-
-from jscpt_peft.data.layout import LAYOUT, POOL, FoundTask, find_images
+from jscpt_peft.data.assemble import build_task, keys_of
+from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask
+from jscpt_peft.data.layout import LAYOUT, find_images
+from jscpt_peft.data.manifest import images_of_manifest
 from jscpt_peft.data.splits import carve_dev, split_pool, take_fraction, take_shots
-from jscpt_peft.data.task import SPLITS, Task, TaskSet
+from jscpt_peft.data.task import SPLITS, TaskSet
 
 
 def folder_task_set(
@@ -68,13 +69,14 @@ def folder_task_set(
                 "split_seed": split_seed,
                 "skip_bad_images": skip_bad_images,
             },
-            "tasks": {task: {split: _keys(splits[split]) for split in SPLITS} for task, splits in chosen.items()},
+            "tasks": {task: {split: keys_of(splits[split]) for split in SPLITS} for task, splits in chosen.items()},
         }
     elif train_fraction is not None or shots is not None:
         raise ValueError("`manifest` fixes the training images: leave out `train_fraction` and `shots`.")
     else:
-        chosen = _reuse(manifest, found)
-    tasks = [_build(Path(data_root), task_id, task, splits) for task_id, (task, splits) in enumerate(chosen.items())]
+        chosen = images_of_manifest(manifest, "folder", found, "`data_root`")
+    images = FilesOnDisk(Path(data_root))
+    tasks = [build_task(task_id, task, splits, images) for task_id, (task, splits) in enumerate(chosen.items())]
     return TaskSet(name="folder", tasks=tuple(tasks), manifest=manifest)
 
 
@@ -102,7 +104,7 @@ def _complete(
                 f"`data_root`: class {folder!r} of task {task!r} has no training images; add some or remove its "
                 f"folder; {LAYOUT}."
             )
-    if not _keys(complete["test"]):
+    if not keys_of(complete["test"]):
         raise ValueError(
             f"`data_root`: task {task!r} has no test images; add some (a task without split folders needs two or more "
             "images in a class, and a `test_fraction` above 0)."
@@ -118,58 +120,3 @@ def _sample(task: str, splits: FoundTask, train_fraction: float | None, shots: i
     if shots is not None:
         train = {folder: take_shots(keys, shots, seed, task) for folder, keys in train.items()}
     return {"train": train, "validation": validation, "dev": dev, "test": splits["test"]}
-
-
-def _reuse(manifest: dict, found: dict[str, FoundTask]) -> dict[str, FoundTask]:
-    """The images that a manifest names, under the class folders that they lie in."""
-    if manifest["task_set"] != "folder":
-        raise ValueError(f"`manifest` belongs to the task set {manifest['task_set']!r}, not to 'folder'.")
-    chosen = {}
-    for task, keys_of_split in manifest["tasks"].items():
-        if set(keys_of_split) != set(SPLITS):
-            raise ValueError(f"`manifest` gives task {task!r} the splits {list(keys_of_split)}: it needs {SPLITS}.")
-        folder_of = {
-            key: folder for classes in found.get(task, {}).values() for folder, keys in classes.items() for key in keys
-        }
-        chosen[task] = {split: {} for split in SPLITS}
-        for split in SPLITS:
-            for key in keys_of_split[split]:
-                if key not in folder_of:
-                    raise ValueError(
-                        f"`manifest` names {key!r} ({split} of task {task!r}), which `data_root` does not hold: give "
-                        "the data that the manifest was written for."
-                    )
-                chosen[task][split].setdefault(folder_of[key], []).append(key)
-    return chosen
-
-
-def _build(root: Path, task_id: int, task: str, splits: FoundTask) -> Task:
-    folders = sorted({folder for classes in splits.values() for folder, keys in classes.items() if keys})
-    class_names = tuple(folder.replace("_", " ") for folder in folders)
-    built = {}
-    for split, classes in splits.items():
-        label_of = {key: label for label, folder in enumerate(folders) for key in sorted(classes.get(folder, []))}
-        built[split] = _dataset(root, task_id, label_of)
-    return Task(name=task, class_names=class_names, **built)
-
-
-def _dataset(root: Path, task_id: int, label_of: dict[str, int]) -> datasets.Dataset:
-    features = datasets.Features(
-        {
-            "image": datasets.Image(),
-            "label": datasets.Value("int64"),
-            "task_id": datasets.Value("int64"),
-            "key": datasets.Value("string"),
-        }
-    )
-    columns = {
-        "image": [str(root.absolute() / key) for key in label_of],
-        "label": list(label_of.values()),
-        "task_id": [task_id] * len(label_of),
-        "key": list(label_of),
-    }
-    return datasets.Dataset.from_dict(columns, features=features)
-
-
-def _keys(classes: dict[str, list[str]]) -> list[str]:
-    return sorted(key for keys in classes.values() for key in keys)

@@ -7,10 +7,9 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from datasets import Image as ImageFeature
 from PIL import Image
 
-from jscpt_peft.data.transforms import UNREADABLE, to_rgb
+from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask, without_unreadable
 
 logger = logging.getLogger(__name__)
 
@@ -22,9 +21,6 @@ SPLIT_FOLDERS = {
     "valid": "validation",
     "test": "test",
 }
-POOL = "pool"
-
-FoundTask = dict[str, dict[str, list[str]]]
 
 
 def find_images(data_root: str | Path, skip_bad_images: bool = False) -> dict[str, FoundTask]:
@@ -49,15 +45,15 @@ def find_images(data_root: str | Path, skip_bad_images: bool = False) -> dict[st
     tasks = _folders(root)
     if not tasks:
         raise ValueError(f"`data_root` {str(data_root)!r} has no folder in it: {LAYOUT}.")
-    search = _Search(root)
+    search = ImageSearch(root)
     found = {task.name: search.task(task) for task in tasks}
     if search.skipped:
         counts = ", ".join(f"{count} x {suffix}" for suffix, count in search.skipped.most_common())
         logger.warning("Ignored files below %s that Pillow cannot open: %s.", root, counts)
-    return _readable(root, found) if skip_bad_images else found
+    return without_unreadable(found, FilesOnDisk(root), root) if skip_bad_images else found
 
 
-class _Search:
+class ImageSearch:
     """Walks class folders and counts what it skips."""
 
     def __init__(self, root: Path) -> None:
@@ -114,26 +110,3 @@ class _Search:
 
 def _folders(path: Path) -> list[Path]:
     return sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-
-
-def _readable(root: Path, found: dict[str, FoundTask]) -> dict[str, FoundTask]:
-    bad: list[str] = []
-
-    def readable(key: str) -> bool:
-        try:
-            to_rgb(ImageFeature().decode_example({"path": str(root / key), "bytes": None}))
-        except UNREADABLE:
-            bad.append(key)
-            return False
-        return True
-
-    kept = {
-        task: {
-            split: {folder: [key for key in keys if readable(key)] for folder, keys in classes.items()}
-            for split, classes in splits.items()
-        }
-        for task, splits in found.items()
-    }
-    if bad:
-        logger.warning("Skipped %d unreadable images below %s: %s.", len(bad), root, ", ".join(bad))
-    return kept

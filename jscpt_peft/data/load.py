@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jscpt_peft.choices import nearest
+from jscpt_peft.data.benchmark_tasks import BENCHMARK_TASK_SETS, benchmark_task_set
+from jscpt_peft.data.emoji import emoji_task_set
 from jscpt_peft.data.folder import folder_task_set
 from jscpt_peft.data.shapes import shapes_task_set
 from jscpt_peft.data.task import TaskSet
 
-TASK_SETS = ("shapes", "folder")
+TASK_SETS = ("shapes", "folder", "emoji", *BENCHMARK_TASK_SETS)
 
 
 def load_task_set(
@@ -24,28 +29,44 @@ def load_task_set(
     """The task set called `name`.
 
     Args:
-        name: `shapes` (drawn on the fly, needs no data) or `folder` (your own images below `data_root`).
-        data_root: the folder that holds the data.
+        name: `shapes` (drawn on the fly, needs no data), `folder` (your own images below `data_root`), `emoji` (made
+            by `recipes/prepare_emoji.py`), `office_home`, `mini_domainnet`, `few_shot_10`, one of the ten data sets
+            of the latter, or several benchmarks with commas between, as in `"food101,oxford_pets"`.
+        data_root: the folder that holds the data; None where they are drawn, downloaded or in their usual place.
         train_fraction: the part of each class's training images to use, in (0, 1].
         shots: the number of training images a class; at most one of the two.
         seed: of all sampling.
-        options: passed on to `shapes_task_set` or `folder_task_set`.
+        options: passed on to `shapes_task_set`, `folder_task_set`, `emoji_task_set` or `benchmark_task_set`.
 
     Raises:
-        ValueError: an unknown name, or a missing or superfluous `data_root`; and what these functions raise.
+        ValueError: an unknown name, a missing or superfluous `data_root`, an option that the task set does not take;
+            and what these functions raise.
 
     Example:
         >>> tasks = load_task_set("shapes", shots=4)
         >>> list(tasks.class_names)
         ['flat', 'outline', 'chalk', 'mosaic']
     """
+    load = _function(name)
+    foreign = [option for option in options if option not in inspect.signature(load).parameters]
+    if foreign:
+        raise ValueError(
+            f"`{foreign[0]}` is {options[foreign[0]]!r}, which the task set {name!r} does not take: leave it out."
+        )
     sampling = {"train_fraction": train_fraction, "shots": shots, "seed": seed}
     if name == "shapes":
         if data_root is not None:
             raise ValueError(f"`data_root` is {str(data_root)!r}, but 'shapes' reads no data: leave it out.")
-        return shapes_task_set(**sampling, **options)
-    if name == "folder":
-        if data_root is None:
-            raise ValueError("`data_root` is None: 'folder' needs the folder with your images (ROOT/<task>/<class>/).")
-        return folder_task_set(data_root, **sampling, **options)
+        return load(**sampling, **options)
+    if name == "folder" and data_root is None:
+        raise ValueError("`data_root` is None: 'folder' needs the folder with your images (ROOT/<task>/<class>/).")
+    return load(data_root=data_root, **sampling, **options)
+
+
+def _function(name: str) -> Callable[..., TaskSet]:
+    own = {"shapes": shapes_task_set, "folder": folder_task_set, "emoji": emoji_task_set}
+    if name in own:
+        return own[name]
+    if "," in name or name in BENCHMARK_TASK_SETS:
+        return partial(benchmark_task_set, name)
     raise ValueError(f"`name` is {name!r}: known task sets are {', '.join(TASK_SETS)}.{nearest(name, TASK_SETS)}")

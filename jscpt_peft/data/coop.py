@@ -1,0 +1,164 @@
+"""Benchmarks on disk, in the layouts of CoOp (split JSONs), Dassl (`splits_mini`) and LibMTL (lists of a domain)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from jscpt_peft.data.benchmark import Benchmark
+from jscpt_peft.data.class_names import class_name
+from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask, Source
+from jscpt_peft.data.layout import ImageSearch
+
+SPLIT_OF_LIST = {"train": "train", "val": "validation", "test": "test"}
+LIST_FOLDERS = ("splits_mini", "data_txt", "")  # Dassl's, LibMTL's, or beside the images
+
+Item = tuple[str, str]  # path below the data set's folder, raw class name
+
+
+def local_source(benchmark: Benchmark, data_root: str | Path) -> Source:
+    """The data set in its folder below `data_root`; keys are paths relative to `data_root`.
+
+    Raises:
+        FileNotFoundError: its folder, its split file or an image named there is missing; the message says what
+            belongs where.
+        ValueError: a split file is damaged.
+    """
+    root, folder = Path(data_root), Path(data_root, benchmark.folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"`data_root` {str(data_root)!r} has no folder {benchmark.folder!r}: {benchmark.name} belongs there as "
+            f"{_layout(benchmark)}. Without `data_root` it is read from the Hub."
+        )
+    if benchmark.domains:
+        tasks = {task: _domain(benchmark, folder, domain) for task, domain in benchmark.domains.items()}
+    elif benchmark.split_file:
+        tasks = {benchmark.name: _split_json(benchmark, folder)}
+    else:
+        tasks = {benchmark.name: _aircraft(benchmark, folder)}
+    _check_files(benchmark, root, tasks)
+    return Source(tasks, FilesOnDisk(root), origin=str(folder))
+
+
+def _layout(benchmark: Benchmark) -> str:
+    if benchmark.name == "mini_domainnet":
+        return "<domain>/<class>/<image> with splits_mini/<domain>_train.txt and _test.txt (Dassl)"
+    if benchmark.domains:
+        return f"<domain>/<class>/<image>, the domains being {', '.join(benchmark.domains.values())}"
+    lists = benchmark.split_file or "variants.txt, images_variant_train.txt, _val.txt and _test.txt"
+    return f"{benchmark.images or 'the images'}/ and {lists} (CoOp)"
+
+
+def _split_json(benchmark: Benchmark, folder: Path) -> FoundTask:
+    path = folder / benchmark.split_file
+    try:
+        content = json.loads(_read(benchmark, path))
+        splits = {
+            ours: [(str(Path(benchmark.images, image)), name) for image, _, name in content[theirs]]
+            for theirs, ours in SPLIT_OF_LIST.items()
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no split file of CoOp ({type(error).__name__}: {error}): it must hold `train`, `val` and "
+            "`test`, each a list of [path, label, class name]."
+        ) from error
+    return {split: _by_class(benchmark, items) for split, items in splits.items()}
+
+
+def _aircraft(benchmark: Benchmark, folder: Path) -> FoundTask:
+    """FGVCAircraft's own lists, as CoOp reads them: `1025794 707-320` is images/1025794.jpg of the variant 707-320."""
+    variants = {line.strip() for line in _read(benchmark, folder / "variants.txt").splitlines() if line.strip()}
+    found = {}
+    for theirs, ours in SPLIT_OF_LIST.items():
+        path = folder / f"images_variant_{theirs}.txt"
+        lines = [line.strip().split(" ", 1) for line in _read(benchmark, path).splitlines() if line.strip()]
+        wrong = [line for line in lines if len(line) < 2 or line[1] not in variants]
+        if wrong:
+            raise ValueError(f"{path} has the line {' '.join(wrong[0])!r}: its variant is not in variants.txt.")
+        found[ours] = _by_class(benchmark, ((f"{benchmark.images}/{image}.jpg", name) for image, name in lines))
+    return found
+
+
+def _domain(benchmark: Benchmark, folder: Path, domain: str) -> FoundTask:
+    """One domain by its lists `<domain>_{train,val,test}.txt`, or by its folder, whose images are then a pool."""
+    folders = {_plain(path.name): path for path in folder.iterdir() if path.is_dir()}
+    images = folders.get(_plain(domain))
+    if images is None:
+        raise FileNotFoundError(
+            f"{folder} has no folder {domain!r}: {benchmark.name} belongs there as {_layout(benchmark)}."
+        )
+    lists = _lists(folder, domain)
+    if not lists and benchmark.name == "mini_domainnet":
+        raise FileNotFoundError(
+            f"{folder} has no list {domain}_train.txt: {benchmark.name} belongs there as {_layout(benchmark)}."
+        )
+    if not lists:
+        search = ImageSearch(folder)
+        classes = [path for path in sorted(images.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+        items = [(key, path.name) for path in classes for key in search.images(path)]
+        return {POOL: _by_class(benchmark, items)}
+    return {split: _by_class(benchmark, _listed(path, folders)) for split, path in lists.items()}
+
+
+def _lists(folder: Path, domain: str) -> dict[str, Path]:
+    for place in LIST_FOLDERS:
+        pattern = f"{place}/**/*.txt" if place else "*.txt"
+        named = {_plain(path.stem): path for path in sorted(folder.glob(pattern))}
+        lists = {
+            ours: named[_plain(f"{domain}_{theirs}")]
+            for theirs, ours in SPLIT_OF_LIST.items()
+            if _plain(f"{domain}_{theirs}") in named
+        }
+        if lists:
+            return lists
+    return {}
+
+
+def _listed(path: Path, folders: Mapping[str, Path]) -> list[Item]:
+    """Lines such as `Art/Calendar/00017.jpg 0`; the domain's folder may be spelt otherwise on disk."""
+    items, class_of_label = [], {}
+    for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
+        image, _, label = line.rpartition(" ")
+        domain, _, rest = image.partition("/")
+        name = rest.partition("/")[0]
+        if not (label.isdigit() and rest and _plain(domain) in folders):
+            raise ValueError(f"{path} has the line {line!r}: expected `<domain>/<class>/<image> <label>`.")
+        if class_of_label.setdefault(label, name) != name:
+            raise ValueError(f"{path} gives label {label} to {class_of_label[label]!r} and to {name!r}.")
+        items.append((f"{folders[_plain(domain)].name}/{rest}", name))
+    return items
+
+
+def _by_class(benchmark: Benchmark, items: Iterable[Item]) -> dict[str, list[str]]:
+    classes: dict[str, list[str]] = {}
+    for path, raw in items:
+        name = class_name(benchmark, raw)
+        if name is not None:
+            classes.setdefault(name, []).append(Path(benchmark.folder, path).as_posix())
+    return classes
+
+
+def _check_files(benchmark: Benchmark, root: Path, tasks: Mapping[str, FoundTask]) -> None:
+    keys = [
+        key for splits in tasks.values() for classes in splits.values() for each in classes.values() for key in each
+    ]
+    missing = [key for key in keys if not (root / key).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(keys)} images of {benchmark.name} are missing below {root}, the first is "
+            f"{missing[0]!r}: is the download complete? They belong there as {_layout(benchmark)}."
+        )
+
+
+def _read(benchmark: Benchmark, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} is missing: {benchmark.name} belongs there as {_layout(benchmark)}."
+        ) from error
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())

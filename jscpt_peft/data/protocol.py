@@ -1,0 +1,85 @@
+"""How the images of a benchmark are divided: CoOp's protocol of shots, and the paper's of fractions.
+
+1. Test: the source's own. A pool is split 50/20/30 per class by a fixed seed (CoOp's proportions) where shots are
+   drawn; where fractions are, what training and validation leave is test.
+2. Training: `shots` or a fraction of every class of the training images. Where shots are drawn and the source has no
+   validation images, a fifth of its training images per class (CoOp's proportion, by a fixed seed) is set aside first.
+3. Validation: as many images of a class as training has of it, but at most 4 (CoOp's rule), out of the source's
+   validation images, or of the training images that were not drawn.
+4. D_dev (Eq. 11): half of validation.
+
+All of it is a pure function of (seed, task, key).
+"""
+
+from __future__ import annotations
+
+from jscpt_peft.data.assemble import keys_of
+from jscpt_peft.data.benchmark import Benchmark
+from jscpt_peft.data.found import POOL, FoundTask
+from jscpt_peft.data.splits import carve_dev, split_pool, take_fraction, take_shots
+
+FIXED_SEED = 0
+VALIDATION_SHARE = 0.2  # of CoOp's whole, and of its training images where the test images are given
+TEST_SHARE = 0.3
+MOST_VALIDATION_SHOTS = 4
+
+
+def divide(
+    benchmark: Benchmark,
+    task: str,
+    found: FoundTask,
+    train_fraction: float | None,
+    shots: int | None,
+    seed: int,
+) -> FoundTask:
+    """Train, validation, dev and test of one task.
+
+    Args:
+        benchmark: decides between the two protocols.
+        task: the task's name.
+        found: `POOL`, or `train` and `test` with or without `validation`.
+        train_fraction: the part of each class's training images to keep, in (0, 1].
+        shots: the number to keep of each class, where there are as many.
+        seed: of what is kept and of D_dev.
+
+    Raises:
+        ValueError: an option is out of its range, or nothing is left for testing.
+    """
+    if benchmark.default_shots is not None:
+        found = _official(task, found)
+    images = found["train"] if "train" in found else found[POOL]
+    train = {name: _drawn(keys, train_fraction, shots, seed, task) for name, keys in images.items()}
+    rest = {name: _without(keys, train[name]) for name, keys in images.items()}
+    spare = found.get("validation", rest)
+    validation = {
+        name: take_shots(spare.get(name, []), min(len(keys), MOST_VALIDATION_SHOTS), seed, task)
+        for name, keys in train.items()
+    }
+    test = found.get("test") or {name: _without(keys, validation[name]) for name, keys in rest.items()}
+    if not keys_of(test):
+        asked = f"`train_fraction` {train_fraction}" if shots is None else f"`shots` {shots}"
+        raise ValueError(f"{asked} leaves no test images of task {task!r}: ask for less.")
+    train, validation, dev = carve_dev(train, validation, seed, task)
+    return {"train": train, "validation": validation, "dev": dev, "test": test}
+
+
+def _official(task: str, found: FoundTask) -> FoundTask:
+    """Train, validation and test before any are drawn, by CoOp's proportions where the source does not say."""
+    if "validation" in found:
+        return found
+    whole, test_share = (found[POOL], TEST_SHARE) if POOL in found else (found["train"], 0.0)
+    parts = {name: split_pool(keys, VALIDATION_SHARE, test_share, FIXED_SEED, task) for name, keys in whole.items()}
+    names = ("train", "validation", "test")
+    divided = {split: {name: part[number] for name, part in parts.items()} for number, split in enumerate(names)}
+    return {**divided, **({"test": found["test"]} if "test" in found else {})}
+
+
+def _drawn(keys: list[str], train_fraction: float | None, shots: int | None, seed: int, task: str) -> list[str]:
+    if shots is not None:
+        return take_shots(keys, shots, seed, task)
+    return take_fraction(keys, train_fraction, seed, task)
+
+
+def _without(keys: list[str], taken: list[str]) -> list[str]:
+    gone = set(taken)
+    return [key for key in keys if key not in gone]

@@ -1,0 +1,240 @@
+"""Small copies of the benchmarks, with exactly the documented schemas: parquet repositories and folders on disk.
+
+A picture's colour says what it shows (see `colour`), so that a test can tell whether a row's picture is the right one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import datasets
+from PIL import Image
+
+from jscpt_peft.data.benchmark import Benchmark, HubTable
+from jscpt_peft.data.benchmarks import BENCHMARKS, MINI_CLASSES
+
+COOP_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+PER_CLASS = {"train": 6, "validation": 2, "test": 2}
+
+RAW_NAMES = {
+    "office_home": ["Alarm_Clock", "Postit_Notes", "ToothBrush", "TV", "Push_Pin"],
+    "caltech101": ["airplanes", "Faces", "Leopards", "Motorbikes", "wild_cat"],
+    "oxford_pets": ["Abyssinian", "great_pyrenees"],
+    "stanford_cars": ["AM General Hummer SUV 2000", "Acura RL Sedan 2012"],
+    "oxford_flowers": ["pink primrose", "hard-leaved pocket orchid"],
+    "food101": ["apple_pie", "baby_back_ribs"],
+    "fgvc_aircraft": ["707-320", "A340-200"],
+    "sun397": ["abbey", "airplane cabin"],
+    "dtd": ["banded", "chequered"],
+    "eurosat": [
+        *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"),
+        *("Pasture", "PermanentCrop", "Residential", "River", "SeaLake"),
+    ],
+    "ucf101": ["ApplyEyeMakeup", "YoYo", "CleanAndJerk"],
+    "mini_domainnet": list(MINI_CLASSES),
+}
+# Rows that are to be dropped.
+FOREIGN_NAMES = {"caltech101": ["BACKGROUND_Google", "Faces_easy"], "mini_domainnet": ["The_Mona_Lisa", "zigzag"]}
+FOREIGN_DOMAINS = {"mini_domainnet": ["infograph", "quickdraw"]}
+
+
+def raw_names(name: str) -> list[str]:
+    """Class names as the repository spells them, as many as the benchmark has."""
+    names = list(RAW_NAMES[name])
+    filler = "InventedClass{}" if name == "ucf101" else "invented {}" if name == "sun397" else "invented_{}"
+    letters = (first + second for first in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" for second in "abcdefghijklmnopqrstuvwxyz")
+    while len(names) < BENCHMARKS[name].num_classes:
+        names.append(filler.format(next(letters)))
+    return names
+
+
+def colour(label: int, number: int, domain: int = 0) -> tuple[int, int, int]:
+    """Of picture `number` of a class in a domain, each counted in the order of the names."""
+    return label % 256, number, 40 * domain + 20 * (label // 256)
+
+
+def shown(image: Image.Image) -> tuple[int, int, int]:
+    """(label, number, domain) of a picture; exact for PNG, to about 2 for JPEG."""
+    red, green, blue = image.convert("RGB").getpixel((4, 4))
+    return red + 256 * round(blue % 40 / 20), green, blue // 40
+
+
+@cache
+def picture(*rgb: int, suffix: str = "png") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), rgb).save(buffer, "PNG" if suffix == "png" else "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+# ---- parquet repositories -------------------------------------------------------------------------------------------
+
+
+def repository(name: str, place: HubTable, per_class: dict[str, int] | None = None) -> dict[str, bytes]:
+    """The files of a data set repository: path -> content."""
+    benchmark = BENCHMARKS[name]
+    files = {}
+    for split, ours in place.splits.items():
+        count = {**PER_CLASS, "pool": 10, **(per_class or {})}[ours]
+        table = frames(name, count) if place.middle_frame else images(benchmark, place, count)
+        buffer = io.BytesIO()
+        table.to_parquet(buffer)
+        files[f"data/{split}-00000-of-00001.parquet"] = buffer.getvalue()
+    configs = "".join(f"  - split: {split}\n    path: data/{split}-*\n" for split in place.splits)
+    files["README.md"] = f"---\nconfigs:\n- config_name: default\n  data_files:\n{configs}---\n".encode()
+    return files
+
+
+def images(benchmark: Benchmark, place: HubTable, count: int) -> datasets.Dataset:
+    """Rows in the order class, domain, number; with what is to be dropped between them."""
+    names = sorted(raw_names(benchmark.name) + FOREIGN_NAMES.get(benchmark.name, []))
+    domains = sorted([*benchmark.domains.values(), *FOREIGN_DOMAINS.get(benchmark.name, [])]) or [""]
+    columns = {"image": [], place.label: [], **({place.domain: []} if place.domain else {})}
+    for label in range(len(names)):
+        for number_of_domain, domain in enumerate(domains):
+            for number in range(count):
+                content = picture(*colour(label, number, number_of_domain))
+                columns["image"].append({"bytes": content, "path": f"{number}.png"})
+                columns[place.label].append(label)
+                if place.domain:
+                    columns[place.domain].append(domain)
+    kinds = {"image": datasets.Image(), place.label: datasets.ClassLabel(names=names)}
+    if place.domain:
+        # DomainNet's domains are class labels, Office-Home's are strings.
+        by_label = benchmark.name == "mini_domainnet"
+        kinds[place.domain] = datasets.ClassLabel(names=domains) if by_label else datasets.Value("string")
+        if by_label:
+            columns[place.domain] = [domains.index(domain) for domain in columns[place.domain]]
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+
+
+def frames(name: str, clips: int) -> datasets.Dataset:
+    """UCF101 as frames: 3 or 4 of each clip, not in order; the middle one is green by its number, the others black."""
+    names = sorted(raw_names(name))
+    columns = {"image": [], "video_id": [], "clip_id": [], "frame": [], "label": []}
+    for label, raw in enumerate(names):
+        for clip in range(clips):
+            length = 3 + clip % 2
+            for frame in sorted(range(length), key=lambda each: (each * 2) % length):
+                middle = frame == length // 2
+                rgb = colour(label, clip) if middle else (0, 255, 255)
+                columns["image"].append({"bytes": picture(*rgb), "path": None})
+                columns["video_id"].append(f"v_{raw}_g01")
+                columns["clip_id"].append(f"c{clip:02}")
+                columns["frame"].append(frame)
+                columns["label"].append(label)
+    text = datasets.Value("string")
+    kinds = {"image": datasets.Image(), "video_id": text, "clip_id": text, "frame": datasets.Value("int64")}
+    return datasets.Dataset.from_dict(
+        columns, features=datasets.Features({**kinds, "label": datasets.ClassLabel(names=names)})
+    )
+
+
+# ---- folders --------------------------------------------------------------------------------------------------------
+
+
+def folder(name: str, root: Path, per_class: dict[str, int] | None = None) -> None:
+    """One data set below `root`, in the layout of CoOp, Dassl or LibMTL."""
+    benchmark = BENCHMARKS[name]
+    counts = {**PER_CLASS, **(per_class or {})}
+    if name == "office_home":
+        for domain in benchmark.domains.values():
+            for label, raw in enumerate(sorted(raw_names(name))):
+                for number in range(sum(counts.values())):
+                    write(root / benchmark.folder / domain / raw / f"{number:05}.png", label, number)
+    elif name == "mini_domainnet":
+        _dassl(benchmark, root, counts)
+    elif name == "fgvc_aircraft":
+        _aircraft(benchmark, root, counts)
+    else:
+        _coop(benchmark, root, counts)
+
+
+def libmtl_lists(root: Path) -> None:
+    """LibMTL's lists of Office-Home, for a folder that is there: 6 images a class for training, 2 and 2."""
+    home = root / BENCHMARKS["office_home"].folder
+    for domain in BENCHMARKS["office_home"].domains.values():
+        lines = {split: [] for split in COOP_SPLITS}
+        for label, raw in enumerate(sorted(raw_names("office_home"))):
+            for number in range(10):
+                split = "train" if number < 6 else "val" if number < 8 else "test"
+                lines[split].append(f"{domain}/{raw}/{number:05}.png {label}")
+        for split, each in lines.items():
+            path = home / "data_txt" / "office-home" / f"{domain.replace(' ', '_')}_{split}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(each) + "\n", encoding="utf-8")
+
+
+def write(path: Path, label: int, number: int, domain: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture(*colour(label, number, domain), suffix=path.suffix[1:]))
+
+
+def _items(name: str, counts: dict[str, int]) -> Iterator[tuple[str, int, str, int]]:
+    """(CoOp's split, label, raw name, number of the picture in its class)."""
+    for label, raw in enumerate(sorted(raw_names(name))):
+        number = 0
+        for theirs, ours in COOP_SPLITS.items():
+            for _ in range(counts[ours]):
+                yield theirs, label, raw, number
+                number += 1
+
+
+def coop_name(name: str, raw: str) -> str:
+    """What CoOp's split files call a class."""
+    if name == "stanford_cars":
+        *model, year = raw.split(" ")
+        return " ".join([year, *model])
+    renamed = BENCHMARKS[name].renamed.get(raw.lower())
+    if name == "ucf101":
+        return "".join("_" + each if each.isupper() else each for each in raw).lstrip("_")
+    return renamed or raw
+
+
+def _coop(benchmark: Benchmark, root: Path, counts: dict[str, int]) -> None:
+    home = root / benchmark.folder
+    splits = {split: [] for split in COOP_SPLITS}
+    for split, label, raw, number in _items(benchmark.name, counts):
+        path = f"{raw}/image_{number:04}.png"
+        write(home / benchmark.images / path, label, number)
+        splits[split].append([path, label, coop_name(benchmark.name, raw)])
+    (home / benchmark.split_file).write_text(json.dumps(splits), encoding="utf-8")
+
+
+def _aircraft(benchmark: Benchmark, root: Path, counts: dict[str, int]) -> None:
+    home = root / benchmark.folder
+    lists = {split: [] for split in COOP_SPLITS}
+    for split, label, raw, number in _items(benchmark.name, counts):
+        image = f"{1_000_000 + 100 * label + number}"
+        write(home / benchmark.images / f"{image}.jpg", label, number)
+        lists[split].append(f"{image} {raw}")
+    (home / "variants.txt").write_text("\n".join(raw_names(benchmark.name)) + "\n", encoding="utf-8")
+    for split, lines in lists.items():
+        (home / f"images_variant_{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _dassl(benchmark: Benchmark, root: Path, counts: dict[str, int]) -> None:
+    home = root / benchmark.folder
+    (home / "splits_mini").mkdir(parents=True)
+    for number_of_domain, domain in enumerate(benchmark.domains.values()):
+        lines = {"train": [], "test": []}
+        for split, label, raw, number in _items(benchmark.name, counts):
+            path = f"{domain}/{raw}/{number}.png"
+            write(home / path, label, number, number_of_domain)
+            lines["test" if split == "test" else "train"].append(f"{path} {label}")
+        for split, each in lines.items():
+            (home / "splits_mini" / f"{domain}_{split}.txt").write_text("\n".join(each) + "\n", encoding="utf-8")
+
+
+def coop_zip(name: str, folder_of: Path) -> bytes:
+    """The data set's folder below `folder_of` as a zip file."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path in sorted((folder_of / BENCHMARKS[name].folder).rglob("*")):
+            if path.is_file():
+                archive.write(path, path.relative_to(folder_of))
+    return buffer.getvalue()

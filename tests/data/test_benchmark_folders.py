@@ -1,0 +1,274 @@
+"""Benchmarks from a folder, in the layouts of CoOp, Dassl and LibMTL, by `load_task_set` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import benchmark_data
+import pytest
+
+from jscpt_peft.data import ImageTaskDataset, load_task_set, read_column, read_manifest, write_manifest
+from jscpt_peft.data.benchmarks import BENCHMARKS, FEW_SHOT_10
+
+COOP = [each.name for each in FEW_SHOT_10]
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory):
+    """All twelve data sets in one folder."""
+    root = tmp_path_factory.mktemp("data")
+    for name in BENCHMARKS:
+        benchmark_data.folder(name, root)
+    return root
+
+
+def copy_of(name, data_root, tmp_path):
+    folder = BENCHMARKS[name].folder
+    shutil.copytree(data_root / folder, tmp_path / folder)
+    return tmp_path
+
+
+def check_pictures(task_set, label_of_name):
+    """Every picture of every split shows the class that its label says, no picture is in two splits."""
+    for task in task_set:
+        keys = []
+        for split in ("train", "validation", "dev", "test"):
+            table = task.split(split)
+            keys += read_column(table, "key")
+            for row in table:
+                label = benchmark_data.shown(row["image"])[0]
+                assert abs(label - label_of_name[task.class_names[row["label"]]]) <= 2, row["key"]  # JPEG
+        assert len(set(keys)) == len(keys) > 0
+
+
+def clean(name, raw):
+    return benchmark_data.coop_name(name, raw).replace("_", " ")
+
+
+class TestCoOp:
+    @pytest.mark.parametrize("name", COOP)
+    def test_the_files_splits_are_the_splits(self, data_root, name, caplog):
+        task_set = load_task_set(name, data_root=data_root, train_fraction=1.0)
+        task = task_set.tasks[0]
+        raw = sorted(benchmark_data.raw_names(name))
+        labels = {clean(name, each): label for label, each in enumerate(raw)}
+        assert sorted(task.class_names) == list(task.class_names) == sorted(labels)
+        assert task.template == BENCHMARKS[name].template
+        classes = len(raw)
+        assert (len(task.train), len(task.test)) == (6 * classes, 2 * classes)
+        assert len(task.validation) + len(task.dev) == 2 * classes
+        assert abs(len(task.validation) - len(task.dev)) <= classes // 5 + 1
+        check_pictures(task_set, labels)
+        assert "accuracies on it cannot be compared with published ones" in caplog.text
+
+    def test_shots_are_nested_and_validation_has_at_most_four(self, data_root):
+        sets = {shots: load_task_set("dtd", data_root=data_root, shots=shots).tasks[0] for shots in (1, 5)}
+        keys = {shots: set(read_column(task.train, "key")) for shots, task in sets.items()}
+        assert len(keys[1]) == 47 and len(keys[5]) == 5 * 47 and keys[1] < keys[5]
+        assert len(sets[1].validation) + len(sets[1].dev) == 47
+        assert len(sets[5].validation) + len(sets[5].dev) == 2 * 47  # the file has no more
+        assert read_column(sets[1].test, "key") == read_column(sets[5].test, "key")
+
+    def test_seeds_draw_other_images_and_keep_the_test(self, data_root):
+        first, second, again = (load_task_set("dtd", data_root=data_root, shots=1, seed=s).tasks[0] for s in (1, 2, 1))
+        assert read_column(first.train, "key") == read_column(again.train, "key") != read_column(second.train, "key")
+        assert read_column(first.test, "key") == read_column(second.test, "key")
+
+    def test_five_shots_unless_something_else_is_asked_for(self, data_root):
+        assert len(load_task_set("eurosat", data_root=data_root).tasks[0].train) == 50
+
+
+class TestDomains:
+    def test_office_home_leaves_the_rest_for_testing(self, data_root):
+        task_set = load_task_set("office_home", data_root=data_root)
+        assert list(task_set.class_names) == ["art", "clipart", "product", "real_world"]
+        for task in task_set:
+            assert len(task.class_names) == 65 and "Postit Notes" in task.class_names
+            assert len(task.train) == 65  # 10 % of ten images a class
+            assert len(task.validation) + len(task.dev) == 65
+            assert len(task.test) == 8 * 65
+        check_pictures(
+            task_set, {c.replace("_", " "): i for i, c in enumerate(sorted(benchmark_data.raw_names("office_home")))}
+        )
+        train = {task.name: {key.split("/", 2)[2] for key in read_column(task.train, "key")} for task in task_set}
+        assert train["art"] != train["clipart"]  # each task draws for itself
+
+    @pytest.mark.parametrize("spelling", [str.lower, lambda name: name.lower().replace(" ", "_"), str])
+    def test_spellings_of_the_domains_folders(self, data_root, tmp_path, spelling):
+        root = copy_of("office_home", data_root, tmp_path)
+        for domain in BENCHMARKS["office_home"].domains.values():
+            home = root / "office_home"
+            (home / domain).rename(home / "moved")
+            (home / "moved").rename(home / spelling(domain))
+        there = load_task_set("office_home", data_root=root, shots=2)
+        here = load_task_set("office_home", data_root=data_root, shots=2)
+        assert there.class_names == here.class_names
+        assert [len(task.train) for task in there] == [130] * 4
+
+    def test_libmtl_lists(self, data_root, tmp_path):
+        root = copy_of("office_home", data_root, tmp_path)
+        benchmark_data.libmtl_lists(root)
+        task = load_task_set("office_home", data_root=root, train_fraction=0.5).tasks[3]
+        assert (task.name, len(task.train), len(task.test)) == ("real_world", 3 * 65, 2 * 65)
+        numbers = {
+            split: {int(key[-9:-4]) for key in read_column(task.split(split), "key")} for split in ("train", "test")
+        }
+        assert numbers["train"] <= set(range(6)) and numbers["test"] == {8, 9}
+        assert {int(key[-9:-4]) for s in ("validation", "dev") for key in read_column(task.split(s), "key")} == {6, 7}
+
+    def test_dassls_splits_mini(self, data_root):
+        task_set = load_task_set("mini_domainnet", data_root=data_root, train_fraction=0.25)
+        assert list(task_set.class_names) == ["clipart", "painting", "real", "sketch"]
+        for task in task_set:
+            assert len(task.class_names) == 126 and "The Eiffel Tower" in task.class_names
+            assert (len(task.train), len(task.test)) == (2 * 126, 2 * 126)
+            assert len(task.validation) + len(task.dev) == 2 * 126
+            assert not set(read_column(task.train, "key")) & set(read_column(task.validation, "key"))
+
+
+class TestMixtures:
+    def test_several_data_sets(self, data_root):
+        task_set = load_task_set("food101,oxford_flowers, oxford_pets", data_root=data_root, shots=1)
+        assert list(task_set.class_names) == ["food101", "oxford_flowers", "oxford_pets"]
+        assert [set(read_column(task.train, "task_id")) for task in task_set] == [{0}, {1}, {2}]
+        alone = load_task_set("oxford_flowers", data_root=data_root, shots=1).tasks[0]
+        assert read_column(alone.train, "key") == read_column(task_set.tasks[1].train, "key")
+
+    def test_all_ten(self, data_root):
+        task_set = load_task_set("few_shot_10", data_root=data_root, shots=1)
+        assert list(task_set.class_names) == COOP
+        dataset = ImageTaskDataset(task_set.split("train"), lambda image, _: image.size)
+        assert dataset[len(dataset) - 1]["pixel_values"] == (8, 8)
+
+    def test_domains_of_the_same_name_are_told_apart(self, data_root):
+        names = list(load_task_set("office_home,mini_domainnet,dtd", data_root=data_root).class_names)
+        assert names == [
+            *("art", "office_home_clipart", "product", "real_world"),
+            *("mini_domainnet_clipart", "painting", "real", "sketch", "dtd"),
+        ]
+
+    def test_each_gets_its_own_protocol(self, data_root):
+        task_set = load_task_set("office_home,eurosat", data_root=data_root)
+        assert [len(task.train) for task in task_set] == [65] * 4 + [50]
+
+
+class TestManifest:
+    def test_it_names_every_image_and_is_used_again(self, data_root, tmp_path):
+        first = load_task_set("office_home", data_root=data_root, shots=1, seed=5)
+        write_manifest(first.manifest, tmp_path / "manifest.json")
+        kept = read_manifest(tmp_path / "manifest.json")
+        assert kept["options"]["sources"]["office_home"].endswith("office_home")
+        again = load_task_set("office_home", data_root=data_root, seed=9, manifest=kept)
+        for one, other in zip(first, again, strict=True):
+            assert one.class_names == other.class_names
+            for split in ("train", "validation", "dev", "test"):
+                keys = read_column(one.split(split), "key")
+                assert keys == read_column(other.split(split), "key")
+                assert sorted(keys) == kept["tasks"][one.name][split]
+                assert all((data_root / key).is_file() for key in keys)
+
+    def test_one_of_another_task_set(self, data_root):
+        manifest = load_task_set("dtd", data_root=data_root).manifest
+        with pytest.raises(ValueError, match="`manifest` belongs to the task set 'dtd', not to 'eurosat'"):
+            load_task_set("eurosat", data_root=data_root, manifest=manifest)
+        with pytest.raises(ValueError, match="`manifest` fixes the training images"):
+            load_task_set("dtd", data_root=data_root, manifest=manifest, shots=2)
+
+
+class TestBadInput:
+    def test_no_such_folder_says_what_belongs_there(self, tmp_path):
+        with pytest.raises(
+            FileNotFoundError,
+            match=r"has no folder 'food-101': food101 belongs there as images/ and split_zhou_Food101.json",
+        ):
+            load_task_set("food101", data_root=tmp_path)
+        with pytest.raises(FileNotFoundError, match=r"has no folder 'office_home': .* the domains being Art, Clipart"):
+            load_task_set("office_home", data_root=tmp_path)
+
+    def test_split_file_missing_or_damaged(self, data_root, tmp_path):
+        root = copy_of("dtd", data_root, tmp_path)
+        path = root / "dtd" / "split_zhou_DescribableTextures.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({"train": content["train"]}))
+        with pytest.raises(
+            ValueError, match=r"is no split file of CoOp .*'val'.*: it must hold `train`, `val` and `test`"
+        ):
+            load_task_set("dtd", data_root=root)
+        path.write_text("{")
+        with pytest.raises(ValueError, match="is no split file of CoOp"):
+            load_task_set("dtd", data_root=root)
+        path.unlink()
+        with pytest.raises(
+            FileNotFoundError, match=r"split_zhou_DescribableTextures.json is missing: dtd belongs there as"
+        ):
+            load_task_set("dtd", data_root=root)
+
+    def test_images_missing(self, data_root, tmp_path):
+        root = copy_of("eurosat", data_root, tmp_path)
+        (root / "eurosat" / "2750" / "River" / "image_0001.png").unlink()
+        with pytest.raises(
+            FileNotFoundError, match=r"1 of 100 images of eurosat are missing .* 'eurosat/2750/River/image_0001.png'"
+        ):
+            load_task_set("eurosat", data_root=root)
+
+    def test_other_classes(self, data_root, tmp_path):
+        root = copy_of("office_home", data_root, tmp_path)
+        shutil.rmtree(root / "office_home" / "Product" / "TV")
+        with pytest.raises(ValueError, match="has 64 classes and no 'TV' in task 'product', but office_home has 65"):
+            load_task_set("office_home", data_root=root)
+
+    def test_a_missing_domain_or_list(self, data_root, tmp_path):
+        root = copy_of("mini_domainnet", data_root, tmp_path)
+        (root / "domainnet" / "splits_mini" / "real_train.txt").unlink()
+        (root / "domainnet" / "splits_mini" / "real_test.txt").unlink()
+        with pytest.raises(FileNotFoundError, match=r"has no list real_train.txt: mini_domainnet belongs there as"):
+            load_task_set("mini_domainnet", data_root=root)
+        shutil.rmtree(root / "domainnet" / "clipart")
+        with pytest.raises(FileNotFoundError, match="has no folder 'clipart'"):
+            load_task_set("mini_domainnet", data_root=root)
+
+    def test_lists_that_contradict_themselves(self, data_root, tmp_path):
+        root = copy_of("mini_domainnet", data_root, tmp_path)
+        path = root / "domainnet" / "splits_mini" / "real_train.txt"
+        good = path.read_text()
+        first, rest = good.split("\n", 1)
+        path.write_text(first.rpartition(" ")[0] + " 5\n" + rest)
+        with pytest.raises(ValueError, match=r"gives label 5 to .* and to "):
+            load_task_set("mini_domainnet", data_root=root)
+        path.write_text(good + "nonsense\n")
+        with pytest.raises(ValueError, match="has the line 'nonsense': expected `<domain>/<class>/<image> <label>`"):
+            load_task_set("mini_domainnet", data_root=root)
+
+    def test_an_unknown_variant(self, data_root, tmp_path):
+        root = copy_of("fgvc_aircraft", data_root, tmp_path)
+        path = root / "fgvc_aircraft" / "images_variant_val.txt"
+        path.write_text(path.read_text() + "1 Zeppelin\n")
+        with pytest.raises(ValueError, match=r"has the line '1 Zeppelin': its variant is not in variants.txt"):
+            load_task_set("fgvc_aircraft", data_root=root)
+
+    @pytest.mark.parametrize(
+        ("name", "options", "message"),
+        [
+            ("food101,oxford_pet", {}, "'oxford_pet' is none of .*Did you mean 'oxford_pets'"),
+            ("food101,shapes", {}, "'shapes' is none of"),
+            ("dtd,dtd", {}, "holds 'dtd' more than once"),
+            ("few_shot_10,dtd", {}, "holds 'dtd' more than once"),
+            ("dtd", {"shots": 1, "train_fraction": 0.1}, "give at most one of them"),
+            ("dtd", {"shots": 0}, "`shots` is 0"),
+            ("dtd", {"train_fraction": 2.0}, "`fraction` is 2.0"),
+            ("office_home", {"train_fraction": 1.0}, "`train_fraction` 1.0 leaves no test images of task 'art'"),
+            ("dtd", {"revision": "main"}, "`revision` is 'main', which is for the Hub"),
+            ("dtd", {"spurious_strength": 0.5}, "`spurious_strength` is 0.5, which the task set 'dtd' does not take"),
+        ],
+    )
+    def test_arguments(self, data_root, name, options, message):
+        with pytest.raises(ValueError, match=message):
+            load_task_set(name, data_root=data_root, **options)
+
+    def test_unreadable_images_are_skipped_where_that_is_asked_for(self, data_root, tmp_path, caplog):
+        root = copy_of("eurosat", data_root, tmp_path)
+        (root / "eurosat" / "2750" / "River" / "image_0001.png").write_bytes(b"not a picture")
+        task = load_task_set("eurosat", data_root=root, train_fraction=1.0, skip_bad_images=True).tasks[0]
+        assert len(task.train) == 59
+        assert "Skipped 1 unreadable images" in caplog.text and "River/image_0001.png" in caplog.text
