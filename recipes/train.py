@@ -3,7 +3,7 @@
     accelerate launch recipes/train.py --task_set shapes --output_dir outputs/shapes
     accelerate launch recipes/train.py --task_set folder --data_root pictures --output_dir outputs/mine
     accelerate launch recipes/train.py --task_set office_home --output_dir outputs/office_home
-    accelerate launch recipes/train.py --task_set food101,oxford_pets --shots 5 --data_root DATA --output_dir outputs/two
+    accelerate launch recipes/train.py --task_set food101,oxford_pets --data_root DATA --output_dir outputs/two
     accelerate launch recipes/train.py my.yaml --seed 2
     accelerate launch --config_file recipes/configs/accelerate/gpus.yaml recipes/train.py my.yaml
 

@@ -67,16 +67,18 @@ def _domains(table: datasets.Dataset, place: HubTable) -> Iterable[str | None]:
 
 
 def _archive(benchmark: Benchmark, place: HubArchive, revision: str) -> Source:
-    path = hf_hub_download(
-        place.repository,
-        place.file,
-        repo_type=place.repo_type,
-        revision=revision,
-        local_files_only=datasets.config.HF_HUB_OFFLINE,
-    )
     kept = Path(constants.HF_HOME, "jscpt_peft", f"{benchmark.name}-{revision}")
     if not kept.is_dir():
-        _unpack(path, kept)
+        _unpack(
+            hf_hub_download(
+                place.repository,
+                place.file,
+                repo_type=place.repo_type,
+                revision=revision,
+                local_files_only=datasets.config.HF_HUB_OFFLINE,
+            ),
+            kept,
+        )
     inside = f"{benchmark.folder}/{benchmark.split_file}"
     found = next(kept.rglob(inside), None)
     if found is None:

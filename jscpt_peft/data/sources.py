@@ -40,7 +40,8 @@ def find(benchmark: Benchmark, data_root: str | Path | None = None, revision: st
             source = hub_source(benchmark, place, revision)
             check_classes(benchmark, source)
         except (OSError, ValueError, DatasetsError) as error:
-            reasons.append(f"{place.repository}: {' '.join(str(error).split())}")
+            cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
+            reasons.append(f"{place.repository}: {' '.join(str(cause).split())}")
             continue
         if reasons:
             logger.warning("%s comes from %s instead (%s).", benchmark.name, source.origin, "; ".join(reasons))

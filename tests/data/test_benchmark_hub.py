@@ -1,0 +1,246 @@
+"""Benchmarks from the Hub, by Hugging Face's own downloader over HTTP: small repositories, documented schemas."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import benchmark_data
+import datasets
+import pytest
+from hub_server import Hub
+
+from jscpt_peft.data.benchmark import HubTable
+from jscpt_peft.data.benchmarks import BENCHMARKS, FEW_SHOT_10
+
+PROGRAM = Path(__file__).parents[1] / "load_program.py"
+TEN = [each.name for each in FEW_SHOT_10]
+SPLITS = ("train", "validation", "dev", "test")
+
+
+def publish(hub, name, place=None, revision=None, **changes):
+    """One of a benchmark's repositories, its files changed by `changes` where given."""
+    place = place or next(each for each in BENCHMARKS[name].hub if isinstance(each, HubTable))
+    files = {**benchmark_data.repository(name, place), **changes}
+    return hub.add(place.repository, files, kind="datasets", revision=revision or place.revision or "main")
+
+
+def load(hub, home, *options, **environment):
+    """What `load_program` says of each of `options`, and its log."""
+    done = hub.run([sys.executable, str(PROGRAM), json.dumps(options)], home=home, **environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+def label_names(name):
+    """Label of a picture -> clean class name."""
+    foreign = benchmark_data.FOREIGN_NAMES.get(name, [])
+    raw = sorted(benchmark_data.raw_names(name) + foreign)
+    clean = [benchmark_data.coop_name(name, each).replace("_", " ") for each in raw]
+    return {label: None if raw[label] in foreign else each for label, each in enumerate(clean)}
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """Every first choice, at the pinned revisions only: a loader that asked for `main` would find nothing there."""
+    with Hub() as hub:
+        for name in BENCHMARKS:
+            if name != "ucf101":
+                publish(hub, name)
+        folder = tmp_path_factory.mktemp("zip")
+        benchmark_data.folder("ucf101", folder)
+        archive = BENCHMARKS["ucf101"].hub[0]
+        hub.add(
+            archive.repository, {archive.file: benchmark_data.coop_zip("ucf101", folder)}, revision=archive.revision
+        )
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def loaded(hub, home):
+    """The three task sets, loaded by one program."""
+    options = [
+        {"name": "office_home"},
+        {"name": "mini_domainnet", "train_fraction": 0.5},
+        {"name": "few_shot_10", "shots": 1},
+    ]
+    found, log = load(hub, home, *options)
+    assert [each.get("error") for each in found] == [None] * 3
+    return {**dict(zip((each["name"] for each in options), found, strict=True)), "log": log}
+
+
+@pytest.mark.slow
+class TestFirstChoice:
+    def check_pictures(self, task, name, domain=None):
+        names = label_names(name)
+        for split, pictures in task["shown"].items():
+            assert pictures
+            for (label, _, number_of_domain), own in zip(pictures, task["labels"][split][::10], strict=True):
+                if name != "ucf101":  # its class names are cut at every capital: the numbers suffice
+                    assert names[label] == task["class_names"][own]
+                if domain is not None:
+                    assert number_of_domain == domain
+
+    def test_office_home(self, loaded):
+        tasks = loaded["office_home"]["tasks"]
+        assert list(tasks) == ["art", "clipart", "product", "real_world"]
+        for number, task in enumerate(tasks.values()):
+            assert len(task["class_names"]) == 65 and {"Postit Notes", "ToothBrush", "TV"} <= set(task["class_names"])
+            assert task["template"] == "a photo of {}"
+            sizes = {split: len(task["keys"][split]) for split in SPLITS}
+            assert sizes["train"] == 65 and sizes["validation"] + sizes["dev"] == 65 and sizes["test"] == 8 * 65
+            assert len(set().union(*task["keys"].values())) == 650
+            self.check_pictures(task, "office_home", domain=number)
+        revision = BENCHMARKS["office_home"].hub[0].revision
+        origin = loaded["office_home"]["manifest"]["options"]["sources"]["office_home"]
+        assert origin == f"flwrlabs/office-home@{revision}"
+        assert "flwrlabs/office-home has 2600 rows in 'train', 15588 are published" in loaded["log"]
+
+    def test_mini_domainnet_keeps_its_classes_and_domains_and_streams_the_rest(self, loaded, home):
+        tasks = loaded["mini_domainnet"]["tasks"]
+        assert list(tasks) == ["clipart", "painting", "real", "sketch"]
+        domains = sorted(["clipart", "painting", "real", "sketch", "infograph", "quickdraw"])
+        for name, task in tasks.items():
+            assert len(task["class_names"]) == 126 and "The Eiffel Tower" in task["class_names"]
+            assert len(task["keys"]["train"]) == 3 * 126 and len(task["keys"]["test"]) == 2 * 126
+            self.check_pictures(task, "mini_domainnet", domain=domains.index(name))
+            assert all(key.startswith("test/") for key in task["keys"]["test"])
+            # keys number the repository's rows, not those that were kept
+            assert max(int(key.partition("/")[2]) for key in task["keys"]["train"]) > 4 * 126 * 6
+        assert not list((home / "hub").glob("datasets--wltjr1007*/blobs/*parquet*"))
+
+    @pytest.mark.parametrize("name", TEN)
+    def test_the_ten_data_sets(self, loaded, name):
+        task = loaded["few_shot_10"]["tasks"][name]
+        classes = BENCHMARKS[name].num_classes
+        assert task["class_names"] == sorted(task["class_names"]) and len(task["class_names"]) == classes
+        assert task["template"] == BENCHMARKS[name].template
+        assert len(task["keys"]["train"]) == classes
+        assert sorted(task["labels"]["train"]) == list(range(classes))
+        assert len(task["keys"]["validation"]) + len(task["keys"]["dev"]) == classes
+        self.check_pictures(task, name)
+        keys = [key for split in SPLITS for key in task["keys"][split]]
+        assert len(set(keys)) == len(keys)
+
+    def test_names_of_the_ten(self, loaded):
+        tasks = loaded["few_shot_10"]["tasks"]
+        assert {"airplane", "face", "leopard", "motorbike"} <= set(tasks["caltech101"]["class_names"])
+        assert not {"Faces easy", "BACKGROUND Google"} & set(tasks["caltech101"]["class_names"])
+        assert "2000 AM General Hummer SUV" in tasks["stanford_cars"]["class_names"]
+        assert "great pyrenees" in tasks["oxford_pets"]["class_names"]
+        assert tasks["eurosat"]["class_names"][0] == "Annual Crop Land"
+        assert "Apply Eye Makeup" in tasks["ucf101"]["class_names"]
+
+    def test_official_tests_are_kept_and_pools_are_divided(self, loaded):
+        tasks = loaded["few_shot_10"]["tasks"]
+        for name in ("oxford_pets", "stanford_cars", "fgvc_aircraft", "sun397"):
+            assert {key.partition("/")[0] for key in tasks[name]["keys"]["test"]} == {"test"}
+            assert len(tasks[name]["keys"]["test"]) == 2 * BENCHMARKS[name].num_classes
+        for name in ("oxford_flowers", "dtd", "eurosat"):
+            assert len({key.partition("/")[0] for key in tasks[name]["keys"]["test"]}) > 1
+        assert len(tasks["eurosat"]["keys"]["test"]) == 3 * 3 * 10  # 30 % of 3 x 10 images a class
+        # the repository's own validation images, where it has some
+        assert {key.partition("/")[0] for key in tasks["fgvc_aircraft"]["keys"]["dev"]} == {"validation"}
+
+    def test_the_next_run_is_offline(self, loaded, hub, home):
+        before = len(hub.requests)
+        again, _ = load(
+            hub,
+            home,
+            {"name": "office_home"},
+            {"name": "mini_domainnet", "train_fraction": 0.5},
+            {"name": "few_shot_10", "shots": 1},
+            HF_DATASETS_OFFLINE="1",
+        )
+        assert [each.get("error") for each in again] == [None] * 3
+        assert again == [loaded["office_home"], loaded["mini_domainnet"], loaded["few_shot_10"]]
+        assert len(hub.requests) == before
+
+
+@pytest.mark.slow
+class TestOtherPlaces:
+    def test_fall_backs_say_why(self, tmp_path):
+        """Caltech101 and UCF101 have second places."""
+        with Hub() as hub:
+            publish(hub, "caltech101", BENCHMARKS["caltech101"].hub[1])
+            publish(hub, "ucf101", BENCHMARKS["ucf101"].hub[1])
+            (found,), log = load(hub, tmp_path, {"name": "caltech101,ucf101", "shots": 1})
+        assert found.get("error") is None
+        sources = found["manifest"]["options"]["sources"]
+        assert sources["caltech101"].startswith("mteb/Caltech101@011e51e") and sources["ucf101"].startswith(
+            "flwrlabs/"
+        )
+        assert "caltech101 comes from mteb/Caltech101" in log and "flwrlabs/caltech101" in log
+        assert "ucf101 comes from flwrlabs/ucf101" in log and "zhengli97/prompt_learning_dataset" in log
+        ucf = found["tasks"]["ucf101"]
+        assert len(ucf["class_names"]) == 101 and "Clean And Jerk" in ucf["class_names"]
+        # only middle frames: the others are (0, 255, 255)
+        names = sorted(benchmark_data.raw_names("ucf101"))
+        for (label, number, _), own in zip(ucf["shown"]["train"], ucf["labels"]["train"][::10], strict=True):
+            assert number < 10
+            assert names[label].replace(" ", "") == ucf["class_names"][own].replace(" ", "")
+
+    def test_another_revision(self, tmp_path):
+        with Hub() as hub:
+            publish(hub, "dtd", revision="other")
+            named, _ = load(hub, tmp_path, {"name": "dtd", "revision": "other"}, {"name": "dtd"})
+        assert named[0].get("error") is None
+        assert named[0]["manifest"]["options"]["sources"] == {"dtd": "tanganke/dtd@other"}
+        assert "dtd cannot be read from the Hub (tanganke/dtd: " in named[1]["error"]
+
+
+@pytest.mark.slow
+def test_what_differs_is_named(tmp_path):
+    """Missing columns and splits, other types, other classes, no repository: one sentence each."""
+    place = BENCHMARKS["dtd"].hub[0]
+    good = benchmark_data.repository("dtd", place)
+    benchmark = BENCHMARKS["dtd"]
+    table = benchmark_data.images(benchmark, place, 2)
+
+    def parquet(changed):
+        path = tmp_path / "changed.parquet"
+        changed.to_parquet(path)
+        return {name: path.read_bytes() if name.endswith(".parquet") else each for name, each in good.items()}
+
+    variants = {
+        "renamed": parquet(table.rename_column("label", "class")),
+        "numbers": parquet(table.cast_column("label", datasets.Value("int64"))),
+        "fewer": parquet(table.filter(lambda row: row["label"] < 46)),
+        "texts": parquet(table.remove_columns("image").add_column("image", ["x"] * len(table))),
+        "one": {name: each for name, each in good.items() if "test" not in name} | {"README.md": b""},
+    }
+    messages = {
+        "renamed": "tanganke/dtd has the columns ['class', 'image'], but ['label'] expected",
+        "numbers": "column 'label' of tanganke/dtd is Value('int64'), expected class labels or strings",
+        "fewer": "tanganke/dtd@fewer has 46 classes in task 'dtd', but dtd has 47",
+        "texts": "column 'image' of tanganke/dtd is Value('string'), expected images",
+        "one": "tanganke/dtd has the splits ['train'], but ['test'] expected",
+    }
+    with Hub() as hub:
+        for revision, files in variants.items():
+            hub.add(place.repository, files, kind="datasets", revision=revision)
+        options = [{"name": "dtd", "revision": revision} for revision in variants]
+        found, _ = load(hub, tmp_path / "home", *options, {"name": "food101"})
+    for revision, each in zip(variants, found, strict=False):
+        assert messages[revision] in each["error"], revision
+        assert "Without network give `data_root`" in each["error"]
+    assert "food101 cannot be read from the Hub (ethz/food101: " in found[-1]["error"]
+    assert "Traceback" not in found[-1]["error"] and len(found[-1]["error"]) < 900
+
+
+@pytest.mark.slow
+def test_no_network_and_nothing_cached(tmp_path):
+    with Hub() as hub:
+        offline, _ = load(hub, tmp_path, {"name": "dtd"}, {"name": "ucf101"}, HF_DATASETS_OFFLINE="1")
+        assert hub.requests == []
+    unreachable, _ = load(hub, tmp_path, {"name": "dtd"})  # the server is gone
+    for found in (*offline, *unreachable):
+        assert "cannot be read from the Hub" in found["error"]
+        assert "Without network give `data_root`" in found["error"]
+    assert "`HF_DATASETS_OFFLINE` or `HF_HUB_OFFLINE` is set" in offline[0]["error"]

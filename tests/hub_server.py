@@ -1,0 +1,263 @@
+"""A stand-in of the Hub: as much of its HTTP API as publishing and loading adapters and data sets needs.
+
+    with Hub() as hub:
+        hub.add("user/adapter", {"adapter_config.json": b"...", "README.md": path})
+        hub.run([sys.executable, "recipes/predict.py", "--adapter", "user/adapter", ...], home=tmp_path)
+
+`HF_ENDPOINT` is read when huggingface_hub is imported, so what talks to the stand-in runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+Files = dict[str, bytes]
+TOKEN = "hf_owner"  # may read and write everything
+COMMIT_ID = re.compile("[0-9a-f]{40}")
+REPOSITORY = re.compile(
+    r"/(?:(models|datasets)/)?([^/]+/[^/]+?)(?:/(resolve|revision|tree|preupload|commit)/([^/]+))?(/.*)?"
+)
+
+
+@dataclass
+class Repository:
+    """Commits, oldest first, and what names them."""
+
+    private: bool = False
+    commits: list[tuple[str, Files]] = field(default_factory=list)
+    refs: dict[str, str] = field(default_factory=dict)
+
+    def commit(self, files: Files, revision: str) -> str:
+        """Adds a commit under a branch or tag, or under its own id (40 hex)."""
+        content = json.dumps([len(self.commits), sorted((path, blob_id(each)) for path, each in files.items())])
+        oid = revision if COMMIT_ID.fullmatch(revision) else hashlib.sha1(content.encode()).hexdigest()
+        self.commits.append((oid, files))
+        self.refs[revision] = oid
+        return oid
+
+    def at(self, revision: str) -> tuple[str, Files] | None:
+        oid = self.refs.get(revision, revision)
+        return next((commit for commit in self.commits if commit[0] == oid), None)
+
+
+class Hub:
+    """The server, on a port of its own; `with Hub() as hub:` starts and stops it.
+
+    Attributes:
+        url: its address, for `HF_ENDPOINT`.
+        repositories: (`models` or `datasets`, id) -> repository.
+        requests: (method, path) of every request so far.
+        downloads: paths `id/file` of every GET of a file.
+    """
+
+    def __init__(self) -> None:
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.requests: list[tuple[str, str]] = []
+        self.downloads: list[str] = []
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": self}))
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> Hub:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    def add(
+        self,
+        name: str,
+        files: dict[str, bytes | str | Path] | Path,
+        kind: str = "models",
+        revision: str = "main",
+        private: bool = False,
+    ) -> str:
+        """A commit that holds exactly `files` (or all of a folder) becomes `revision`; returns its id (40 hex)."""
+        if isinstance(files, Path):
+            files = {str(path.relative_to(files)): path for path in files.rglob("*") if path.is_file()}
+        content = {
+            path: each.read_bytes() if isinstance(each, Path) else each.encode() if isinstance(each, str) else each
+            for path, each in files.items()
+        }
+        repository = self.repositories.setdefault((kind, name), Repository())
+        repository.private = private
+        return repository.commit(content, revision)
+
+    def files(self, name: str, kind: str = "models", revision: str = "main") -> Files:
+        """What a repository holds."""
+        return self.repositories[kind, name].at(revision)[1]
+
+    def environment(self, home: Path, token: str | None = TOKEN) -> dict[str, str]:
+        """For a process that is to talk to the stand-in; `home` takes its caches."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
+        hub = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+        quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
+        return {**inherited, **hub, **quiet, **({"HF_TOKEN": token} if token else {})}
+
+    def run(
+        self, command: list[str], home: Path, token: str | None = TOKEN, timeout: float = 300, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs `command` with the stand-in as its Hub; `environment` holds further variables."""
+        variables = {**self.environment(home, token), **environment}
+        return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers of the stand-in; a subclass knows the `hub`."""
+
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_POST(self) -> None:
+        self.answer()
+
+    def log_message(self, *_: object) -> None:
+        pass  # not on the tests' stderr
+
+    def answer(self) -> None:
+        url = urlsplit(self.path)
+        self.query, path = parse_qs(url.query), unquote(url.path)
+        self.hub.requests.append((self.command, path))
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if path == "/api/repos/create":
+            return self.create(json.loads(self.body))
+        if path == "/api/validate-yaml":
+            return self.reply(json.dumps({"errors": [], "warnings": []}))
+        match = REPOSITORY.fullmatch(path.removeprefix("/api"))
+        if not match:
+            return self.missing("EntryNotFound")
+        kind, name, action, revision, rest = match.groups()
+        repository = self.hub.repositories.get((kind or "models", name))
+        token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if repository is None or (repository.private and token not in ("", TOKEN)):
+            # As the Hub does: whoever may not see a repository is told that there is none.
+            return self.missing("RepoNotFound", status=404 if token else 401)
+        if repository.private and not token:
+            return self.missing("RepoNotFound", status=401)
+        if action in ("preupload", "commit") and token != TOKEN:
+            return self.missing("", status=403 if token else 401, message="You do not have write access")
+        commit = repository.at(revision or "main")
+        if commit is None:
+            return self.missing("RevisionNotFound")
+        oid, files = commit
+        path = (rest or "").strip("/")
+        if action == "resolve":
+            return self.file(name, oid, path, files)
+        if action == "tree":
+            return self.tree(oid, path, files)
+        if action == "preupload":
+            return self.preupload(files)
+        if action == "commit":
+            return self.commit(repository, name, revision, files)
+        return self.reply(json.dumps(description(name, oid, files, repository.private)))
+
+    def create(self, wanted: dict) -> None:
+        kind = "datasets" if wanted.get("type") == "dataset" else "models"
+        name = f"{wanted.get('organization') or 'user'}/{wanted['name'].rpartition('/')[2]}"
+        url = f"{self.hub.url}/{'datasets/' if kind == 'datasets' else ''}{name}"
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.missing("", status=401, message="Invalid username or password.")
+        if (kind, name) in self.hub.repositories:
+            return self.reply(json.dumps({"url": url}), status=409)
+        self.hub.repositories[kind, name] = Repository(private=wanted.get("visibility") == "private")
+        self.hub.repositories[kind, name].commit({}, "main")
+        return self.reply(json.dumps({"url": url}))
+
+    def file(self, name: str, oid: str, path: str, files: Files) -> None:
+        if path not in files:
+            return self.missing("EntryNotFound", **{"X-Repo-Commit": oid})
+        content = files[path]
+        headers = {"X-Repo-Commit": oid, "ETag": f'"{blob_id(content)}"', "Accept-Ranges": "bytes"}
+        if self.command == "GET":
+            self.hub.downloads.append(f"{name}/{path}")
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        if not wanted:
+            return self.reply(content, **headers)
+        first, last = int(wanted[1]), min(int(wanted[2] or len(content) - 1), len(content) - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+        return self.reply(content[first : last + 1], status=206, **headers)
+
+    def tree(self, oid: str, folder: str, files: Files) -> None:
+        prefix = f"{folder}/" if folder else ""
+        below = sorted(path for path in files if path.startswith(prefix))
+        if folder and not below:
+            return self.missing("EntryNotFound", **{"X-Repo-Commit": oid})
+        recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
+        entries = {}
+        for path in below:
+            first, _, rest = path.removeprefix(prefix).partition("/")
+            if rest:
+                entries[prefix + first] = {"type": "directory", "path": prefix + first, "size": 0, "oid": oid}
+            if recursive or not rest:
+                size, blob = len(files[path]), blob_id(files[path])
+                entries[path] = {"type": "file", "path": path, "size": size, "oid": blob}
+        return self.reply(json.dumps(list(entries.values())))
+
+    def preupload(self, files: Files) -> None:
+        answers = [
+            {
+                "path": each["path"],
+                "uploadMode": "regular",
+                "shouldIgnore": False,
+                **({"oid": blob_id(files[each["path"]])} if each["path"] in files else {}),
+            }
+            for each in json.loads(self.body)["files"]
+        ]
+        return self.reply(json.dumps({"files": answers}))
+
+    def commit(self, repository: Repository, name: str, revision: str, files: Files) -> None:
+        files = dict(files)
+        for line in filter(None, self.body.decode().splitlines()):
+            operation = json.loads(line)
+            value = operation["value"]
+            if operation["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "deletedFile":
+                files.pop(value["path"])
+            elif operation["key"] == "deletedFolder":
+                files = {path: each for path, each in files.items() if not path.startswith(value["path"])}
+        oid = repository.commit(files, revision)
+        return self.reply(json.dumps({"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid}))
+
+    def missing(self, code: str, status: int = 404, message: str = "", **headers: str) -> None:
+        self.reply(
+            json.dumps({"error": message or code}), status, **headers, **({"X-Error-Code": code} if code else {})
+        )
+
+    def reply(self, content: str | bytes, status: int = 200, **headers: str) -> None:
+        data = content.encode() if isinstance(content, str) else content
+        self.send_response(status)
+        kind = "application/json" if isinstance(content, str) else "application/octet-stream"
+        for header, value in {"Content-Type": kind, "Content-Length": str(len(data)), **headers}.items():
+            self.send_header(header, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+
+def blob_id(content: bytes) -> str:
+    """Git's name of a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def description(name: str, oid: str, files: Files, private: bool) -> dict:
+    siblings = [{"rfilename": path} for path in sorted(files)]
+    flags = {"private": private, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
+    return {"_id": oid[:24], "id": name, "sha": oid, "siblings": siblings, "cardData": {}, **flags}
