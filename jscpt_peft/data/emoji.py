@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from jscpt_peft.data.folder import folder_task_set
+from jscpt_peft.data.found import FoundTask
 from jscpt_peft.data.layout import find_images
 from jscpt_peft.data.task import TaskSet
 
@@ -51,10 +52,9 @@ def emoji_task_set(
     task_set = folder_task_set(
         root / "tasks", train_fraction, shots, seed, manifest=manifest, skip_bad_images=skip_bad_images
     )
-    options = task_set.manifest["options"]
-    for split_option in ("validation_fraction", "test_fraction", "split_seed"):
-        options.pop(split_option, None)  # the split is given
-    return replace(task_set, name="emoji", manifest={**task_set.manifest, "task_set": "emoji"})
+    given = ("validation_fraction", "test_fraction", "split_seed")  # the split is the data's own
+    options = {name: value for name, value in task_set.manifest["options"].items() if name not in given}
+    return replace(task_set, name="emoji", manifest={**task_set.manifest, "task_set": "emoji", "options": options})
 
 
 def check_emoji(root: Path) -> None:
@@ -73,7 +73,7 @@ def check_emoji(root: Path) -> None:
         raise ValueError(f"{root} holds another task set than emoji: {difference}. Move it away and run `{build}`.")
 
 
-def _difference(found: dict[str, dict[str, dict[str, list[str]]]]) -> str | None:
+def _difference(found: dict[str, FoundTask]) -> str | None:
     if tuple(found) != STYLES:
         return f"its tasks are {', '.join(found)} instead of {', '.join(STYLES)}"
     classes = {folder for each in found["google"].values() for folder in each}

@@ -79,7 +79,7 @@ def _block(
     if prefix is not None:
         seen = prefix.rows(prefix_rows).before(seen)
     if read_out is not None:
-        rows = torch.arange(len(hidden), device=hidden.device)
+        rows = torch.arange(hidden.shape[0], device=hidden.device)  # `len` would fix the batch size in an export
         hidden, normed = hidden[rows, read_out, None], normed[rows, read_out, None]
     hidden = hidden + _attend(layer.self_attn, normed, seen, mask)
     return hidden + feed_forward(layer.mlp, layer.layer_norm2(hidden))

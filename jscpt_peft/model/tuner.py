@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
@@ -17,6 +18,7 @@ from .class_tokens import fill_token_ids
 from .classifier import ClassTexts, JSCPTOutput, check_labels, task_logits, task_losses
 from .config import JSCPTConfig
 from .encoder import PromptedText, PromptedTower, PromptedVision
+from .export import export_task
 from .fingerprint import Fingerprint
 from .intervention import FeatureSelection, Views, complement_features, select_features
 from .layer import JSCPTLayer
@@ -258,6 +260,17 @@ class JSCPTModel(BaseTuner):
         task_id = None if task is None else task_index(task, self.task_names)
         task_id = int(self.router.resolve(task_id, 1, self.task_names, self.model.device))
         return predict(self, images, task_id, batch_size, image_mean, image_std)
+
+    def export_task(
+        self,
+        task: str,
+        directory: str | Path,
+        dtype: torch.dtype = torch.float32,
+        image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
+        image_std: Sequence[float] = OPENAI_CLIP_STD,
+    ) -> Path:
+        """Writes a task's classifier into a folder, to be served with PyTorch alone: see `model/export.py`."""
+        return export_task(self, task, directory, dtype, image_mean, image_std)
 
     # ---- within -----------------------------------------------------------------------------------------------------
 
