@@ -55,7 +55,7 @@ def raw_names(name: str) -> list[str]:
 
 def colour(label: int, number: int, domain: int = 0) -> tuple[int, int, int]:
     """Of picture `number` of a class in a domain, each counted in the order of the names."""
-    return label % 256, number, 40 * domain + 20 * (label // 256)
+    return label % 256, number % 256, 40 * domain + 20 * (label // 256)
 
 
 def shown(image: Image.Image) -> tuple[int, int, int]:
@@ -74,22 +74,24 @@ def picture(*rgb: int, suffix: str = "png") -> bytes:
 # ---- parquet repositories -------------------------------------------------------------------------------------------
 
 
-def repository(name: str, place: HubTable, per_class: dict[str, int] | None = None) -> dict[str, bytes]:
-    """The files of a data set repository: path -> content."""
+def repository(
+    name: str, place: HubTable, per_class: dict[str, int] | None = None, filling: bytes = b""
+) -> dict[str, bytes]:
+    """The files of a data set repository: path -> content; `filling` follows the bytes of every picture."""
     benchmark = BENCHMARKS[name]
     files = {}
     for split, ours in place.splits.items():
         count = {**PER_CLASS, "pool": 10, **(per_class or {})}[ours]
-        table = frames(name, count) if place.middle_frame else images(benchmark, place, count)
+        table = frames(name, count) if place.middle_frame else images(benchmark, place, count, filling)
         buffer = io.BytesIO()
-        table.to_parquet(buffer)
+        table.to_parquet(buffer, batch_size=100 if filling else 1000)  # row groups, as the Hub has them
         files[f"data/{split}-00000-of-00001.parquet"] = buffer.getvalue()
     configs = "".join(f"  - split: {split}\n    path: data/{split}-*\n" for split in place.splits)
     files["README.md"] = f"---\nconfigs:\n- config_name: default\n  data_files:\n{configs}---\n".encode()
     return files
 
 
-def images(benchmark: Benchmark, place: HubTable, count: int) -> datasets.Dataset:
+def images(benchmark: Benchmark, place: HubTable, count: int, filling: bytes = b"") -> datasets.Dataset:
     """Rows in the order class, domain, number; with what is to be dropped between them."""
     names = sorted(raw_names(benchmark.name) + FOREIGN_NAMES.get(benchmark.name, []))
     domains = sorted([*benchmark.domains.values(), *FOREIGN_DOMAINS.get(benchmark.name, [])]) or [""]
@@ -98,7 +100,7 @@ def images(benchmark: Benchmark, place: HubTable, count: int) -> datasets.Datase
         for number_of_domain, domain in enumerate(domains):
             for number in range(count):
                 content = picture(*colour(label, number, number_of_domain))
-                columns["image"].append({"bytes": content, "path": f"{number}.png"})
+                columns["image"].append({"bytes": content + filling, "path": f"{number}.png"})
                 columns[place.label].append(label)
                 if place.domain:
                     columns[place.domain].append(domain)
