@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from peft import PeftConfig, PeftModel
 from rich.console import Console
+from rich.markup import escape
+from safetensors import SafetensorError
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 import jscpt_peft  # noqa: F401 (registers the PEFT type)
@@ -36,8 +38,8 @@ def main(command_line: list[str] | None = None) -> None:
     arguments = parser.parse_args(command_line)
     try:
         export(arguments)
-    except (ValueError, OSError) as error:
-        console.print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+    except (ValueError, OSError, SafetensorError) as error:
+        console.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -29,6 +29,7 @@ from huggingface_hub import constants
 from npm_packages import Package, download, program, read_file, read_files
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from jscpt_peft.data.emoji import check_emoji, default_root
@@ -83,7 +84,7 @@ def main(command_line: list[str] | None = None) -> None:
     try:
         prepare(arguments.output, arguments.downloads)
     except (ValueError, OSError) as error:
-        console.print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

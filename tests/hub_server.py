@@ -25,7 +25,7 @@ Files = dict[str, bytes]
 TOKEN = "hf_owner"  # may read and write everything
 COMMIT_ID = re.compile("[0-9a-f]{40}")
 REPOSITORY = re.compile(
-    r"/(?:(models|datasets)/)?([^/]+/[^/]+?)(?:/(resolve|revision|tree|preupload|commit)/([^/]+))?(/.*)?"
+    r"/(?:(models|datasets)/)?([^/]+/[^/]+?)(?:/(resolve|revision|tree|preupload|commit|branch)/([^/]+))?(/.*)?"
 )
 
 
@@ -34,6 +34,7 @@ class Repository:
     """Commits, oldest first, and what names them."""
 
     private: bool = False
+    gated: bool = False
     commits: list[tuple[str, Files]] = field(default_factory=list)
     refs: dict[str, str] = field(default_factory=dict)
 
@@ -82,6 +83,7 @@ class Hub:
         kind: str = "models",
         revision: str = "main",
         private: bool = False,
+        gated: bool = False,
     ) -> str:
         """A commit that holds exactly `files` (or all of a folder) becomes `revision`; returns its id (40 hex)."""
         if isinstance(files, Path):
@@ -91,7 +93,7 @@ class Hub:
             for path, each in files.items()
         }
         repository = self.repositories.setdefault((kind, name), Repository())
-        repository.private = private
+        repository.private, repository.gated = private, gated
         return repository.commit(content, revision)
 
     def files(self, name: str, kind: str = "models", revision: str = "main") -> Files:
@@ -133,8 +135,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         url = urlsplit(self.path)
-        self.query, path = parse_qs(url.query), unquote(url.path)
-        self.hub.requests.append((self.command, path))
+        self.query, path = parse_qs(url.query), url.path
+        self.hub.requests.append((self.command, unquote(path)))
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if path == "/api/repos/create":
             return self.create(json.loads(self.body))
@@ -143,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
         match = REPOSITORY.fullmatch(path.removeprefix("/api"))
         if not match:
             return self.missing("EntryNotFound")
-        kind, name, action, revision, rest = match.groups()
+        kind, name, action, revision, rest = (each and unquote(each) for each in match.groups())
         repository = self.hub.repositories.get((kind or "models", name))
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if repository is None or (repository.private and token not in ("", TOKEN)):
@@ -151,8 +153,13 @@ class Handler(BaseHTTPRequestHandler):
             return self.missing("RepoNotFound", status=404 if token else 401)
         if repository.private and not token:
             return self.missing("RepoNotFound", status=401)
-        if action in ("preupload", "commit") and token != TOKEN:
+        if repository.gated and action == "resolve" and token != TOKEN:
+            return self.missing("GatedRepo", status=403 if token else 401, message="Access is restricted.")
+        if action in ("preupload", "commit", "branch") and token != TOKEN:
             return self.missing("", status=403 if token else 401, message="You do not have write access")
+        if action == "branch":
+            repository.refs.setdefault(revision, repository.refs["main"])
+            return self.reply("{}")
         commit = repository.at(revision or "main")
         if commit is None:
             return self.missing("RevisionNotFound")

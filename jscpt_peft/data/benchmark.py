@@ -56,8 +56,8 @@ class Benchmark:
         images: the folder of the images in there.
         split_file: CoOp's split JSON in there.
         counts: images in CoOp's train, validation and test, or in all of each domain.
-        renamed: raw class names (in lower case) -> what CoOp calls them.
-        dropped: raw class names (in lower case) that are no classes of the benchmark.
+        renamed: raw class names, as `plain` spells them, -> what CoOp calls them.
+        dropped: raw class names, as `plain` spells them, that are no classes of the benchmark.
         expected: class names that must be among them; all others are dropped where `num_classes` of them are named.
         camel_case: its raw names are words run together, as in `ApplyEyeMakeup`.
         year_first: CoOp moves the year of a raw name to its front.
@@ -75,7 +75,7 @@ class Benchmark:
     template: str = "a photo of a {}."
     counts: Mapping[str, int] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
-    dropped: frozenset[str] = frozenset()
+    dropped: tuple[str, ...] = ()
     expected: tuple[str, ...] = ()
     camel_case: bool = False
     year_first: bool = False

@@ -14,16 +14,17 @@ from jscpt_peft.data.benchmarks import BENCHMARKS, TASK_SET_MEMBERS
 from jscpt_peft.data.found import FoundTask, Source, without_unreadable
 from jscpt_peft.data.manifest import images_of_manifest
 from jscpt_peft.data.protocol import divide
-from jscpt_peft.data.sources import find
+from jscpt_peft.data.sources import check_classes, find
 from jscpt_peft.data.task import SPLITS, TaskSet
 
 BENCHMARK_TASK_SETS = (*TASK_SET_MEMBERS, *BENCHMARKS)
 
 
 class _Piece(NamedTuple):
-    """One task before its images are divided."""
+    """One task before its images are divided; `task` is its name within the benchmark, whatever else is loaded."""
 
     benchmark: Benchmark
+    task: str
     source: Source
     splits: FoundTask
 
@@ -65,16 +66,19 @@ def benchmark_task_set(
         raise ValueError("`manifest` fixes the training images: leave out `train_fraction` and `shots`.")
     if data_root is not None and revision is not None:
         raise ValueError(f"`revision` is {revision!r}, which is for the Hub, but `data_root` is given: leave one out.")
+    name = ",".join(part.strip() for part in name.split(","))
     benchmarks = _benchmarks(name)
-    sources = [find(each, data_root, revision) for each in benchmarks]
+    # A manifest from the Hub names rows, which are those of one commit.
+    origins = manifest["options"].get("sources", {}) if manifest is not None and data_root is None else {}
+    sources = [find(each, data_root, revision, origins.get(each.name)) for each in benchmarks]
     if skip_bad_images:
-        sources = [
-            source._replace(tasks=without_unreadable(source.tasks, source.images, source.origin)) for source in sources
-        ]
+        sources = [_readable(benchmark, source) for benchmark, source in zip(benchmarks, sources, strict=True)]
     pieces = _named_pieces(benchmarks, sources)
     if manifest is None:
         chosen = {
-            task: divide(piece.benchmark, task, piece.splits, *_amount(piece.benchmark, train_fraction, shots), seed)
+            task: divide(
+                piece.benchmark, piece.task, piece.splits, *_amount(piece.benchmark, train_fraction, shots), seed
+            )
             for task, piece in pieces.items()
         }
         manifest = {
@@ -98,8 +102,14 @@ def benchmark_task_set(
     return TaskSet(name=name, tasks=tuple(tasks), manifest=manifest)
 
 
+def _readable(benchmark: Benchmark, source: Source) -> Source:
+    source = source._replace(tasks=without_unreadable(source.tasks, source.images, source.origin))
+    check_classes(benchmark, source)  # some may be left without an image
+    return source
+
+
 def _benchmarks(name: str) -> list[Benchmark]:
-    members = [member for part in name.split(",") for member in TASK_SET_MEMBERS.get(part.strip(), (part.strip(),))]
+    members = [member for part in name.split(",") for member in TASK_SET_MEMBERS.get(part, (part,))]
     for member in members:
         if member not in BENCHMARKS:
             raise ValueError(
@@ -116,7 +126,7 @@ def _named_pieces(benchmarks: Sequence[Benchmark], sources: Sequence[Source]) ->
     """Every task by its name, in order; a domain's name that two benchmarks have gets the benchmark's before it."""
     count = Counter(task for benchmark in benchmarks for task in benchmark.tasks)
     return {
-        f"{benchmark.name}_{task}" if count[task] > 1 else task: _Piece(benchmark, source, source.tasks[task])
+        f"{benchmark.name}_{task}" if count[task] > 1 else task: _Piece(benchmark, task, source, source.tasks[task])
         for benchmark, source in zip(benchmarks, sources, strict=True)
         for task in benchmark.tasks
     }

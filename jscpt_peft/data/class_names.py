@@ -13,12 +13,13 @@ YEAR = re.compile(r"(?:19|20)\d\d")
 def class_name(benchmark: Benchmark, raw: str) -> str | None:
     """The name of the class that a source calls `raw`; None where it is no class of the benchmark.
 
-    Cleaning a clean name changes nothing, so that the Hub, CoOp's files and a user's folders all give the same names.
+    Cleaning a clean name changes nothing, so that names do not depend on where they were cleaned. Where a source has
+    other words in another order (SUN397: `apse indoor` on the Hub, `indoor apse` in CoOp's file), they stay so.
     """
-    if raw.lower() in benchmark.dropped:
+    if plain(raw) in benchmark.dropped:
         return None
-    if raw.lower() in benchmark.renamed:
-        return benchmark.renamed[raw.lower()]
+    if plain(raw) in benchmark.renamed:
+        return benchmark.renamed[plain(raw)]
     name = " ".join(raw.replace("_", " ").split())
     if benchmark.camel_case:
         name = CAMEL_CASE.sub(" ", name)
@@ -27,6 +28,11 @@ def class_name(benchmark: Benchmark, raw: str) -> str | None:
     if benchmark.names_all_classes and name not in benchmark.expected:
         return None
     return name
+
+
+def plain(name: str) -> str:
+    """`name` without all that spellings differ in: capitals, spaces, underscores and hyphens."""
+    return "".join(character for character in name.lower() if character.isalnum())
 
 
 def _year_first(name: str) -> str:

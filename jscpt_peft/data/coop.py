@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from jscpt_peft.data.assemble import keys_of
 from jscpt_peft.data.benchmark import Benchmark
-from jscpt_peft.data.class_names import class_name
+from jscpt_peft.data.class_names import class_name, plain
 from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask, Source
 from jscpt_peft.data.layout import ImageSearch
+
+logger = logging.getLogger(__name__)
 
 SPLIT_OF_LIST = {"train": "train", "val": "validation", "test": "test"}
 LIST_FOLDERS = ("splits_mini", "data_txt", "")  # Dassl's, LibMTL's, or beside the images
@@ -38,6 +42,8 @@ def local_source(benchmark: Benchmark, data_root: str | Path) -> Source:
     else:
         tasks = {benchmark.name: _aircraft(benchmark, folder)}
     _check_files(benchmark, root, tasks)
+    for task, splits in tasks.items():
+        _check_keys(folder, task, splits)
     return Source(tasks, FilesOnDisk(root), origin=str(folder))
 
 
@@ -82,18 +88,22 @@ def _aircraft(benchmark: Benchmark, folder: Path) -> FoundTask:
 
 def _domain(benchmark: Benchmark, folder: Path, domain: str) -> FoundTask:
     """One domain by its lists `<domain>_{train,val,test}.txt`, or by its folder, whose images are then a pool."""
-    folders = {_plain(path.name): path for path in folder.iterdir() if path.is_dir()}
-    images = folders.get(_plain(domain))
+    folders = {plain(path.name): path for path in folder.iterdir() if path.is_dir()}
+    images = folders.get(plain(domain))
     if images is None:
         raise FileNotFoundError(
             f"{folder} has no folder {domain!r}: {benchmark.name} belongs there as {_layout(benchmark)}."
         )
     lists = _lists(folder, domain)
-    if not lists and benchmark.name == "mini_domainnet":
-        raise FileNotFoundError(
-            f"{folder} has no list {domain}_train.txt: {benchmark.name} belongs there as {_layout(benchmark)}."
-        )
-    if not lists:
+    if benchmark.name == "mini_domainnet" or any(_lists(folder, each) for each in benchmark.domains.values()):
+        missing = [split for split in ("train", "test") if split not in lists]
+        if missing:
+            raise FileNotFoundError(
+                f"{folder} has no list {domain}_{missing[0]}.txt: {benchmark.name} belongs there as "
+                f"{_layout(benchmark)}; lists are for all domains or for none."
+            )
+        logger.warning("Task %r of %s is split by the lists in %s.", domain, benchmark.name, lists["train"].parent)
+    else:
         search = ImageSearch(folder)
         classes = [path for path in sorted(images.iterdir()) if path.is_dir() and not path.name.startswith(".")]
         items = [(key, path.name) for path in classes for key in search.images(path)]
@@ -104,11 +114,11 @@ def _domain(benchmark: Benchmark, folder: Path, domain: str) -> FoundTask:
 def _lists(folder: Path, domain: str) -> dict[str, Path]:
     for place in LIST_FOLDERS:
         pattern = f"{place}/**/*.txt" if place else "*.txt"
-        named = {_plain(path.stem): path for path in sorted(folder.glob(pattern))}
+        named = {plain(path.stem): path for path in sorted(folder.glob(pattern))}
         lists = {
-            ours: named[_plain(f"{domain}_{theirs}")]
+            ours: named[plain(f"{domain}_{theirs}")]
             for theirs, ours in SPLIT_OF_LIST.items()
-            if _plain(f"{domain}_{theirs}") in named
+            if plain(f"{domain}_{theirs}") in named
         }
         if lists:
             return lists
@@ -122,11 +132,11 @@ def _listed(path: Path, folders: Mapping[str, Path]) -> list[Item]:
         image, _, label = line.rpartition(" ")
         domain, _, rest = image.partition("/")
         name = rest.partition("/")[0]
-        if not (label.isdigit() and rest and _plain(domain) in folders):
+        if not (label.isdigit() and rest and plain(domain) in folders):
             raise ValueError(f"{path} has the line {line!r}: expected `<domain>/<class>/<image> <label>`.")
         if class_of_label.setdefault(label, name) != name:
             raise ValueError(f"{path} gives label {label} to {class_of_label[label]!r} and to {name!r}.")
-        items.append((f"{folders[_plain(domain)].name}/{rest}", name))
+        items.append((f"{folders[plain(domain)].name}/{rest}", name))
     return items
 
 
@@ -140,15 +150,25 @@ def _by_class(benchmark: Benchmark, items: Iterable[Item]) -> dict[str, list[str
 
 
 def _check_files(benchmark: Benchmark, root: Path, tasks: Mapping[str, FoundTask]) -> None:
-    keys = [
-        key for splits in tasks.values() for classes in splits.values() for each in classes.values() for key in each
-    ]
+    keys = [key for splits in tasks.values() for classes in splits.values() for key in keys_of(classes)]
     missing = [key for key in keys if not (root / key).is_file()]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(keys)} images of {benchmark.name} are missing below {root}, the first is "
             f"{missing[0]!r}: is the download complete? They belong there as {_layout(benchmark)}."
         )
+
+
+def _check_keys(folder: Path, task: str, splits: FoundTask) -> None:
+    split_of: dict[str, str] = {}
+    for split, classes in splits.items():
+        for key in keys_of(classes):
+            if key in split_of:
+                raise ValueError(
+                    f"the split files in {folder} name {key!r} twice (task {task!r}: {split_of[key]} and {split}): "
+                    "every image belongs in one split, once."
+                )
+            split_of[key] = split
 
 
 def _read(benchmark: Benchmark, path: Path) -> str:
@@ -158,7 +178,3 @@ def _read(benchmark: Benchmark, path: Path) -> str:
         raise FileNotFoundError(
             f"{path} is missing: {benchmark.name} belongs there as {_layout(benchmark)}."
         ) from error
-
-
-def _plain(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isalnum())

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 from huggingface_hub import constants, hf_hub_download
 
 from jscpt_peft.data.benchmark import Benchmark, HubArchive, HubTable
-from jscpt_peft.data.class_names import class_name
+from jscpt_peft.data.class_names import class_name, plain
 from jscpt_peft.data.coop import local_source
 from jscpt_peft.data.found import FoundTask, RowsOfTables, Source
+from jscpt_peft.data.hub_revision import commit_of
 from jscpt_peft.data.hub_table import column_names, load_tables
 from jscpt_peft.data.task import read_column
 
@@ -29,25 +30,28 @@ def hub_source(benchmark: Benchmark, place: HubTable | HubArchive, revision: str
         revision: branch, tag or commit to use instead of the place's own.
 
     Raises:
-        OSError, ValueError, datasets.exceptions.DatasetsError: it cannot be reached, is not in the cache while
-            `HF_DATASETS_OFFLINE` is set, or its splits and columns are not those that `place` describes.
+        FileNotFoundError: it is not there, or not in the cache while `HF_DATASETS_OFFLINE` is set.
+        ValueError: its splits, columns or labels are not those that `place` describes.
+        OSError, datasets.exceptions.DatasetsError: it cannot be reached.
     """
-    revision = revision or place.revision
-    origin = f"{place.repository}@{revision or 'main'}"
-    if isinstance(place, HubArchive):
-        return _archive(benchmark, place, revision)._replace(origin=origin)
-    return _table_source(benchmark, place, revision, origin)
+    archive = isinstance(place, HubArchive)
+    commit = commit_of(place.repository, place.repo_type if archive else "dataset", revision or place.revision)
+    origin = f"{place.repository}@{commit}"
+    if archive:
+        return _archive(benchmark, place, commit)._replace(origin=origin)
+    return _table_source(benchmark, place, commit, origin)
 
 
-def _table_source(benchmark: Benchmark, place: HubTable, revision: str | None, origin: str) -> Source:
-    tables, places = load_tables(benchmark, place, revision)
+def _table_source(benchmark: Benchmark, place: HubTable, commit: str, origin: str) -> Source:
+    tables, places = load_tables(benchmark, place, commit)
     tasks: dict[str, FoundTask] = {task: {} for task in benchmark.tasks}
-    task_of_domain = {domain.lower(): task for task, domain in benchmark.domains.items()}
+    task_of_domain = {plain(domain): task for task, domain in benchmark.domains.items()}
     for split, table in tables.items():
         ours = place.splits[split]
         numbers = places[split] if split in places else range(len(table))
-        for number, raw, domain in zip(numbers, _names(table, place.label), _domains(table, place), strict=True):
-            task = benchmark.name if domain is None else task_of_domain.get(domain.lower())
+        domains = [None] * len(table) if place.domain is None else _names(table, place.domain, origin)
+        for number, raw, domain in zip(numbers, _names(table, place.label, origin), domains, strict=True):
+            task = benchmark.name if domain is None else task_of_domain.get(plain(domain))
             name = class_name(benchmark, raw)
             if task is not None and name is not None:
                 tasks[task].setdefault(ours, {}).setdefault(name, []).append(f"{split}/{number}")
@@ -55,48 +59,50 @@ def _table_source(benchmark: Benchmark, place: HubTable, revision: str | None, o
     return Source(tasks, RowsOfTables(images, places), origin)
 
 
-def _names(table: datasets.Dataset, column: str) -> Iterator[str]:
+def _names(table: datasets.Dataset, column: str, origin: str) -> Iterator[str]:
     """A column of class labels or of strings as strings, without touching an image."""
     names = column_names(table.features, column)
-    values = read_column(table, column)
-    return iter(values) if names is None else (names[value] for value in values)
+    for row, value in enumerate(read_column(table, column)):
+        if value is None or (names is not None and not 0 <= value < len(names)):
+            raise ValueError(f"column {column!r} of {origin} holds {value} in row {row}: every image needs a label")
+        yield value if names is None else names[value]
 
 
-def _domains(table: datasets.Dataset, place: HubTable) -> Iterable[str | None]:
-    return [None] * len(table) if place.domain is None else _names(table, place.domain)
-
-
-def _archive(benchmark: Benchmark, place: HubArchive, revision: str) -> Source:
-    kept = Path(constants.HF_HOME, "jscpt_peft", f"{benchmark.name}-{revision}")
+def _archive(benchmark: Benchmark, place: HubArchive, commit: str) -> Source:
+    kept = Path(constants.HF_HOME, "jscpt_peft", f"{benchmark.name}-{commit}")
     if not kept.is_dir():
-        _unpack(
-            hf_hub_download(
-                place.repository,
-                place.file,
-                repo_type=place.repo_type,
-                revision=revision,
-                local_files_only=datasets.config.HF_HUB_OFFLINE,
-            ),
-            kept,
+        path = hf_hub_download(
+            place.repository,
+            place.file,
+            repo_type=place.repo_type,
+            revision=commit,
+            local_files_only=datasets.config.HF_HUB_OFFLINE,
         )
-    inside = f"{benchmark.folder}/{benchmark.split_file}"
-    found = next(kept.rglob(inside), None)
-    if found is None:
-        raise ValueError(f"{place.file} of {place.repository} holds no {inside}.")
-    return local_source(benchmark, found.parent.parent)
+        _unpack(benchmark, path, kept)
+    return local_source(benchmark, kept)
 
 
-def _unpack(path: str, target: Path) -> None:
-    """The whole archive or nothing; of several processes that do so at once, the first one's stays."""
+def _unpack(benchmark: Benchmark, path: str, target: Path) -> None:
+    """The folder with the split file becomes the data set's folder below `target`, wholly or not at all.
+
+    Of several processes that do so at once, the first one's stays.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            archive.extractall(staging)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
+        unpacked, whole = Path(staging, "unpacked"), Path(staging, "whole")
         try:
-            os.rename(staging, target)
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(unpacked)
+        except (zipfile.BadZipFile, zlib.error) as error:
+            damaged = Path(path).resolve()
+            raise OSError(f"{damaged} is damaged ({error}): delete it, and it is downloaded again") from error
+        split_file = next(unpacked.rglob(benchmark.split_file), None)
+        if split_file is None:
+            raise FileNotFoundError(f"{Path(path).name} holds no {benchmark.split_file}")
+        whole.mkdir()
+        os.rename(split_file.parent, whole / benchmark.folder)
+        try:
+            os.rename(whole, target)
         except OSError:
             if not target.is_dir():
                 raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 from jscpt_peft.data.found import FoundTask
@@ -58,6 +60,9 @@ def images_of_manifest(
         class_of = {
             key: name for classes in found.get(task, {}).values() for name, keys in classes.items() for key in keys
         }
+        repeated = [key for key, count in Counter(chain(*keys_of_split.values())).items() if count > 1]
+        if repeated:
+            raise ValueError(f"`manifest` names {repeated[0]!r} of task {task!r} twice: it has been changed.")
         chosen[task] = {split: {} for split in SPLITS}
         for split in SPLITS:
             for key in keys_of_split[split]:

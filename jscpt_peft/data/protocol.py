@@ -56,9 +56,11 @@ def divide(
         for name, keys in train.items()
     }
     test = found.get("test") or {name: _without(keys, validation[name]) for name, keys in rest.items()}
-    if not keys_of(test):
+    for split, classes in (("validation", validation), ("test", test)):
+        if keys_of(classes):
+            continue
         asked = f"`train_fraction` {train_fraction}" if shots is None else f"`shots` {shots}"
-        raise ValueError(f"{asked} leaves no test images of task {task!r}: ask for less.")
+        raise ValueError(f"{asked} leaves no {split} images of task {task!r}: ask for less.")
     train, validation, dev = carve_dev(train, validation, seed, task)
     return {"train": train, "validation": validation, "dev": dev, "test": test}
 

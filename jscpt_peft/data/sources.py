@@ -3,51 +3,77 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
 from datasets.exceptions import DatasetsError
+from huggingface_hub import constants
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from jscpt_peft.data.assemble import keys_of
 from jscpt_peft.data.benchmark import Benchmark
 from jscpt_peft.data.coop import local_source
-from jscpt_peft.data.found import Source
+from jscpt_peft.data.found import POOL, Source
 from jscpt_peft.data.hub import hub_source
 
 logger = logging.getLogger(__name__)
 
+# What says that a place is not there or holds something else; anything else is for the user to mend.
+ABSENT = (FileNotFoundError, ValueError, RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError)
 
-def find(benchmark: Benchmark, data_root: str | Path | None = None, revision: str | None = None) -> Source:
+
+def find(
+    benchmark: Benchmark,
+    data_root: str | Path | None = None,
+    revision: str | None = None,
+    origin: str | None = None,
+) -> Source:
     """The images of a benchmark, whose classes are the expected ones.
 
     Args:
         benchmark: what to look for.
         data_root: the folder that holds it; None: the Hub.
         revision: branch, tag or commit on the Hub, in place of the pinned one.
+        origin: `<repository>@<commit>`, to have exactly that again.
 
     Raises:
         FileNotFoundError, ValueError: what is below `data_root` is incomplete or something else.
-        OSError: no place on the Hub can be used; the message says why for each.
+        OSError: the Hub cannot be read; the message says why.
     """
-    if data_root is not None:
-        source = local_source(benchmark, data_root)
-        check_classes(benchmark, source)
-        compare_counts(benchmark, source)
-        return source
-    reasons = []
-    for place in benchmark.hub:
+    source = local_source(benchmark, data_root) if data_root is not None else _on_hub(benchmark, revision, origin)
+    check_classes(benchmark, source)
+    compare_counts(benchmark, source)
+    return source
+
+
+def _on_hub(benchmark: Benchmark, revision: str | None, origin: str | None) -> Source:
+    """The first place on the Hub that exists and holds what it should."""
+    places, reasons = benchmark.hub, []
+    if origin is not None:
+        repository, _, revision = origin.partition("@")
+        places = [place for place in benchmark.hub if place.repository == repository]
+        if not places:
+            raise ValueError(f"`manifest` was written for {origin}, which is no place of {benchmark.name} on the Hub.")
+    for place in places:
         try:
             source = hub_source(benchmark, place, revision)
             check_classes(benchmark, source)
-        except (OSError, ValueError, DatasetsError) as error:
+        except Exception as error:  # the network's and the Hub's failures have no common base
             cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
-            reasons.append(f"{place.repository}: {' '.join(str(cause).split())}")
-            continue
+            reasons.append(f"{place.repository}: {' '.join(str(cause).split()) or type(cause).__name__}")
+            if isinstance(cause, ABSENT) or datasets.config.HF_HUB_OFFLINE:
+                continue
+            raise OSError(f"{_unread(benchmark, reasons)} Downloads are kept in {constants.HF_HOME}.") from error
         if reasons:
             logger.warning("%s comes from %s instead (%s).", benchmark.name, source.origin, "; ".join(reasons))
         return source
+    raise OSError(_unread(benchmark, reasons))
+
+
+def _unread(benchmark: Benchmark, reasons: Sequence[str]) -> str:
     offline = "`HF_DATASETS_OFFLINE` or `HF_HUB_OFFLINE` is set. " if datasets.config.HF_HUB_OFFLINE else ""
-    raise OSError(
+    return (
         f"{benchmark.name} cannot be read from the Hub ({'; '.join(reasons)}). {offline}Without network give "
         "`data_root`, the folder with the data set as users of CoOp, Dassl and LibMTL have it; `task_set` 'shapes' "
         "needs no data at all."
@@ -74,14 +100,16 @@ def compare_counts(benchmark: Benchmark, source: Source) -> None:
     """Warns in one sentence where `source` does not hold as many images as the benchmark is known to."""
     for task, splits in source.tasks.items():
         counts = {split: len(keys_of(classes)) for split, classes in splits.items()}
-        expected = {task: benchmark.counts.get(task)} if benchmark.domains else dict(benchmark.counts)
+        expected = dict(benchmark.counts)
         if benchmark.domains:
-            counts = {task: sum(counts.values())}
+            counts, expected = {task: sum(counts.values())}, {task: expected.get(task)}
+        elif POOL in counts:
+            expected = {POOL: sum(expected.values())}
+        elif "validation" not in counts:  # it is still among the training images
+            expected["train"] = expected["train"] + expected["validation"]
         differing = {name: count for name, count in counts.items() if expected.get(name) not in (None, count)}
         if differing:
-            detail = ", ".join(
-                f"{count} images in {name!r} (not {expected[name]})" for name, count in differing.items()
-            )
+            detail = ", ".join(f"{each} images in {name!r} (not {expected[name]})" for name, each in differing.items())
             logger.warning(
                 "%s has %s: accuracies on it cannot be compared with published ones.", source.origin, detail
             )

@@ -22,15 +22,15 @@ def ranked(keys: Iterable[str], seed: int, task: str) -> list[str]:
     return sorted(keys, key=lambda key: _hash(seed, task, key))
 
 
-def take_fraction(keys: Sequence[str], fraction: float, seed: int, task: str) -> list[str]:
+def take_fraction(keys: Sequence[str], train_fraction: float, seed: int, task: str) -> list[str]:
     """A fraction of one class's keys, rounded to the nearest number, but at least one (if there is one).
 
     Raises:
-        ValueError: `fraction` outside (0, 1].
+        ValueError: `train_fraction` outside (0, 1].
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"`fraction` is {fraction}: it must lie in (0, 1], as in 0.1 for 10 %.")
-    return ranked(keys, seed, task)[: max(1, _rounded(len(keys) * fraction))]
+    if not 0 < train_fraction <= 1:
+        raise ValueError(f"`train_fraction` is {train_fraction}: it must lie in (0, 1], as in 0.1 for 10 %.")
+    return ranked(keys, seed, task)[: max(1, _rounded(len(keys) * train_fraction))]
 
 
 def take_shots(keys: Sequence[str], shots: int, seed: int, task: str) -> list[str]:

@@ -40,13 +40,17 @@ batch size) and gives logits `[batch, {classes}]`; `classifier.json` holds the c
 
 ```python
 import json, torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 about = json.load(open("classifier.json"))
 classifier = torch.export.load("classifier.pt2").module()
 
 
 def pixels(image):
+    image = ImageOps.exif_transpose(image)  # upright, and transparency over white, as in training
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     side, shortest = about["image_size"], min(image.size)
     width, height = (side * length // shortest for length in image.size)
     left, top = (width - side) // 2, (height - side) // 2

@@ -34,6 +34,7 @@ LOST_PROCESS = (
 )
 
 
+# What `by_first_process` shares as what it is; any other error becomes a RuntimeError elsewhere.
 SHARED_ERRORS = {"ValueError": ValueError, "OSError": OSError, "RuntimeError": RuntimeError}
 
 

@@ -148,6 +148,12 @@ class TestMixtures:
             *("mini_domainnet_clipart", "painting", "real", "sketch", "dtd"),
         ]
 
+    def test_the_same_images_are_drawn_whatever_else_is_loaded(self, data_root):
+        mixed = load_task_set("office_home,mini_domainnet", data_root=data_root, shots=2).tasks[1]
+        alone = load_task_set("office_home", data_root=data_root, shots=2).tasks[1]
+        for split in ("train", "validation", "dev", "test"):
+            assert read_column(mixed.split(split), "key") == read_column(alone.split(split), "key")
+
     def test_each_gets_its_own_protocol(self, data_root):
         task_set = load_task_set("office_home,eurosat", data_root=data_root)
         assert [len(task.train) for task in task_set] == [65] * 4 + [50]
@@ -224,9 +230,47 @@ class TestBadInput:
         (root / "domainnet" / "splits_mini" / "real_test.txt").unlink()
         with pytest.raises(FileNotFoundError, match=r"has no list real_train.txt: mini_domainnet belongs there as"):
             load_task_set("mini_domainnet", data_root=root)
+        for missing, there in (("train", "test"), ("test", "train")):
+            shutil.copytree(
+                data_root / "domainnet" / "splits_mini", root / "domainnet" / "splits_mini", dirs_exist_ok=True
+            )
+            (root / "domainnet" / "splits_mini" / f"real_{missing}.txt").unlink()
+            assert (root / "domainnet" / "splits_mini" / f"real_{there}.txt").is_file()
+            with pytest.raises(FileNotFoundError, match=f"has no list real_{missing}.txt"):
+                load_task_set("mini_domainnet", data_root=root)
         shutil.rmtree(root / "domainnet" / "clipart")
         with pytest.raises(FileNotFoundError, match="has no folder 'clipart'"):
             load_task_set("mini_domainnet", data_root=root)
+
+    def test_lists_for_some_domains_only(self, data_root, tmp_path):
+        root = copy_of("office_home", data_root, tmp_path)
+        benchmark_data.libmtl_lists(root)
+        for path in (root / "office_home" / "data_txt").rglob("Product_*.txt"):
+            path.unlink()
+        with pytest.raises(FileNotFoundError, match=r"has no list Product_train.txt.*for all domains or for none"):
+            load_task_set("office_home", data_root=root)
+
+    def test_an_image_in_two_splits_or_twice(self, data_root, tmp_path):
+        root = copy_of("dtd", data_root, tmp_path)
+        path = root / "dtd" / "split_zhou_DescribableTextures.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "test": content["train"]}))
+        with pytest.raises(ValueError, match=r"name 'dtd/images/.*' twice \(task 'dtd': train and test\)"):
+            load_task_set("dtd", data_root=root)
+        path.write_text(json.dumps({**content, "train": content["train"] * 2}))
+        with pytest.raises(ValueError, match=r"twice \(task 'dtd': train and train\)"):
+            load_task_set("dtd", data_root=root)
+        manifest = load_task_set("dtd", data_root=data_root).manifest
+        manifest["tasks"]["dtd"]["test"].append(manifest["tasks"]["dtd"]["train"][0])
+        with pytest.raises(ValueError, match=r"`manifest` names 'dtd/images/.*' of task 'dtd' twice"):
+            load_task_set("dtd", data_root=data_root, manifest=manifest)
+
+    def test_a_class_whose_images_are_all_unreadable(self, data_root, tmp_path):
+        root = copy_of("eurosat", data_root, tmp_path)
+        for path in (root / "eurosat" / "2750" / "River").glob("*"):
+            path.write_bytes(b"not a picture")
+        with pytest.raises(ValueError, match="has 9 classes and no 'River' in task 'eurosat', but eurosat has 10"):
+            load_task_set("eurosat", data_root=root, skip_bad_images=True)
 
     def test_lists_that_contradict_themselves(self, data_root, tmp_path):
         root = copy_of("mini_domainnet", data_root, tmp_path)
@@ -256,8 +300,8 @@ class TestBadInput:
             ("few_shot_10,dtd", {}, "holds 'dtd' more than once"),
             ("dtd", {"shots": 1, "train_fraction": 0.1}, "give at most one of them"),
             ("dtd", {"shots": 0}, "`shots` is 0"),
-            ("dtd", {"train_fraction": 2.0}, "`fraction` is 2.0"),
-            ("office_home", {"train_fraction": 1.0}, "`train_fraction` 1.0 leaves no test images of task 'art'"),
+            ("dtd", {"train_fraction": 2.0}, "`train_fraction` is 2.0"),
+            ("office_home", {"train_fraction": 1.0}, "`train_fraction` 1.0 leaves no validation images of task 'art'"),
             ("dtd", {"revision": "main"}, "`revision` is 'main', which is for the Hub"),
             ("dtd", {"spurious_strength": 0.5}, "`spurious_strength` is 0.5, which the task set 'dtd' does not take"),
         ],

@@ -59,8 +59,8 @@ def test_pool_is_partitioned_and_training_comes_first(size):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: take_fraction(KEYS, 0.0, 1, "art"), "`fraction` is 0.0"),
-        (lambda: take_fraction(KEYS, 10, 1, "art"), "`fraction` is 10"),
+        (lambda: take_fraction(KEYS, 0.0, 1, "art"), "`train_fraction` is 0.0"),
+        (lambda: take_fraction(KEYS, 10, 1, "art"), "`train_fraction` is 10"),
         (lambda: take_shots(KEYS, 0, 1, "art"), "`shots` is 0"),
         (lambda: split_pool(KEYS, 0.5, 0.5, 1, "art"), "`validation_fraction` is 0.5 and `test_fraction` is 0.5"),
         (lambda: split_pool(KEYS, -0.1, 0.5, 1, "art"), "`validation_fraction` is -0.1"),
