@@ -6,11 +6,12 @@ import itertools
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import datasets
 import torch
+from PIL import Image
 from torch import Tensor
 
 from jscpt_peft.data.transforms import UNREADABLE, ImageTransform, to_rgb
@@ -107,24 +108,46 @@ class ImageTaskDataset(torch.utils.data.Dataset):
         datasets: one split of every task, as `TaskSet.split` gives it.
         transform: as `image_transform` gives it; called in the data loader's workers.
         seed: of the augmentation, which is a pure function of (seed, key).
+        corrupt: what happens to an RGB image before the transform, as `corrupt(image, key=...)`; `key` is the row's,
+            or its index where rows have none.
+        task_ids: the model's task that each data set belongs to, where these are not all of the model's tasks in
+            their order; `None`: the rows' own.
 
     Raises:
-        ValueError: some of the data sets have a `group` column and some have not.
+        ValueError: some of the data sets have a `group` column and some have not, or `task_ids` are not one each.
         OSError: on access, naming an image that cannot be read.
     """
 
-    def __init__(self, datasets: Sequence[datasets.Dataset], transform: ImageTransform, seed: int = 0) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[datasets.Dataset],
+        transform: ImageTransform,
+        seed: int = 0,
+        corrupt: Callable[..., Image.Image] | None = None,
+        task_ids: Sequence[int] | None = None,
+    ) -> None:
         grouped = ["group" in dataset.column_names for dataset in datasets]
         if any(grouped) and not all(grouped):
             raise ValueError(
                 f"`datasets` number {grouped.index(False)} has no column `group`, number {grouped.index(True)} has: "
                 "give all of them groups or none."
             )
+        if task_ids is not None and (len(set(task_ids)) != len(datasets) or len(task_ids) != len(datasets)):
+            raise ValueError(
+                f"`task_ids` is {list(task_ids)} for {len(datasets)} data sets: give each an id of its own."
+            )
         self.datasets = tuple(datasets)
         self.transform = transform
         self.seed = seed
+        self.corrupt = corrupt
+        self.task_ids = None if task_ids is None else tuple(task_ids)
         self.has_groups = any(grouped)
-        self._ends = tuple(itertools.accumulate(len(dataset) for dataset in self.datasets))
+        self._ends = tuple(itertools.accumulate(self.sizes))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of images of each of the data sets."""
+        return [len(dataset) for dataset in self.datasets]
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -137,10 +160,13 @@ class ImageTaskDataset(torch.utils.data.Dataset):
         position = bisect_right(self._ends, index)
         dataset = self.datasets[position]
         row = _read(dataset, index - (self._ends[position] - len(dataset)))
+        image = row["image"]
+        if self.corrupt is not None:
+            image = self.corrupt(image, key=str(row.get("key", index)))
         item = {
-            "pixel_values": self.transform(row["image"], random.Random(f"{self.seed}/{index}/{draw}")),
+            "pixel_values": self.transform(image, random.Random(f"{self.seed}/{index}/{draw}")),
             "labels": row["label"],
-            "task_ids": row["task_id"],
+            "task_ids": row["task_id"] if self.task_ids is None else self.task_ids[position],
         }
         return {**item, "groups": row["group"]} if self.has_groups else item
 

@@ -18,12 +18,24 @@ def fill_token_ids(config: JSCPTConfig, clip_config: CLIPConfig) -> None:
         tokenizer = _load_tokenizer(config, clip_config)
         if config.class_token_ids is None:
             config.class_token_ids = {
-                task: tokenizer([config.class_template.format(name) for name in names]).input_ids
-                for task, names in config.tasks.items()
+                task: _token_ids(tokenizer, config, names) for task, names in config.tasks.items()
             }
         if needs_prompt_init:
             config.prompt_init_token_ids = tokenizer(config.prompt_init, add_special_tokens=False).input_ids
-    _check_token_ids(config, clip_config)
+    check_token_ids(config, clip_config)
+
+
+def class_token_ids(config: JSCPTConfig, clip_config: CLIPConfig, class_names: list[str]) -> list[list[int]]:
+    """Token ids of further classes, made as those that `fill_token_ids` fills in.
+
+    Raises:
+        ValueError: no tokenizer is known.
+    """
+    return _token_ids(_load_tokenizer(config, clip_config), config, class_names)
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, config: JSCPTConfig, class_names: list[str]) -> list[list[int]]:
+    return tokenizer([config.class_template.format(name) for name in class_names]).input_ids
 
 
 def _load_tokenizer(config: JSCPTConfig, clip_config: CLIPConfig) -> PreTrainedTokenizerBase:
@@ -36,7 +48,8 @@ def _load_tokenizer(config: JSCPTConfig, clip_config: CLIPConfig) -> PreTrainedT
     return AutoTokenizer.from_pretrained(source)
 
 
-def _check_token_ids(config: JSCPTConfig, clip_config: CLIPConfig) -> None:
+def check_token_ids(config: JSCPTConfig, clip_config: CLIPConfig) -> None:
+    """Raises a `ValueError` that names the class whose ids are no text, or whose text does not fit."""
     text_config = clip_config.text_config
     start, end = config.class_token_ids[config.task_order[0]][0][:1], text_config.eos_token_id
     prompts = config.num_tokens if "text" in config.prompted_towers else 0

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from .encoder import read_out_positions
+from .routing import tasks_in_use
 
 
 @dataclass
@@ -72,11 +73,12 @@ class ClassTexts(NamedTuple):
         )
 
     def of_tasks(self, tasks: torch.Tensor) -> ClassTexts:
-        """The texts of some of the tasks, `tasks` their ids in ascending order; `num_classes` stays that of all."""
+        """The texts of some of the tasks, `tasks` their ids; `num_classes` stays that of all."""
         chosen = torch.isin(self.task_ids, tasks)
+        read_out = self.read_out[chosen]
         return self._replace(
-            words=self.words[chosen],
-            read_out=self.read_out[chosen],
+            words=self.words[chosen, : int(read_out.max()) + 1],
+            read_out=read_out,
             task_ids=self.task_ids[chosen],
             labels=self.labels[chosen],
         )
@@ -107,14 +109,16 @@ def task_logits(
         `[B, C]` in float32 or better; -inf beyond a task's classes.
     """
     precise = torch.promote_types(embeds.dtype, torch.float32)
+    (class_embeds, rows), num_columns = tasks_in_use(class_embeds, task_ids), class_embeds.shape[1]
+    most = int(num_classes[task_ids].max()) if len(task_ids) else 0
     images, broken_images = _finite_rows(embeds.to(precise))
-    classes, broken_classes = _finite_rows(class_embeds.to(precise))
+    classes, broken_classes = _finite_rows(class_embeds[:, :most].to(precise))
     with torch.autocast(embeds.device.type, enabled=False):
         every_task = torch.einsum("bd,ncd->bnc", F.normalize(images, dim=-1), F.normalize(classes, dim=-1))
-    logits = every_task[torch.arange(len(embeds), device=embeds.device), task_ids] * scale.to(precise)
-    logits = logits.masked_fill((broken_images | broken_classes.any(1)[task_ids])[:, None], torch.nan)
-    beyond = torch.arange(logits.shape[1], device=logits.device) >= num_classes[task_ids, None]
-    return logits.masked_fill(beyond, -torch.inf)
+    logits = every_task[torch.arange(len(embeds), device=embeds.device), rows] * scale.to(precise)
+    logits = logits.masked_fill((broken_images | broken_classes.any(1)[rows])[:, None], torch.nan)
+    beyond = torch.arange(most, device=logits.device) >= num_classes[task_ids, None]
+    return F.pad(logits.masked_fill(beyond, -torch.inf), (0, num_columns - most), value=-torch.inf)
 
 
 def _finite_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,7 +126,7 @@ def _finite_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     The product of all images with all classes would otherwise carry one task's NaN into the others' gradients.
     """
-    broken = ~features.isfinite().all(-1)
+    broken = ~features.detach().isfinite().all(-1)  # no graph, which would keep the features for nothing
     return torch.where(broken[..., None], 0, features), broken
 
 

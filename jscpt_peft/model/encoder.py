@@ -20,7 +20,7 @@ from .config import JSCPTConfig
 from .fingerprint import Fingerprint
 from .layer import JSCPTLayer
 from .prompts import PromptBank, repeat_to_length
-from .routing import TaskRouter
+from .routing import TaskRouter, tasks_in_use
 
 
 class Start(NamedTuple):
@@ -47,16 +47,28 @@ class PromptedTower(JSCPTLayer):
 
     def update_layer(self, adapter_name: str, config: JSCPTConfig) -> None:
         super().update_layer(adapter_name, config)
-        if self.name not in config.prompted_towers:
+        if self.name in config.prompted_towers:
+            self.jscpt_prompts[adapter_name] = self._start_bank(config, len(config.tasks), self.name)
+
+    def add_task(self, adapter_name: str, config: JSCPTConfig, init_from: int | None) -> None:
+        super().add_task(adapter_name, config, init_from)
+        if adapter_name not in self.jscpt_prompts:
             return
-        self.jscpt_prompts[adapter_name] = PromptBank(
-            num_tasks=len(config.tasks),
+        bank = self.jscpt_prompts[adapter_name]
+        added = self._start_bank(config, 1, f"{self.name}/{config.task_order[-1]}")
+        if init_from is not None:
+            added.task = nn.Parameter(bank.tensors()["task"][init_from, None].detach().clone())
+        bank.append(added)
+
+    def _start_bank(self, config: JSCPTConfig, num_tasks: int, salt: str) -> PromptBank:
+        return PromptBank(
+            num_tasks=num_tasks,
             depth=config.prompt_depth or len(self.blocks),
             num_shared_tokens=config.num_shared_tokens,
             num_task_tokens=config.num_task_tokens,
             width=self.base_layer.config.hidden_size,
             std=config.prompt_init_std,
-            generator=self.generator(config, self.name),
+            generator=self.generator(config, salt),
             like=next(self.base_layer.parameters()),
         )
 
@@ -118,6 +130,7 @@ class PromptedVision(PromptedTower):
         read_out: bool,
     ) -> torch.Tensor:
         vision, (_, depth, num_prompts, _) = self.base_layer, prompts.shape
+        prompts, task_ids = tasks_in_use(prompts, task_ids)
         hidden = vision.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
         hidden = vision.pre_layrnorm(hidden)
         cls = task_ids.new_zeros(len(hidden))
@@ -218,6 +231,7 @@ class PromptedText(PromptedTower):
         read_out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Outputs of the words `[S, W, d]`, or of the read-out position alone `[S, 1, d]`."""
+        prompts, task_ids = tasks_in_use(prompts, task_ids)
         num_tasks, depth, num_prompts, _ = prompts.shape
         start = self._start(start_id).seen
         hidden = self._embed(words, first_position=1 + num_prompts)

@@ -9,11 +9,12 @@ from torch.nn import functional as F
 from .config import JSCPTConfig
 from .layer import JSCPTLayer
 from .routing import TaskRouter
+from .task_stack import TaskStack
 
 Views = dict[str, torch.Tensor]
 
 
-class Intervention(nn.Module):
+class Intervention(TaskStack):
     """x̄ = MLP₂(M∘x + MLP₁(M∘x)), M = sigmoid(mask) (Eq. 2), with residual bottleneck MLPs.
 
     MLP_k(u) = u + up_k(gelu(down_k(u))), and `up` starts at zero: with the masks at 0.5, x̄ = x. Training therefore
@@ -43,8 +44,8 @@ class Intervention(nn.Module):
         generator: torch.Generator,
         like: torch.Tensor,
     ) -> None:
-        super().__init__()
-        self.num_tasks = num_tasks
+        names = [f"{mlp}_{part}" for mlp in ("inner", "outer") for part in ("down", "down_bias", "up", "up_bias")]
+        super().__init__(num_tasks, stacked=["mask"] if shared else ["mask", *names])
         mask = like.new_zeros(num_tasks, width)
         if learn_mask:
             self.mask = nn.Parameter(mask)
@@ -60,10 +61,7 @@ class Intervention(nn.Module):
 
     def views(self) -> Views:
         """Every parameter as each task sees it: name -> `[N, ...]`."""
-        return {
-            name: tensor.expand(self.num_tasks, *tensor.shape[1:])
-            for name, tensor in self.state_dict(keep_vars=True).items()
-        }
+        return {name: tensor.expand(self.num_tasks, *tensor.shape[1:]) for name, tensor in self.tensors().items()}
 
 
 def select_features(x: torch.Tensor, task_ids: torch.Tensor, views: Views) -> torch.Tensor:
@@ -100,15 +98,23 @@ class FeatureSelection(JSCPTLayer):
 
     def update_layer(self, adapter_name: str, config: JSCPTConfig) -> None:
         super().update_layer(adapter_name, config)
-        if config.intervention == "none":
-            return
-        self.jscpt_intervention[adapter_name] = Intervention(
-            num_tasks=len(config.tasks),
+        if config.intervention != "none":
+            self.jscpt_intervention[adapter_name] = self._start(config, len(config.tasks), "selection")
+
+    def add_task(self, adapter_name: str, config: JSCPTConfig, init_from: int | None) -> None:
+        super().add_task(adapter_name, config, init_from)
+        if adapter_name in self.jscpt_intervention:
+            added = self._start(config, 1, f"selection/{config.task_order[-1]}")
+            self.jscpt_intervention[adapter_name].append(added)
+
+    def _start(self, config: JSCPTConfig, num_tasks: int, salt: str) -> Intervention:
+        return Intervention(
+            num_tasks=num_tasks,
             width=self.base_layer.out_features,
             hidden=config.intervention_hidden,
             shared=config.intervention_shared,
             learn_mask=config.learn_masks,
-            generator=self.generator(config, "selection"),
+            generator=self.generator(config, salt),
             like=self.base_layer.weight,
         )
 
@@ -130,4 +136,4 @@ class FeatureSelection(JSCPTLayer):
             return x
         if task_ids is None:
             task_ids = self.router.resolve(None, len(x), list(self.active_config.tasks), x.device)
-        return select_features(x, task_ids, views)
+        return select_features(x, task_ids, views).to(x.dtype)  # `CLIPModel` multiplies it with its text features

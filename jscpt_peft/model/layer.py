@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -10,6 +11,7 @@ from torch import nn
 
 from .config import JSCPTConfig
 from .routing import TaskRouter
+from .task_stack import TaskStack
 
 
 class JSCPTLayer(nn.Module, BaseTunerLayer):
@@ -32,6 +34,35 @@ class JSCPTLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, config: JSCPTConfig) -> None:
         """Adds the parameters of an adapter."""
         self.adapter_configs[adapter_name] = config
+
+    def add_task(self, adapter_name: str, config: JSCPTConfig, init_from: int | None) -> None:  # noqa: ARG002
+        """Adds the parameters of a task to an adapter.
+
+        Args:
+            adapter_name: the adapter.
+            config: its configuration with the new task, the last one.
+            init_from: position of the task whose prompts the new one starts from; `None`: random ones.
+        """
+        self.adapter_configs[adapter_name] = config
+
+    def task_stacks(self, adapter_name: str) -> list[TaskStack]:
+        """What holds an adapter's parameters here."""
+        dicts = [self.get_submodule(name) for name in self.adapter_layer_names]
+        return [modules[adapter_name] for modules in dicts if adapter_name in modules]
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        super().set_adapter(adapter_names, inference_mode)
+        self._freeze_others()
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        super().set_requires_grad(adapter_names, requires_grad)
+        self._freeze_others()
+
+    def _freeze_others(self) -> None:
+        # PEFT has just let gradients into all of an adapter, also where one task is trained alone.
+        for adapter_name in self.adapter_configs:
+            for stack in self.task_stacks(adapter_name):
+                stack.freeze_others()
 
     @staticmethod
     def generator(config: JSCPTConfig, salt: str) -> torch.Generator:

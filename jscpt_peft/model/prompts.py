@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from .task_stack import TaskStack
 
-class PromptBank(nn.Module):
+
+class PromptBank(TaskStack):
     """Learnable prompt tokens of one tower.
 
     Args:
@@ -35,8 +37,7 @@ class PromptBank(nn.Module):
         generator: torch.Generator,
         like: torch.Tensor,
     ) -> None:
-        super().__init__()
-        self.num_tasks = num_tasks
+        super().__init__(num_tasks, stacked=("task",) if num_task_tokens else ())
 
         def start(*shape: int) -> nn.Parameter:
             return nn.Parameter((std * torch.randn(shape, generator=generator)).to(like))
@@ -50,7 +51,7 @@ class PromptBank(nn.Module):
         if self.shared is not None:
             parts.append(self.shared.expand(self.num_tasks, -1, -1, -1))
         if self.task is not None:
-            parts.append(self.task)
+            parts.append(self.tensors()["task"])
         return torch.cat(parts, dim=2)
 
 

@@ -13,13 +13,28 @@ import torch
 from jscpt_peft.choices import nearest
 
 
-def task_index(name: str, task_names: Sequence[str]) -> int:
-    """Position of the task `name`; a `ValueError` with the nearest name where there is none."""
+def task_index(name: str, task_names: Sequence[str], argument: str = "task") -> int:
+    """Position of the task `name`; a `ValueError` with the nearest name where there is none.
+
+    Args:
+        name: of a task.
+        task_names: the adapter's tasks.
+        argument: what the message calls `name`.
+    """
     if name in task_names:
         return task_names.index(name)
     raise ValueError(
-        f"`task` {name!r} is not one of the adapter's tasks {list(task_names)}.{nearest(name, task_names)}"
+        f"`{argument}` {name!r} is not one of the adapter's tasks {list(task_names)}.{nearest(name, task_names)}"
     )
+
+
+def tasks_in_use(by_task: torch.Tensor, task_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entries of `by_task` `[N, ...]` whose tasks occur in `task_ids` `[B]`, and each sample's place among them `[B]`.
+
+    Tasks without a sample cost nothing then, and change nothing: not even the last bits, which depend on the shapes.
+    """
+    tasks, rows = task_ids.unique(return_inverse=True)
+    return by_task[tasks], rows
 
 
 class TaskRouter:
@@ -75,6 +90,6 @@ class TaskRouter:
         if len(task_names) == 1:
             return 0
         raise ValueError(
-            f"`task_ids` is missing and no task is set: pass `task_ids=` or call `set_task(name)` with one of "
-            f"{task_names}."
+            "`task_ids` is missing and no task is set: pass `task_ids=` (for `predict`, `task=`) or call "
+            f"`set_task(name)` with one of {task_names}."
         )

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
-from PIL import Image
 from torch import nn
 from transformers import CLIPTextModel, CLIPVisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from .base_model import check_base_model
+from .class_features import ClassFeatures
 from .class_tokens import fill_token_ids
-from .classifier import ClassTexts, JSCPTOutput, check_labels, task_logits, task_losses
+from .classifier import JSCPTOutput, check_labels, task_logits, task_losses
 from .config import JSCPTConfig
 from .encoder import PromptedText, PromptedTower, PromptedVision
 from .export import export_task
-from .fingerprint import Fingerprint
+from .growth import add_task, train_only, trained_task
 from .intervention import FeatureSelection, Views, complement_features, select_features
 from .layer import JSCPTLayer
-from .prediction import predict
+from .prediction import Picture, predict
 from .routing import TaskRouter, task_index
 
 
@@ -40,8 +40,7 @@ class JSCPTModel(BaseTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: JSCPTConfig, adapter_name: str) -> None:  # noqa: ARG002
         self.router = TaskRouter()
-        self._class_texts: dict[str, ClassTexts] = {}
-        self._class_embeds: dict[str, tuple[tuple, torch.Tensor]] = {}
+        self.classes = ClassFeatures(self.model)
 
     def _prepare_adapter_config(self, peft_config: JSCPTConfig, model_config: dict) -> JSCPTConfig:
         if peft_config.target_modules is None and model_config.get("model_type") not in self.target_module_mapping:
@@ -97,8 +96,7 @@ class JSCPTModel(BaseTuner):
 
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
-        self._class_texts.pop(adapter_name, None)
-        self._class_embeds.pop(adapter_name, None)
+        self.classes.forget(adapter_name)
 
     # ---- the towers -------------------------------------------------------------------------------------------------
 
@@ -165,17 +163,10 @@ class JSCPTModel(BaseTuner):
 
         Without gradients to text prompts they are computed once and kept until a parameter changes.
         """
-        texts = self._texts()
-        prompts = self.prompt_tokens("text") if views is None else views["text"]
-        others = views is not None and prompts.shape[2] > 0  # they need not be the parameters'
-        if prompts.requires_grad or others:
-            return self._encode_classes(texts, prompts)
-        name = self.text_tower.active_name
-        key = (self.text_tower.enabled, Fingerprint(self.text_tower, self.model.text_projection))
-        if name not in self._class_embeds or self._class_embeds[name][0] != key:
-            with torch.no_grad():
-                self._class_embeds[name] = key, self._encode_classes(texts, prompts)
-        return self._class_embeds[name][1]
+        if views is not None and views["text"].shape[2] > 0:  # they need not be the parameters'
+            return self.classes.encode(self.classes.texts, views["text"])
+        prompts = self.prompt_tokens("text")
+        return self.classes.task_by_task(prompts) if prompts.requires_grad else self.classes.kept(prompts)
 
     def classify(
         self,
@@ -198,16 +189,13 @@ class JSCPTModel(BaseTuner):
             ValueError: a task id or a label is out of range, or no task is known.
         """
         task_ids = self.router.resolve(task_ids, len(pixel_values), self.task_names, pixel_values.device)
+        given, views = views is not None, self.task_views() if views is None else views
         if present_tasks_only:
-            views = self.task_views() if views is None else views
-            tasks, rows = task_ids.unique(return_inverse=True)
-            class_embeds = self._encode_classes(self._texts().of_tasks(tasks), views["text"], tasks)
-            pooled = self.vision_tower.pooled(pixel_values, rows, views["vision"][tasks])
-        else:
-            class_embeds = self.class_embeds(views)
-            views = self.task_views() if views is None else views
-            pooled = self.vision_tower.pooled(pixel_values, task_ids, views["vision"])
-        x = self.selection.project(pooled)
+            class_embeds = self.classes.encode(self.classes.texts.of_tasks(task_ids), views["text"])
+        else:  # all tasks' texts in one pass where there is something to learn
+            learning = given or (labels is not None and views["text"].requires_grad)
+            class_embeds = self.class_embeds(views if learning else None)
+        x = self.selection.project(self.vision_tower.pooled(pixel_values, task_ids, views["vision"]))
         selected = select_features(x, task_ids, views) if "mask" in views else x
         logits = self.logits(selected, class_embeds, task_ids)
         output = JSCPTOutput(logits=logits, image_embeds=x, selected_embeds=selected, class_embeds=class_embeds)
@@ -220,7 +208,7 @@ class JSCPTModel(BaseTuner):
     def logits(self, embeds: torch.Tensor, class_embeds: torch.Tensor, task_ids: torch.Tensor) -> torch.Tensor:
         """Logits `[B, C]` of image features `[B, D]` under class features `[N, C, D]` (Eq. 1)."""
         scale = self.model.logit_scale.exp()
-        return task_logits(embeds, class_embeds, self._texts().num_classes, task_ids, scale)
+        return task_logits(embeds, class_embeds, self.classes.texts.num_classes, task_ids, scale)
 
     def reference_embeds(self, x: torch.Tensor, task_ids: torch.Tensor, kind: str) -> torch.Tensor:
         """The view that the causal effect compares x̄ with (Eq. 4): x itself, or (1 - M)∘x for `"complement"`.
@@ -235,31 +223,31 @@ class JSCPTModel(BaseTuner):
 
     def predict(
         self,
-        images: Image.Image | Sequence[Image.Image],
+        images: Picture | Iterable[Picture],
         task: str | None = None,
         batch_size: int = 64,
         image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
         image_std: Sequence[float] = OPENAI_CLIP_STD,
+        bf16: bool = False,
     ) -> list[dict[str, float]]:
         """Probabilities of the task's classes for pictures, best first.
 
         Args:
-            images: one PIL image or several.
+            images: one PIL image (of any mode) or path of a file, or any iterable of them, read batch by batch.
             task: name of the task; `None`: the task of `set_task`.
             batch_size: images that are encoded together.
             image_mean: mean of the base model's image processor, per channel.
             image_std: standard deviation of the base model's image processor, per channel.
+            bf16: run the towers of a float32 base in bfloat16; probabilities are float32 always.
 
         Returns:
             One dict `{class name: probability}` an image.
 
         Raises:
-            ValueError: no task is known.
+            TypeError: an image is neither a PIL image nor a path.
+            ValueError: no such task, no task is known, `batch_size` is below 1, or an image cannot be read.
         """
-        images = [images] if isinstance(images, Image.Image) else list(images)
-        task_id = None if task is None else task_index(task, self.task_names)
-        task_id = int(self.router.resolve(task_id, 1, self.task_names, self.model.device))
-        return predict(self, images, task_id, batch_size, image_mean, image_std)
+        return predict(self, images, task, batch_size, image_mean, image_std, bf16)
 
     def export_task(
         self,
@@ -272,24 +260,41 @@ class JSCPTModel(BaseTuner):
         """Writes a task's classifier into a folder, to be served with PyTorch alone: see `model/export.py`."""
         return export_task(self, task, directory, dtype, image_mean, image_std)
 
-    # ---- within -----------------------------------------------------------------------------------------------------
+    def add_task(
+        self,
+        name: str,
+        class_names: Sequence[str],
+        class_token_ids: Sequence[Sequence[int]] | None = None,
+        init_from: str | None = None,
+    ) -> None:
+        """Adds a task to the active adapter, the last one in the order of `task_ids`. Make trainers afterwards.
 
-    def _texts(self) -> ClassTexts:
-        name, device = self.text_tower.active_name, self.model.device
-        texts = self._class_texts.get(name)
-        if texts is None or texts.words.device != device:
-            eos_token_id = self.model.config.text_config.eos_token_id
-            with torch.inference_mode(False):  # kept for training too, where inference tensors may not take part
-                texts = ClassTexts.from_token_ids(self.active_jscpt_config.class_token_ids, eos_token_id, device)
-            self._class_texts[name] = texts
-        return texts
+        The other tasks stay as they are. The new one's mask and MLPs (Eq. 2) are at their start; its prompts are
+        N(0, `prompt_init_std`²), a function of `init_seed` and `name`.
 
-    def _encode_classes(
-        self, texts: ClassTexts, prompts: torch.Tensor, tasks: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Class features `[N, C, D]` of the texts; `tasks` are those that they belong to, ascending, if not all."""
-        rows = texts.task_ids
-        if tasks is not None:
-            prompts, rows = prompts[tasks], torch.searchsorted(tasks, rows)
-        pooled = self.text_tower.pooled(texts.start_id, texts.words, texts.read_out, rows, prompts)
-        return texts.by_task(self.model.text_projection(pooled))
+        Args:
+            name: of the new task.
+            class_names: its classes, in the order of the labels.
+            class_token_ids: one list a class, as in `JSCPTConfig`; `None`: the class texts are tokenised.
+            init_from: a task whose prompts the new one starts from.
+
+        Raises:
+            ValueError: `name` is taken, a class name occurs twice or is too long, or `init_from` has no prompts.
+        """
+        add_task(self, name, class_names, class_token_ids, init_from)
+
+    def train_only(self, task: str | None) -> None:
+        """Gradients go to one task's own parameters alone; `None`: to all of the active adapter's.
+
+        Whatever the optimizer does, the shared parameters and those of other tasks stay as they are, bit for bit.
+        Make optimizers and trainers afterwards.
+
+        Raises:
+            ValueError: the active adapter has no such task, or no parameters that are a task's own.
+        """
+        train_only(self, task)
+
+    @property
+    def trained_task(self) -> str | None:
+        """The task of `train_only`."""
+        return trained_task(self)

@@ -107,7 +107,7 @@ class TaskProgress(ProgressCallback):
 
     def _training_line(self, step: int, logs: dict[str, float]) -> str:
         parts = [f"step {step:>5}", f"loss {logs['loss']:.3f}"]
-        if f"weight/{self.task_names[0]}" in logs:
+        if any(f"weight/{name}" in logs for name in self.task_names):
             parts.append(f"loss of {self._by_task(logs, 'loss', '{:.3f}')}")
             parts.append(f"φ {self._by_task(logs, 'weight', '{:.2f}', named=False)}")
         if "scheduler/hypergradient_norm" in logs:
@@ -115,5 +115,5 @@ class TaskProgress(ProgressCallback):
         return "  ".join(parts)
 
     def _by_task(self, logs: dict[str, float], series: str, form: str, named: bool = True) -> str:
-        values = [(name, logs[f"{series}/{name}"]) for name in self.task_names]
+        values = [(name, logs[f"{series}/{name}"]) for name in self.task_names if f"{series}/{name}" in logs]
         return ", ".join((f"{name} " if named else "") + form.format(value) for name, value in values)

@@ -8,24 +8,43 @@ from .distributed import gather_objects
 
 
 def check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[str]]) -> None:
-    """Raises a `ValueError` where the data cannot be those of the model's tasks."""
-    if len(dataset.datasets) != len(tasks):
-        raise ValueError(
-            f"`{argument}` has {len(dataset.datasets)} tasks, the model has {len(tasks)} ({list(tasks)}): make the "
-            "model with `JSCPTConfig(tasks=task_set.class_names)`."
-        )
-    for (name, classes), task in zip(tasks.items(), dataset.datasets, strict=True):
-        largest = max(read_column(task, "label"), default=-1)
-        if largest >= len(classes):
+    """Raises a `ValueError` where the data cannot be those of the model's tasks, or of those that they name."""
+    names, task_ids = list(tasks), dataset.task_ids
+    if task_ids is None:
+        if len(dataset.datasets) != len(tasks):
             raise ValueError(
-                f"`{argument}` has label {largest} in task {name!r}, for which the model has {len(classes)} classes: "
-                "make the model with `JSCPTConfig(tasks=task_set.class_names)`."
+                f"`{argument}` has {len(dataset.datasets)} tasks, the model has {len(tasks)} ({names}): make the "
+                "model with `JSCPTConfig(tasks=task_set.class_names)`, or say which of its tasks they are, "
+                "`ImageTaskDataset(..., task_ids=[...])`."
             )
+        task_ids = range(len(tasks))
+    for task_id, data in zip(task_ids, dataset.datasets, strict=True):
+        if task_id not in range(len(tasks)):
+            raise ValueError(
+                f"`{argument}` has the task id {task_id}, the model has ids 0..{len(tasks) - 1} ({names}): "
+                "`task_ids` are positions in `model.task_names`."
+            )
+        name, largest = names[task_id], max(read_column(data, "label"), default=-1)
+        if largest >= len(tasks[name]):
+            raise ValueError(
+                f"`{argument}` has label {largest} in task {name!r}, for which the model has {len(tasks[name])} "
+                "classes: make the model with `JSCPTConfig(tasks=task_set.class_names)`."
+            )
+
+
+def check_trained_task(dataset: ImageTaskDataset, trained: str | None, task_names: list[str]) -> None:
+    """Raises a `ValueError` where one task is trained alone, `trained`, and has no training images."""
+    if trained is not None and dataset.task_ids is not None and task_names.index(trained) not in dataset.task_ids:
+        there = [task_names[task_id] for task_id in dataset.task_ids]
+        raise ValueError(
+            f"`train_dataset` holds images of {there}, but `train_only({trained!r})` lets no other task learn: give "
+            f"that task's images, or undo it with `train_only(None)`."
+        )
 
 
 def check_same_data(datasets: dict[str, ImageTaskDataset | None]) -> None:
     """Raises a `ValueError` in every process where these have other numbers of images, as where one skipped a file."""
-    sizes = {name: [len(task) for task in each.datasets] for name, each in datasets.items() if each is not None}
+    sizes = {name: each.sizes for name, each in datasets.items() if each is not None}
     found = gather_objects(sizes)
     for process, theirs in enumerate(found):
         if theirs != found[0]:

@@ -83,7 +83,8 @@ class StepLog:
         """Logs of the steps since the last call, which are written to the history if they are not yet.
 
         `loss/<task>`, `causal_effect/<task>`, `weight/<task>` and `affinity/<task>` (mean over the other tasks as
-        sources) are means over these steps; `alpha/<task>`, `beta/<task>` and `scheduler/*` are the latest.
+        sources) are means over these steps; `alpha/<task>`, `beta/<task>` and `scheduler/*` are the latest. A task
+        that was absent in all of them is left out.
         `nonfinite_steps/<task>` counts all steps so far in which the task was not finite, where there are any.
         """
         self.flush()
@@ -94,14 +95,17 @@ class StepLog:
         series = {name: torch.stack([row[name] for row in rows]).float().cpu() for name in names}
         itself = torch.eye(len(self.task_names), dtype=torch.bool)
         others = series.pop("affinity").masked_fill(itself, torch.nan)
-        if len(self.task_names) > 1:
+        nonfinite = torch.stack([row["nonfinite"] for row in rows]).cpu()
+        present = (nonfinite | ~series["loss"].isnan()).any(0).tolist()
+        if sum(present) > 1:
             series["affinity"] = others.nanmean(1)
         values = {name: each.nanmean(0) for name, each in series.items()}
         values |= {name: rows[-1][f"{name}_after"] for name in ("alpha", "beta")}
         logs = {
             f"{name}/{task}": float(value)
             for name, each in values.items()
-            for task, value in zip(self.task_names, each, strict=True)
+            for task, value, here in zip(self.task_names, each, present, strict=True)
+            if here
         }
         updates = [row["scheduler"] for row in rows if row["scheduler"] is not None]
         logs |= {f"scheduler/{name}": value for name, value in (updates[-1] if updates else {}).items()}

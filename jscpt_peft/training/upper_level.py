@@ -115,6 +115,11 @@ class UpperLevel:
                 "`dev_dataset` is empty: the scheduler learns from it (Eq. 11). Give one, e.g. "
                 "`ImageTaskDataset(task_set.split('dev'), transform)`, or set `learn_scheduler=False`."
             )
+        if self.args.hessian_parameters == "shared" and model.trained_task is not None:
+            raise ValueError(
+                f"`hessian_parameters` is 'shared', but `train_only({model.trained_task!r})` trains no shared "
+                "prompts: use 'all', or set `learn_scheduler=False`."
+            )
         dtype = next(model.get_base_model().parameters()).dtype
         if self.args.neumann_terms > 0 and dtype not in (torch.float32, torch.float64):
             raise ValueError(
@@ -205,7 +210,7 @@ class UpperLevel:
         """Dev batches, each a pure function of (seed, updates so far, rank)."""
         if self._dev_batches is None:
             sampler = TaskBalancedBatchSampler(
-                [len(task) for task in self.dev_dataset.datasets],
+                self.dev_dataset.sizes,
                 self.args.dev_batch_size or self.args.per_device_train_batch_size,
                 self.args.seed + 1,
                 rank=self.args.process_index,

@@ -22,7 +22,7 @@ class Faulty(torch.utils.data.Dataset):
     """The training pictures of a run; `fault` befalls whoever reads one in epoch 1 or later."""
 
     def __init__(self, dataset, fault):
-        self.dataset, self.fault, self.datasets = dataset, fault, dataset.datasets
+        self.dataset, self.fault, self.sizes = dataset, fault, dataset.sizes
 
     def __len__(self):
         return len(self.dataset)
@@ -144,8 +144,8 @@ def test_a_step_without_a_usable_task_moves_nothing(tmp_path):
 
     class Infinite(torch.utils.data.Dataset):
         @property
-        def datasets(self):
-            return dataset.datasets
+        def sizes(self):
+            return dataset.sizes
 
         def __len__(self):
             return len(dataset)

@@ -129,7 +129,7 @@ class SecondTaskIsInfinite(torch.utils.data.Dataset):
     """Another dataset, but with infinite pictures of its second task, in all steps or those of the numbers given."""
 
     def __init__(self, dataset, steps=None):
-        self.dataset, self.datasets, self.steps = dataset, dataset.datasets, steps
+        self.dataset, self.sizes, self.steps = dataset, dataset.sizes, steps
 
     def __len__(self):
         return len(self.dataset)

@@ -222,7 +222,7 @@ class InfiniteTask(torch.utils.data.Dataset):
     """The training pictures, those of the second task infinite from the fourth step on."""
 
     def __init__(self, pictures):
-        self.pictures, self.datasets = pictures, pictures.datasets
+        self.pictures, self.sizes = pictures, pictures.sizes
 
     def __len__(self):
         return len(self.pictures)

@@ -205,7 +205,7 @@ class Broken(torch.utils.data.Dataset):
     """Training pictures, those of one task replaced by infinities."""
 
     def __init__(self, pictures, task):
-        self.pictures, self.task, self.datasets = pictures, task, pictures.datasets
+        self.pictures, self.task, self.sizes = pictures, task, pictures.sizes
 
     def __len__(self):
         return len(self.pictures)

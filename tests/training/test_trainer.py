@@ -314,7 +314,7 @@ def test_task_that_is_not_finite_gets_no_weight_and_then_stops_the_run(tmp_path,
     class Broken(torch.utils.data.Dataset):
         """The training pictures, those of the second task replaced by infinities after the good steps."""
 
-        datasets = run.train_dataset.datasets
+        sizes = run.train_dataset.sizes
 
         def __len__(self):
             return len(run_dataset)

@@ -1,0 +1,53 @@
+"""The package's own small CLIP under a random adapter: real class names, a real tokenizer, a real image processor."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from peft import PeftModel, get_peft_model
+from PIL import Image
+from transformers import CLIPModel
+
+from jscpt_peft import JSCPTConfig
+from jscpt_peft.assets import TINY_CLIP
+
+# Tasks with different numbers of classes, whose names have different lengths.
+TASKS = {
+    "painting": ["star", "house", "lightning bolt", "plus sign", "cloud"],
+    "sketch": ["circle", "house", "pointer"],
+}
+TEMPLATE = "a drawing of a {}."
+
+# Rounding the two features of a cosine to bfloat16 once (relative error 2^-8 each) may move it by this much. The
+# blocks' own roundings hit each of many channels in its own direction and add less.
+BF16_COSINE = 2**-7
+
+
+def adapted_clip(dtype: torch.dtype = torch.float32, tasks: dict[str, list[str]] = TASKS) -> PeftModel:
+    """What starts at zero is moved, so that every part of the adapter changes the predictions."""
+    clip = CLIPModel.from_pretrained(TINY_CLIP, dtype=dtype).eval()
+    model = get_peft_model(clip, JSCPTConfig(tasks=tasks, class_template=TEMPLATE, prompt_init_std=0.05))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.selection.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(parameter))
+    return model
+
+
+def pictures(count: int, seed: int = 0) -> list[Image.Image]:
+    """RGB pictures of different sizes, coarse and coloured."""
+    rng = np.random.default_rng(seed)
+    coarse = [Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)) for _ in range(count)]
+    return [image.resize((80 + 7 * index, 64 + 3 * index)) for index, image in enumerate(coarse)]
+
+
+def table(predictions: list[dict[str, float]], task: str) -> torch.Tensor:
+    """Probabilities `[images, classes]` in the order of the task's classes."""
+    return torch.tensor([[each[name] for name in TASKS[task]] for each in predictions], dtype=torch.float64)
+
+
+def cosines(predictions: list[dict[str, float]], task: str, model: PeftModel) -> torch.Tensor:
+    """Cosines `[images, classes]` behind probabilities, up to a constant an image: here their mean is zero."""
+    logits = table(predictions, task).log()
+    return (logits - logits.mean(dim=1, keepdim=True)) / model.get_base_model().logit_scale.exp().double()

@@ -1,0 +1,250 @@
+"""A task that was added to a trained adapter is trained alone: with its own images, and nothing else moves."""
+
+from __future__ import annotations
+
+import prompted
+import pytest
+import small_run
+import torch
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import CLIPModel
+
+from jscpt_peft import JSCPTConfig
+from jscpt_peft.assets import TINY_CLIP
+from jscpt_peft.data import ImageTaskDataset, image_transform, load_task_set
+from jscpt_peft.evaluation import read_history
+from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
+from jscpt_peft.training.step_log import HISTORY_FILE
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+
+ADAPTER = "adapter_model.safetensors"
+ROWS = ("task", "mask", *[f"{a}_{b}" for a in ("inner", "outer") for b in ("down", "down_bias", "up", "up_bias")])
+SAVING = {"save_strategy": "steps", "save_steps": 1}
+# All that could move a parameter without a gradient.
+MOVING = {"weight_decay": 0.1, "momentum": 0.9, "max_grad_norm": 0.5}
+
+
+def assert_only_row_moved(before, after, row):
+    """Files are compared tensor by tensor, stacks row by row."""
+    assert before.keys() == after.keys()
+    moved = set()
+    for name in before:
+        part = name.rpartition(".")[2]
+        if part in ROWS:
+            others = [index for index in range(len(before[name])) if index != row]
+            assert torch.equal(before[name][others], after[name][others])
+            moved |= set() if torch.equal(before[name][row], after[name][row]) else {part}
+        else:
+            assert torch.equal(before[name], after[name])
+    assert {"task", "mask", "inner_up", "outer_up"} <= moved
+
+
+def test_from_a_saved_adapter_to_one_with_a_trained_task_more(tmp_path):
+    """As the README says: shapes and the small CLIP of the package."""
+    tasks = {style: ["circle", "star"] for style in ("outline", "mosaic")}
+    options = {"num_shared_tokens": 2, "num_task_tokens": 2, "tokenizer_name_or_path": str(TINY_CLIP)}
+    get_peft_model(CLIPModel.from_pretrained(TINY_CLIP), JSCPTConfig(tasks=tasks, **options)).save_pretrained(tmp_path)
+
+    task_set = load_task_set("shapes", shots=2, tasks=("chalk",), dev_per_class=1, test_per_class=1)
+    assert list(task_set.class_names) == ["chalk"]  # its rows have task_id 0
+    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(TINY_CLIP), tmp_path)
+    model.add_task("chalk", task_set.class_names["chalk"])
+    model.save_pretrained(tmp_path / "added")
+    before = load_file(tmp_path / "added" / ADAPTER)
+    model.train_only("chalk")
+    position = [model.task_names.index("chalk")]
+    transform = image_transform(64, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), train=False)
+    sets = {split: ImageTaskDataset(task_set.split(split), transform, task_ids=position) for split in ("train", "dev")}
+    arguments = JSCPTTrainingArguments(
+        output_dir=str(tmp_path / "run"),
+        per_device_train_batch_size=32,
+        max_steps=6,
+        lower_steps=3,
+        learning_rate=0.02,
+        warmup_steps=0,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        **MOVING,
+    )
+    test_set = ImageTaskDataset(task_set.split("test"), transform, task_ids=position)
+    trainer = JSCPTTrainer(model, arguments, sets["train"], sets["dev"], eval_dataset=test_set)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.95 * losses[0]
+    metrics = trainer.evaluate()
+    assert metrics["eval_mean_accuracy"] == metrics["eval_accuracy/chalk"]
+
+    trainer.save_model(tmp_path / "trained")
+    after = load_file(tmp_path / "trained" / ADAPTER)
+    assert_only_row_moved(before, after, row=2)
+    loaded = PeftModel.from_pretrained(CLIPModel.from_pretrained(TINY_CLIP), tmp_path / "trained")
+    images = [test_set.datasets[0][index]["image"] for index in range(4)]
+    assert loaded.predict(images, task="chalk") == model.predict(images, task="chalk")
+
+
+# ---- on random pictures ---------------------------------------------------------------------------------------------
+
+
+def grown_model(**options):
+    """An adapter with a fourth task, which alone is trained."""
+    model = prompted.prompted_clip(torch.float32, **options)
+    classes = ["owl", "hen", "emu", "kiwi"]
+    model.add_task("birds", classes, prompted.class_token_ids({"birds": classes})["birds"])
+    model.train_only("birds")
+    return model
+
+
+def own_pictures(split, task_ids=(3,)):
+    """The pictures of `sketch`, whose rows have `task_id` 2, as those of other tasks."""
+    pictures = small_run.pictures(split, train=split == "train")
+    return ImageTaskDataset(pictures.datasets[2:], pictures.transform, seed=7, task_ids=task_ids)
+
+
+def adapter(run):
+    """What a file of the adapter holds."""
+    return get_peft_model_state_dict(run.model)
+
+
+def new_run(folder, model=None, task_ids=(3,), **options):
+    defaults = {"max_steps": 6, "lower_steps": 2, "weight_normalization": "none", **MOVING}
+    run = small_run.trainer(folder, **{**defaults, **options})  # for its arguments
+    sets = {split: own_pictures(split, task_ids) for split in ("train", "dev", "validation")}
+    return JSCPTTrainer(model or grown_model(), run.args, sets["train"], sets["dev"], sets["validation"])
+
+
+def test_checkpoints_hold_whole_stacks_and_resume_to_the_last_bit(tmp_path):
+    whole = new_run(tmp_path / "whole", **SAVING)
+    whole.train()
+    parts = new_run(tmp_path / "parts", **{**SAVING, "max_steps": 3, "lr_scheduler_type": "constant"})
+    constant = new_run(tmp_path / "constant", lr_scheduler_type="constant")
+    constant.train()
+    parts.train()
+    resumed = new_run(tmp_path / "parts", **{**SAVING, "lr_scheduler_type": "constant"})
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
+    for name, tensor in adapter(constant).items():
+        assert torch.equal(tensor, adapter(resumed)[name]), name
+    assert constant.upper_level.updates == resumed.upper_level.updates == 3
+    assert torch.equal(constant.upper_level.scheduler.alpha, resumed.upper_level.scheduler.alpha)
+    assert bool(constant.upper_level.scheduler.alpha[3] != 1)  # Ω learns from this task
+
+    resumed = new_run(tmp_path / "whole", **SAVING)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    for name, tensor in adapter(whole).items():
+        assert torch.equal(tensor, adapter(resumed)[name]), name
+    first, last = (load_file(tmp_path / "whole" / f"checkpoint-{step}" / ADAPTER) for step in (1, 6))
+    assert all(len(tensor) == 4 for name, tensor in last.items() if name.rpartition(".")[2] in ROWS)
+    assert_only_row_moved(first, last, row=3)
+
+
+def test_a_checkpoint_of_one_task_does_not_continue_another_training(tmp_path):
+    new_run(tmp_path, max_steps=1, **SAVING).train()
+    model = grown_model()
+    model.train_only(None)
+    with pytest.raises(ValueError, match='`trained_task` = "birds", this run has null'):
+        new_run(tmp_path, model, **SAVING).train(resume_from_checkpoint=True)
+
+
+def test_what_was_good_is_saved_where_the_task_breaks(tmp_path):
+    class Broken(torch.utils.data.Dataset):
+        sizes = (6,)
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, key):
+            item = pictures[key]
+            return {**item, "pixel_values": item["pixel_values"] * torch.inf} if key[1] >= 4 else item
+
+    run = new_run(tmp_path, max_nonfinite_steps=2, **SAVING)
+    pictures, run.train_dataset = run.train_dataset, Broken()
+    before = {name: tensor.clone() for name, tensor in adapter(run).items()}
+    with pytest.raises(FloatingPointError, match=r"\['birds'\] was not finite.*last good state, of step 1,"):
+        run.train()
+    # Before the first of the steps in a row, and only this row is another one than at the start.
+    saved = adapter(run)
+    assert_only_row_moved(before, saved, row=3)
+    written = load_file(tmp_path / "checkpoint-1" / ADAPTER)
+    assert written.keys() == saved.keys() and all(torch.equal(written[name], saved[name]) for name in saved)
+
+
+def test_training_one_task_of_many_is_training_an_adapter_of_one_task(tmp_path):
+    """Without shared prompts the same trajectory, schedule included."""
+    options = {"num_shared_tokens": 0, "prompt_init_std": 0.5}
+    many = grown_model(num_shared_tokens=0)
+    classes = many.active_jscpt_config.tasks["birds"]
+    ids = {"birds": many.active_jscpt_config.class_token_ids["birds"]}
+    one = prompted.prompted_clip(torch.float32, num_shared_tokens=0, tasks={"birds": classes})
+    config = JSCPTConfig(
+        tasks={"birds": classes}, class_token_ids=ids, num_task_tokens=2, intervention_hidden=4, **options
+    )
+    one.add_adapter("alone", config)
+    one.set_adapter("alone")
+    views = {name: view[3:] for name, view in many.task_views().items()}
+    with torch.no_grad():
+        for name, parameter in one.named_parameters():
+            if ".alone." in name:
+                part = name.rpartition(".")[2]
+                tower = "vision" if "vision_model" in name else "text"
+                parameter.copy_(views[tower if part == "task" else part])
+    runs = [new_run(tmp_path / "many", many), new_run(tmp_path / "one", one, task_ids=(0,))]
+    for run in runs:
+        run.train()
+    for name, view in one.task_views().items():
+        torch.testing.assert_close(many.task_views()[name][3:], view, atol=2e-5, rtol=1e-4)
+    alphas = [float(run.upper_level.scheduler.alpha[-1]) for run in runs]
+    assert alphas[0] == pytest.approx(alphas[1], rel=1e-5) and alphas[0] != 1
+
+
+def test_logs_and_history_tell_of_the_task_that_is_there(tmp_path):
+    run = new_run(tmp_path, max_steps=2)
+    run.train()
+    entry = next(entry for entry in run.state.log_history if "loss" in entry)
+    assert {name for name in entry if name.startswith(("loss/", "weight/", "alpha/"))} == {
+        "loss/birds",
+        "weight/birds",
+        "alpha/birds",
+    }
+    rows = read_history(tmp_path / HISTORY_FILE)
+    assert [row["weight"][:3] for row in rows] == [[0, 0, 0]] * 2
+    assert rows[0]["loss"][:3] == [None] * 3 and rows[0]["loss"][3] > 0
+
+
+def test_all_tasks_images_train_that_task_too(tmp_path):
+    model = prompted.prompted_clip(torch.float32)
+    model.train_only("clipart")
+    model.save_pretrained(tmp_path / "before")
+    run = small_run.trainer(tmp_path / "run", model, **MOVING)
+    run.train()
+    model.save_pretrained(tmp_path / "after")
+    assert_only_row_moved(*(load_file(tmp_path / folder / ADAPTER) for folder in ("before", "after")), row=1)
+
+
+def test_images_that_do_not_fit_the_tasks(tmp_path):
+    with pytest.raises(ValueError, match=r"`train_dataset` has 1 tasks, the model has 4.*task_ids=\[\.\.\.\]"):
+        new_run(tmp_path, task_ids=None)
+    with pytest.raises(ValueError, match=r"`train_dataset` has the task id 4, the model has ids 0\.\.3"):
+        new_run(tmp_path, task_ids=(4,))
+    with pytest.raises(ValueError, match="has label 3 in task 'photo', for which the model has 3 classes"):
+        new_run(tmp_path, task_ids=(0,))
+    with pytest.raises(ValueError, match=r"holds images of \['sketch'\], but `train_only\('birds'\)`"):
+        new_run(tmp_path, task_ids=(2,))
+    with pytest.raises(ValueError, match=r"`hessian_parameters` is 'shared'.*trains no shared prompts"):
+        new_run(tmp_path, hessian_parameters="shared")
+    pictures = small_run.pictures("train")
+    for task_ids in ([1], [0, 1, 1], [0, 1, 2, 3]):
+        with pytest.raises(ValueError, match="for 3 data sets: give each an id of its own"):
+            ImageTaskDataset(pictures.datasets, pictures.transform, task_ids=task_ids)
+
+
+def test_data_sets_know_their_sizes_and_tasks():
+    pictures = small_run.pictures("train")
+    assert pictures.sizes == [8, 5, 6]
+    assert [pictures[index]["task_ids"] for index in (0, 8, 13)] == [0, 1, 2]
+    renamed = ImageTaskDataset(pictures.datasets, pictures.transform, task_ids=[4, 0, 7])
+    assert [renamed[index]["task_ids"] for index in (0, 7, 8, 13)] == [4, 4, 0, 7]
