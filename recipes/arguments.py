@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +29,10 @@ SHOWN = {
         "weight_decay",
         "dataloader_num_workers",
         "report_to",
+        "push_to_hub",
+        "hub_model_id",
+        "hub_private_repo",
+        "hub_strategy",
     ),
 }
 HIDDEN = {"remove_unused_columns", "label_names"}  # ours to set, not the user's
@@ -105,11 +110,25 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         return action.option_strings[0] + value
 
 
-def parse(dataclasses: tuple[type, ...], description: str, arguments: list[str] | None = None) -> tuple[Any, ...]:
+def parse(
+    dataclasses: tuple[type, ...],
+    description: str,
+    arguments: list[str] | None = None,
+    shown: Set[str] = SHOWN,
+    left_out: Set[str] = frozenset(),
+) -> tuple[Any, ...]:
     """One instance of each of `dataclasses`.
 
     Values come from the command line; what it leaves out from the configuration file named first on it, if any; what
     that leaves out from the task set's own file (`own_configuration`), if it has one; and the rest are the defaults.
+
+    Args:
+        dataclasses: what to parse.
+        description: the program's, for --help.
+        arguments: the command line.
+        shown: the inherited arguments that --help shows.
+        left_out: what configuration files may say although it is not for this program: the task set's own file is
+            read without it, and a file on the command line without what is no argument here.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = HfArgumentParser(
@@ -122,17 +141,19 @@ def parse(dataclasses: tuple[type, ...], description: str, arguments: list[str] 
     known = {action.dest for action in parser._actions}
     if "--help_all" in arguments:
         parser.parse_args(["--help"])
-    shown = SHOWN.union(*(vars(each)["__annotations__"] for each in dataclasses)) - HIDDEN
+    shown = shown.union(*(vars(each)["__annotations__"] for each in dataclasses)) - HIDDEN
     for action in parser._actions:
         if action.dest not in shown | {"help"}:
             action.help = argparse.SUPPRESS
     configuration = {}
     if arguments and Path(arguments[0]).suffix in (".yaml", ".yml", ".json"):
-        configuration = _read(Path(arguments.pop(0)), parser, known)
-    task_set = _named(arguments, "--task_set") or configuration.get("task_set") or DataArguments.task_set
+        given = _read(Path(arguments.pop(0)), parser, known | left_out)
+        configuration = {name: value for name, value in given.items() if name in known}
+    task_set = _named_task_set(arguments) or configuration.get("task_set") or DataArguments.task_set
     own = own_configuration(task_set)
     if own.exists():
-        configuration = {**_read(own, parser, known), **configuration}
+        values = _read(own, parser, known | left_out)
+        configuration = {**{name: values[name] for name in values if name not in left_out}, **configuration}
     parser.set_defaults(**configuration)
     try:
         *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
@@ -150,13 +171,11 @@ def own_configuration(task_set: str) -> Path:
     return CONFIGS / f"{owner}.yaml"
 
 
-def _named(arguments: list[str], option: str) -> str | None:
-    for position, argument in enumerate(arguments):
-        if argument.startswith(option + "="):
-            return argument.split("=", 1)[1]
-        if argument == option and position + 1 < len(arguments):
-            return arguments[position + 1]
-    return None
+def _named_task_set(arguments: list[str]) -> str | None:
+    """The task set on the command line, before the rest of it can be understood."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--task_set", "--task-set")
+    return parser.parse_known_args(arguments)[0].task_set
 
 
 def _read(path: Path, parser: HfArgumentParser, known: set[str]) -> dict[str, Any]:

@@ -1,22 +1,26 @@
 """Prints the best classes of pictures under a trained adapter.
 
 python recipes/predict.py --adapter outputs/mine --task art picture.jpg other.png
+python recipes/predict.py --adapter user/name --revision v2 --task art picture.jpg
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import warnings
 from pathlib import Path
 
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from peft import PeftConfig, PeftModel
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from transformers import CLIPImageProcessorPil, CLIPModel
 
-import jscpt_peft  # noqa: F401 (registers the PEFT type)
+from jscpt_peft import JSCPTConfig  # importing jscpt_peft registers the PEFT type
 
 console = Console()
 # PEFT asks transformers for a property by its old name; nothing that a user of these recipes could change.
@@ -27,6 +31,7 @@ def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, metavar="image", help="pictures, in any format Pillow reads")
     parser.add_argument("--adapter", required=True, help="folder or Hub id of a trained adapter")
+    parser.add_argument("--revision", help="branch, tag or commit of the adapter on the Hub; default: main")
     parser.add_argument("--task", help="the adapter's task; may be left out where there is one only")
     parser.add_argument("--model_name_or_path", help="base model; default: the one the adapter was trained on")
     parser.add_argument("--top", type=int, default=3, help="classes to print (default: 3)")
@@ -34,7 +39,8 @@ def main(command_line: list[str] | None = None) -> None:
     try:
         predictions = predict(arguments)
     except (ValueError, OSError) as error:
-        console.print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+        message = " ".join(str(error).split())
+        console.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
         sys.exit(1)
     table = Table("picture", *(f"{place}." for place in range(1, arguments.top + 1)))
     for path, prediction in zip(arguments.images, predictions, strict=True):
@@ -45,11 +51,38 @@ def main(command_line: list[str] | None = None) -> None:
 
 def predict(arguments: argparse.Namespace) -> list[dict[str, float]]:
     images = [read(path) for path in arguments.images]
-    config = PeftConfig.from_pretrained(arguments.adapter)
+    config = adapter_config(arguments.adapter, arguments.revision)
     source = arguments.model_name_or_path or config.base_model_name_or_path
-    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(source, dtype="float32"), arguments.adapter)
+    clip = CLIPModel.from_pretrained(source, dtype="float32")
+    try:
+        model = PeftModel.from_pretrained(clip, arguments.adapter, revision=arguments.revision)
+    except RuntimeError as error:  # of tensors that are not what adapter_config.json says
+        raise ValueError(f"`adapter` {arguments.adapter}: its weights cannot be used: {error}") from error
     processor = CLIPImageProcessorPil.from_pretrained(source)
     return model.predict(images, task=arguments.task, image_mean=processor.image_mean, image_std=processor.image_std)
+
+
+def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
+    """Configuration of an adapter in a folder or on the Hub.
+
+    Raises:
+        ValueError: there is none, or it is no JSCPT adapter's.
+    """
+    try:
+        config = PeftConfig.from_pretrained(adapter, revision=revision)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`adapter` {adapter}: its adapter_config.json is no JSON ({error}).") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"`adapter` {adapter}: its adapter_config.json is no JSCPT adapter's ({error!r}).") from error
+    except ValueError as error:
+        if isinstance(
+            error.__cause__, HfHubHTTPError | LocalEntryNotFoundError
+        ):  # more telling than PEFT's "Can't find"
+            raise ValueError(f"`adapter` {adapter}: {error.__cause__}") from error
+        raise
+    if not isinstance(config, JSCPTConfig):
+        raise ValueError(f"`adapter` {adapter} is described by a {type(config).__name__}, not by a JSCPTConfig.")
+    return config
 
 
 def read(path: Path) -> Image.Image:

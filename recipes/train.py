@@ -14,6 +14,8 @@ results.md (accuracy by task, before and after), scheduler_history.jsonl and six
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import warnings
 from copy import copy
@@ -25,8 +27,9 @@ from peft import get_peft_model
 from rich.console import Console
 from rich.markup import escape
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
+from transformers import CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from zero_shot import zero_shot_model
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.assets import TINY_CLIP
@@ -36,7 +39,7 @@ from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.callbacks import StopOnInterrupt, TaskProgress
 from jscpt_peft.training.checkpoint import remove_checkpoints
-from jscpt_peft.training.distributed import by_first_process, leave, process_index, world_size
+from jscpt_peft.training.distributed import by_first_process, gather_objects, leave, process_index, world_size
 from jscpt_peft.training.step_log import HISTORY_FILE
 
 console = Console()
@@ -102,9 +105,12 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
         )
         sys.exit(130)
     trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # with --push_to_hub it would publish: that comes last, with the results
     if trainer.is_world_process_zero():
         report(zero_shot, trained, task_set, training)
+        trainer.create_model_card()
+    if training.push_to_hub:
+        console.print(f"Published: {trainer.push_to_hub()}", highlight=False, soft_wrap=True)
     leave()
 
 
@@ -133,7 +139,16 @@ def load_data(data: DataArguments, seed: int) -> TaskSet:
         "skip_bad_images": data.skip_bad_images or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    return load_task_set(data.task_set, data.data_root, data.train_fraction, data.shots, seed, **given)
+    task_set = load_task_set(data.task_set, data.data_root, data.train_fraction, data.shots, seed, **given)
+    sources = None if data.data_root else task_set.manifest["options"].get("sources")
+    content = json.dumps([task_set.manifest["tasks"], sources]).encode()
+    if len(set(gather_objects(hashlib.sha256(content).hexdigest()))) > 1:
+        # Files that are others elsewhere, or a place on the Hub that some of the processes could not reach.
+        raise ValueError(
+            f"`task_set` {data.task_set!r} has other images in some processes than in others: start again, give "
+            "all of them the same files, or a `manifest` that says which images to take."
+        )
+    return task_set
 
 
 def make_datasets(
@@ -159,19 +174,7 @@ def adapter_config(arguments: ModelArguments, task_set: TaskSet, source: str, se
 def evaluate_zero_shot(
     clip: CLIPModel, source: str, task_set: TaskSet, test: ImageTaskDataset, training: JSCPTTrainingArguments
 ) -> dict[str, float]:
-    """Zero-shot CLIP is a JSCPT model without prompts and feature selection, under the tasks' templates."""
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    token_ids = {
-        task.name: tokenizer([task.template.format(name) for name in task.class_names]).input_ids for task in task_set
-    }
-    config = JSCPTConfig(
-        tasks=task_set.class_names,
-        class_token_ids=token_ids,
-        num_shared_tokens=0,
-        num_task_tokens=0,
-        intervention="none",
-    )
-    model = get_peft_model(clip, config)
+    model = zero_shot_model(clip, source, task_set)
     unreported = copy(training)
     unreported.report_to = []  # trackers would take it for a run of its own
     metrics = JSCPTTrainer(model, unreported, eval_dataset=test).evaluate(metric_key_prefix="test")

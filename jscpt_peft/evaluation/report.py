@@ -133,7 +133,8 @@ def write_results(table: ResultsTable, output_dir: str | os.PathLike, title: str
     return [json_path, markdown_path]
 
 
-def _percent(fraction: float) -> str:
+def percent(fraction: float) -> str:
+    """A fraction in per cent with one decimal."""
     return "n/a" if math.isnan(fraction) else f"{100 * fraction:.1f}"
 
 
@@ -143,7 +144,7 @@ def _points(difference: float) -> str:
 
 
 def _cells(row: ResultsRow) -> tuple[str, str, str, str]:
-    return _title(row), _percent(row.zero_shot), _percent(row.trained), _points(row.difference)
+    return _title(row), percent(row.zero_shot), percent(row.trained), _points(row.difference)
 
 
 def _title(row: ResultsRow) -> str:

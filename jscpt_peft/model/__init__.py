@@ -2,9 +2,10 @@
 
 from .classifier import JSCPTOutput
 from .config import JSCPTConfig
+from .peft_model import JSCPTPeftModel
 from .registration import register
 from .tuner import JSCPTModel
 
 register("jscpt", JSCPTConfig, JSCPTModel)
 
-__all__ = ["JSCPTConfig", "JSCPTModel", "JSCPTOutput"]
+__all__ = ["JSCPTConfig", "JSCPTModel", "JSCPTOutput", "JSCPTPeftModel"]

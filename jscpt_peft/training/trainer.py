@@ -21,12 +21,12 @@ from .arguments import JSCPTTrainingArguments
 from .callbacks import SetEpoch, StopOnInterrupt
 from .checkpoint import set_aside_after
 from .configuration import fixed_configuration, reproducing_configuration
-from .data_checks import check_same_data, check_tasks
+from .data_checks import check_same_data, check_tasks, check_trained_task
 from .distributed import by_first_process, process_index, world_size
 from .evaluating import MultiTaskEvaluator
 from .faults import Snapshot, faults_named
 from .hessian import KeptGraph, kept_graph
-from .resumable import ResumableTrainer
+from .publishing import PublishingTrainer
 from .schedule import schedule
 from .step_log import HISTORY_FILE, StepLog
 from .task_gradients import Batch, TaskMeans, TaskSums, scheduled_gradient, task_gradients
@@ -37,7 +37,7 @@ logger = logging.get_logger(__name__)
 SCHEDULER_FILE = "task_scheduler.pt"
 
 
-class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
+class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
     """Trains the prompts of a JSCPT model with scheduled gradients, and the scheduler with implicit gradients.
 
     A lower step computes every task's loss and gradient in one backward, the causal effects Δ (Eq. 4), the affinities
@@ -50,7 +50,7 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
     Args:
         model: a `PeftModel` made with a `JSCPTConfig`.
         args: `JSCPTTrainingArguments`.
-        train_dataset: training images of all tasks, with the training transform.
+        train_dataset: training images of all tasks, or of those that its `task_ids` name, with the training transform.
         dev_dataset: images of D_dev, disjoint from training and model selection, with the test transform.
         eval_dataset: images of model selection.
         processing_class: saved beside checkpoints, as in `Trainer`.
@@ -97,6 +97,8 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
         for name, dataset in {"train": train_dataset, "dev": dev_dataset, "eval": eval_dataset}.items():
             if dataset is not None:
                 check_tasks(f"{name}_dataset", dataset, model.active_jscpt_config.tasks)
+        if train_dataset is not None:
+            check_trained_task(train_dataset, model.trained_task, self.task_names)
         # Ω in float32, or better where θ is.
         precision = torch.promote_types(next(model.get_base_model().parameters()).dtype, torch.float32)
         self.upper_level = UpperLevel(self.task_names, args, dev_dataset, precision)
@@ -120,7 +122,7 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
         if self.train_dataset is None:
             raise ValueError("`train_dataset` is missing: training needs one.")
         sampler = TaskBalancedBatchSampler(
-            [len(task) for task in self.train_dataset.datasets],
+            self.train_dataset.sizes,
             self.args.per_device_train_batch_size,
             self.args.seed,
             rank=process_index(),
@@ -158,11 +160,13 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
         upper = self.upper_level.due(self.state.global_step + 1)
         kept = None
         if upper and self.args.keeps_lower_graph and self.current_gradient_accumulation_steps == 1:
-            kept = kept_graph(self.model, batch, self.args.reference)
+            kept = kept_graph(self.model, batch, self.args.reference, present_tasks_only=True)
             sums = kept.sums.detach()
         else:
             autocast = self.compute_loss_context_manager()
-            sums, _ = task_gradients(self.model, *batch, self.args.reference, forward_context=autocast)
+            sums, _ = task_gradients(
+                self.model, *batch, self.args.reference, forward_context=autocast, present_tasks_only=True
+            )
             sums = sums.detach()
         if upper:
             self._batches.append(batch)
@@ -266,14 +270,14 @@ class JSCPTTrainer(MultiTaskEvaluator, ResumableTrainer):
         super()._save_checkpoint(model, trial)
 
     def fixed_configuration(self) -> dict[str, Any]:
-        return fixed_configuration(self.model.active_jscpt_config, self.args)
+        fixed = fixed_configuration(self.model.active_jscpt_config, self.args)
+        return {**fixed, "trained_task": self.model.trained_task}  # the optimizer's state is that of its parameters
 
     def reproducing_configuration(self) -> dict[str, Any]:
-        sizes = [len(task) for task in self.train_dataset.datasets] if self.train_dataset is not None else []
-        dev = self.upper_level.dev_dataset
-        dev_sizes = [len(task) for task in dev.datasets] if dev is not None else []
+        datasets = {"train": self.train_dataset, "dev": self.upper_level.dev_dataset}
+        sizes = {name: [] if dataset is None else dataset.sizes for name, dataset in datasets.items()}
         base = self.model.active_peft_config.base_model_name_or_path
-        return reproducing_configuration(self.args, {"train": sizes, "dev": dev_sizes}, base)
+        return reproducing_configuration(self.args, sizes, base)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

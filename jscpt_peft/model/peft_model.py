@@ -1,0 +1,64 @@
+"""`JSCPTPeftModel`: the `PeftModel` around a `JSCPTModel`, which can tell what it is on a card and when it loads.
+
+PEFT chooses the class of a `PeftModel` by `task_type`, which `AutoPeftModel` refuses, and has no other way to extend
+it. So a plain `PeftModel` becomes one of these at the moment a `JSCPTModel` is put into it. Nothing of PEFT is
+replaced, and the `PeftModel`s of other methods stay what they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from .card import adapter_card, write_card
+from .tuner import JSCPTModel
+
+
+class JSCPTPeftModel(PeftModel):
+    """A `PeftModel` whose `save_pretrained` and `push_to_hub` write the card of a JSCPT adapter.
+
+    A card that somebody has written or edited is left alone, in a folder and on the Hub.
+    """
+
+    def create_or_update_model_card(self, output_dir: str | Path) -> None:
+        """Writes the README.md beside the adapter; called by `save_pretrained`."""
+        write_card(adapter_card(self), output_dir)
+
+    def _upload_modified_files(self, working_dir: str, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        # `push_to_hub` has just put the repository's card, or an empty one, over what `save_pretrained` wrote.
+        write_card(adapter_card(self, name=repo_id), working_dir)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+    def load_adapter(self, model_id: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """As `PeftModel`'s.
+
+        Raises:
+            ValueError: the weights are no safetensors file, or a pickle that would execute something.
+        """
+        try:
+            return super().load_adapter(model_id, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{SAFETENSORS_WEIGHTS_NAME} of the adapter {str(model_id)!r} is no safetensors file, or not whole "
+                f"({error}): download it again, or have it published again."
+            ) from error
+        except UnpicklingError as error:
+            raise ValueError(
+                f"{WEIGHTS_NAME} of the adapter {str(model_id)!r} is a pickle of more than tensors, and nothing of it "
+                f"was executed: have the adapter published as {SAFETENSORS_WEIGHTS_NAME}."
+            ) from error
+
+
+def _adopt(parent: nn.Module, _name: str, child: nn.Module | None) -> None:
+    if isinstance(child, JSCPTModel) and type(parent) is PeftModel:
+        parent.__class__ = JSCPTPeftModel
+
+
+register_module_module_registration_hook(_adopt)

@@ -1,0 +1,109 @@
+"""What a run adds to the card of its adapter: settings, accuracies, results, pictures, where it ran."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerState
+
+from jscpt_peft.model.card import TrainingRecord
+
+from .arguments import JSCPTTrainingArguments
+from .configuration import OPTIMIZERS
+from .distributed import world_size
+from .step_log import HISTORY_FILE
+
+# What may lie beside the card: the recipe's results, the history and the pictures of it.
+RESULTS, RESULTS_TABLE = "results.json", "results.md"
+FILES = {
+    "manifest.json": "which image is in which split",
+    HISTORY_FILE: "what the scheduler did, one row a step",
+}
+PICTURES = {
+    "losses.png": "Training loss of each task",
+    "weights.png": "Weight of each task in the update",
+    "affinity.png": "Affinities between the tasks",
+    "gradient_cosines.png": "Cosines between the tasks' gradients",
+    "causal_effects.png": "Causal effect of each task's selected features",
+    "prompt_scheduling.png": "Prompt scheduling of one task",
+}
+AGGREGATOR_OPTIONS = ("cagrad_c", "fairgrad_alpha", "krum_byzantine", "krum_selected")
+
+
+def training_record(
+    args: JSCPTTrainingArguments,
+    state: TrainerState,
+    fixed: Mapping[str, Any],
+    reproducing: Mapping[str, Any],
+    task_names: Sequence[str],
+) -> TrainingRecord:
+    """The record of a run as it stands.
+
+    Args:
+        args: of the run.
+        state: of the run; its log holds the evaluations.
+        fixed: the run's `fixed_configuration`.
+        reproducing: the run's `reproducing_configuration`.
+        task_names: [N].
+    """
+    output = Path(args.output_dir)
+    split, accuracies = last_accuracies(state.log_history, task_names)
+    results = results_of(output, accuracies)
+    known = [accuracy for accuracy in accuracies.values() if not math.isnan(accuracy)]
+    mean = {"mean of the tasks": sum(known) / len(known)} if known else {}
+    return TrainingRecord(
+        configuration=settings(fixed, reproducing),
+        steps=state.global_step,
+        split=split,
+        accuracies=accuracies | mean,
+        results=results,
+        pictures={name: caption for name, caption in PICTURES.items() if results and (output / name).exists()},
+        files={name: content for name, content in FILES.items() if (output / name).exists()},
+        environment=environment(args.device, state.log_history),
+    )
+
+
+def settings(fixed: Mapping[str, Any], reproducing: Mapping[str, Any]) -> dict[str, Any]:
+    """What decided what a step does, without what is not set or not used."""
+    found = {name: fixed[name] for name in OPTIMIZERS} | dict(reproducing)
+    images = {f"{split} images": sizes for split, sizes in found.pop("images").items()}
+    unused = {"base_model", *(() if fixed["gradient_aggregator"] else AGGREGATOR_OPTIONS)}
+    return {name: value for name, value in (found | images).items() if value is not None and name not in unused}
+
+
+def last_accuracies(log: Sequence[Mapping[str, Any]], task_names: Sequence[str]) -> tuple[str, dict[str, float]]:
+    """The split and every task's accuracy of the last evaluation in a `Trainer`'s log; none before the first."""
+    for logs in reversed(log):
+        for name in logs:
+            if name.endswith("_mean_accuracy"):
+                prefix = name.removesuffix("mean_accuracy")
+                split = "validation" if prefix == "eval_" else prefix.rstrip("_")
+                return split, {task: logs[f"{prefix}accuracy/{task}"] for task in task_names}
+    return "", {}
+
+
+def results_of(output: Path, accuracies: Mapping[str, float]) -> str | None:
+    """The results table in a folder, if it is of the evaluation that gave `accuracies` and not of an earlier run."""
+    if not (accuracies and (output / RESULTS).exists() and (output / RESULTS_TABLE).exists()):
+        return None
+    expected = {task: None if math.isnan(accuracy) else accuracy for task, accuracy in accuracies.items()}
+    try:
+        rows = json.loads((output / RESULTS).read_text(encoding="utf-8"))["tasks"]
+        if {task: row["trained"] for task, row in rows.items()} != expected:
+            return None
+    except (ValueError, LookupError, TypeError, AttributeError):  # a file of that name, but somebody else's
+        return None
+    return (output / RESULTS_TABLE).read_text(encoding="utf-8")
+
+
+def environment(device: torch.device, log: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Device, processes, and how long training took, as far as the log says."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    seconds = [logs["train_runtime"] for logs in log if "train_runtime" in logs]
+    time = {"training time": f"{seconds[-1]:.0f} s since the run was last started"} if seconds else {}
+    return {"device": f"{name}, {world_size()} process{'es' if world_size() > 1 else ''}", **time}

@@ -1,0 +1,303 @@
+"""Loading adapters from the Hub (its stand-in): what works, and what the errors say."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import oracles
+import predict
+import prompted
+import pytest
+import torch
+from hub_server import Hub
+from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
+from transformers import CLIPImageProcessorPil
+
+pytestmark = pytest.mark.slow  # a process of its own loads everything once
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+# Every case, in one process, as a user would, and prints what came of it.
+PROGRAM = """
+import io, json, os, sys, warnings
+warnings.simplefilter("ignore")
+import torch
+import jscpt_peft, predict
+from peft import AutoPeftModel, PeftModel
+from transformers import CLIPModel
+
+first_commit, picture = sys.argv[1:]
+
+def of_hub(name, base="user/clip", **keywords):
+    clip = CLIPModel.from_pretrained(base, dtype=torch.float32)
+    return PeftModel.from_pretrained(clip, name, **keywords)
+
+def outcome(load, *arguments, **keywords):
+    try:
+        model = load(*arguments, **keywords)
+    except Exception as error:
+        why = error.__cause__ or error.__context__
+        return {"error": type(error).__name__, "message": str(error), "because": type(why).__name__}
+    pixels = torch.linspace(-1, 1, 3 * 3 * 32 * 32).view(3, 3, 32, 32)
+    if not hasattr(model, "classify"):
+        return {"kind": type(model).__name__}
+    with torch.no_grad():
+        logits = model.eval().classify(pixels, [0, 1, 2]).logits[:, :2]
+    return {"kind": type(model).__name__, "logits": logits.tolist()}
+
+def predicted(*arguments):
+    printed = io.StringIO()
+    predict.console.file, code = printed, 0
+    try:
+        predict.main(["--task", "photo", picture, *arguments])
+    except SystemExit as stop:
+        code = stop.code
+    return {"code": code, "printed": printed.getvalue().strip()}
+
+loaded = {
+    "plain": outcome(of_hub, "user/adapter"),
+    "auto": outcome(AutoPeftModel.from_pretrained, "user/adapter", dtype=torch.float32),
+    "branch": outcome(of_hub, "user/adapter", revision="other"),
+    "commit": outcome(of_hub, "user/adapter", revision=first_commit),
+    "no token": outcome(of_hub, "user/private", token=False),
+    "other token": outcome(of_hub, "user/private", token="hf_other"),
+    "own token": outcome(of_hub, "user/private"),
+    "gated": outcome(of_hub, "user/gated", token="hf_other"),
+    "no repository": outcome(of_hub, "user/nothing"),
+    "no revision": outcome(of_hub, "user/adapter", revision="v9"),
+    "other width": outcome(of_hub, "user/adapter", base="user/wide"),
+    "garbage": outcome(of_hub, "user/garbage"),
+    "cut off": outcome(of_hub, "user/cut-off"),
+    "pickle": outcome(of_hub, "user/pickle"),
+    "no weights": outcome(of_hub, "user/no-weights"),
+    "lora": outcome(of_hub, "user/lora"),
+    "unknown type": outcome(of_hub, "user/unknown-type"),
+    "broken json": outcome(of_hub, "user/broken-json"),
+}
+names = ("adapter", "nothing", "garbage", "pickle", "lora", "unknown-type", "broken-json", "no-type", "other-tensors")
+shown = {name: predicted("--adapter", "user/" + name) for name in names}
+shown["branch"] = predicted("--adapter", "user/adapter", "--revision", "other")
+shown["no revision"] = predicted("--adapter", "user/adapter", "--revision", "v9")
+shown["other width"] = predicted("--adapter", "user/adapter", "--model_name_or_path", "user/wide")
+shown["no base"] = predicted("--adapter", "user/adapter", "--model_name_or_path", "user/nothing")
+os.environ["HF_TOKEN"] = "hf_other"
+shown |= {name: predicted("--adapter", "user/" + name) for name in ("gated", "secret")}
+print(json.dumps([loaded, shown]))
+"""
+
+
+class Harmful:
+    """Unpickled, it would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.write_text, (self.path, "executed")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    """A saved adapter whose base model is `user/clip`."""
+    folder = tmp_path_factory.mktemp("adapter")
+    model = prompted.prompted_clip(torch.float32)
+    model.peft_config["default"].base_model_name_or_path = "user/clip"
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other_adapter(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("other")
+    model = prompted.prompted_clip(torch.float32, init_seed=5)
+    model.peft_config["default"].base_model_name_or_path = "user/clip"
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def harmful(tmp_path_factory) -> Path:
+    """What a pickle of weights writes where it is executed."""
+    return tmp_path_factory.mktemp("harm") / "executed"
+
+
+@pytest.fixture(scope="module")
+def hub(adapter, other_adapter, harmful, tmp_path_factory):
+    """The stand-in with base models, a good adapter in two versions, and what can be wrong with one."""
+    place = tmp_path_factory.mktemp("hub")
+    for name, width in (("clip", 32), ("wide", 48)):
+        oracles.tiny_clip(dtype=torch.float32, vision_width=width).save_pretrained(place / name)
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(place / name)
+    get_peft_model(oracles.tiny_clip(dtype=torch.float32), LoraConfig(target_modules=["q_proj"])).save_pretrained(
+        place / "lora"
+    )
+    torch.save({"weight": Harmful(harmful)}, place / "adapter_model.bin")
+    files = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    weights, config = files["adapter_model.safetensors"], json.loads(files["adapter_config.json"])
+    without = {name: content for name, content in files.items() if name != "adapter_model.safetensors"}
+    with Hub() as hub:
+        hub.add("user/clip", place / "clip")
+        hub.add("user/wide", place / "wide")
+        hub.add("user/adapter", adapter)
+        hub.add("user/adapter", other_adapter, revision="other")
+        hub.add("user/private", adapter, private=True)
+        hub.add("user/secret", adapter, private=True)
+        hub.add("user/gated", adapter, gated=True)
+        hub.add("user/garbage", {**files, "adapter_model.safetensors": b"\xff" * 100})
+        hub.add("user/cut-off", {**files, "adapter_model.safetensors": weights[:-10]})
+        hub.add("user/pickle", {**without, "adapter_model.bin": place / "adapter_model.bin"})
+        hub.add("user/no-weights", without)
+        hub.add("user/lora", place / "lora")
+        hub.add("user/unknown-type", {**files, "adapter_config.json": json.dumps({**config, "peft_type": "NEWER"})})
+        hub.add("user/no-type", {"adapter_config.json": "{}"})
+        fewer = json.dumps({**config, "num_shared_tokens": config["num_shared_tokens"] - 1})
+        hub.add("user/other-tensors", {**files, "adapter_config.json": fewer})
+        hub.add("user/broken-json", {**files, "adapter_config.json": "<html>"})
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def outcomes(hub, tmp_path_factory) -> list[dict[str, dict]]:
+    """What came of every load, and what recipes/predict.py printed."""
+    home = tmp_path_factory.mktemp("home")
+    Image.new("RGB", (40, 30), "orange").save(home / "picture.png")
+    commit = hub.repositories["models", "user/adapter"].commits[0][0]
+    command = [sys.executable, "-c", PROGRAM, commit, str(home / "picture.png")]
+    done = hub.run(command, home=home, PYTHONPATH=str(RECIPES))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def loaded(outcomes):
+    return outcomes[0]
+
+
+@pytest.fixture(scope="module")
+def shown(outcomes):
+    return outcomes[1]
+
+
+def local_logits(folder: Path) -> torch.Tensor:
+    model = PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), folder)
+    pixels = torch.linspace(-1, 1, 3 * 3 * 32 * 32).view(3, 3, 32, 32)
+    with torch.no_grad():
+        return model.eval().classify(pixels, [0, 1, 2]).logits[:, :2]
+
+
+def test_what_is_loaded_is_what_was_saved(loaded, adapter, other_adapter):
+    expected, other = local_logits(adapter), local_logits(other_adapter)
+    assert not torch.allclose(expected, other, atol=0.1)
+    for case in ("plain", "auto", "commit", "own token"):
+        torch.testing.assert_close(torch.tensor(loaded[case]["logits"]), expected, atol=1e-5, rtol=0)
+        assert loaded[case]["kind"] == "JSCPTPeftModel"
+    torch.testing.assert_close(torch.tensor(loaded["branch"]["logits"]), other, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "case, because",
+    [
+        ("no token", "RepositoryNotFoundError"),  # the Hub does not tell whether there is a private one
+        ("other token", "RepositoryNotFoundError"),
+        ("gated", "GatedRepoError"),
+        ("no repository", "RepositoryNotFoundError"),
+        ("no revision", "RevisionNotFoundError"),
+    ],
+)
+def test_what_is_not_there_or_not_for_everybody(loaded, case, because):
+    """PEFT's own words; the Hub's stand above them in the traceback."""
+    assert loaded[case]["error"] == "ValueError"
+    assert "Can't find 'adapter_config.json' at 'user/" in loaded[case]["message"]
+    assert loaded[case]["because"] == because
+
+
+def test_another_width(loaded):
+    assert loaded["other width"]["error"] == "ValueError"
+    assert (
+        "made for another base model: vision_width 32 (this base: 48). Load it on `user/clip`"
+        in (loaded["other width"]["message"])
+    )
+
+
+@pytest.mark.parametrize("case, detail", [("garbage", "header too large"), ("cut off", "not fully covered")])
+def test_weights_that_are_no_safetensors_file(loaded, case, detail):
+    assert loaded[case]["error"] == "ValueError"
+    name = case.replace(" ", "-")
+    expected = f"adapter_model.safetensors of the adapter 'user/{name}' is no safetensors file, or not whole"
+    assert expected in loaded[case]["message"] and detail in loaded[case]["message"]
+
+
+def test_a_pickle_is_not_executed(loaded, shown, hub, harmful):
+    assert not harmful.exists()
+    assert loaded["pickle"]["error"] == "ValueError"
+    assert "adapter_model.bin of the adapter 'user/pickle' is a pickle of more than" in loaded["pickle"]["message"]
+    assert shown["pickle"]["code"] == 1
+    torch.load(io.BytesIO(hub.files("user/pickle")["adapter_model.bin"]), weights_only=False)
+    assert harmful.read_text() == "executed"  # it would have been, by a loader that trusts it
+
+
+def test_other_mistakes_keep_pefts_own_words(loaded):
+    assert "Can't find weights for user/no-weights" in loaded["no weights"]["message"]
+    assert (loaded["unknown type"]["error"], loaded["unknown type"]["message"]) == ("KeyError", "'NEWER'")
+    assert loaded["broken json"]["error"] == "JSONDecodeError"
+    assert loaded["lora"] == {"kind": "PeftModel"}  # another method's adapter stays with its own class
+
+
+def test_predict_shows_the_adapters_own_prediction(shown, adapter, other_adapter):
+    for case, folder in (("adapter", adapter), ("branch", other_adapter)):
+        model = PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), folder)
+        best, probability = next(iter(model.predict(Image.new("RGB", (40, 30), "orange"), task="photo")[0].items()))
+        assert shown[case]["code"] == 0
+        assert f"{best} {probability:.1%}" in shown[case]["printed"]
+
+
+@pytest.mark.parametrize(
+    "case, words",
+    [
+        ("nothing", "`adapter` user/nothing: 404 Client Error. Repository Not Found"),
+        ("no revision", "`adapter` user/adapter: 404 Client Error. Revision Not Found"),
+        ("secret", "`adapter` user/secret: 404 Client Error. Repository Not Found"),
+        ("gated", "`adapter` user/gated: 403 Client Error. Cannot access gated repo"),
+        ("garbage", "adapter_model.safetensors of the adapter 'user/garbage' is no safetensors file"),
+        ("pickle", "adapter_model.bin of the adapter 'user/pickle' is a pickle of more than tensors"),
+        ("lora", "`adapter` user/lora is described by a LoraConfig, not by a JSCPTConfig."),
+        (
+            "unknown-type",
+            "`adapter` user/unknown-type: its adapter_config.json is no JSCPT adapter's (KeyError('NEWER'))",
+        ),
+        ("no-type", "`adapter` user/no-type is described by a PeftConfig, not by a JSCPTConfig."),
+        ("other-tensors", "`adapter` user/other-tensors: its weights cannot be used: Error(s) in loading state_dict"),
+        ("broken-json", "`adapter` user/broken-json: its adapter_config.json is no JSON"),
+        ("other width", "made for another base model: vision_width 32 (this base: 48)"),
+        ("no base", "user/nothing is not a local folder and is not a valid model identifier"),
+    ],
+)
+def test_predict_fails_in_one_line(shown, case, words):
+    assert shown[case]["code"] == 1
+    assert shown[case]["printed"].startswith("Error: ")
+    assert "\n" not in shown[case]["printed"]
+    assert words in shown[case]["printed"]
+
+
+@pytest.mark.parametrize(
+    "adapter, words",
+    [
+        (
+            "user/name",
+            "`adapter` user/name: An error happened while trying to locate the file on the Hub and we cannot find",
+        ),
+        ("outputs/no/such/folder", "Can't find 'adapter_config.json' at 'outputs/no/such/folder'"),
+    ],
+)
+def test_predict_without_network_or_folder(tmp_path, capsys, adapter, words):
+    """The tests' own process is offline."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "picture.png")
+    with pytest.raises(SystemExit):
+        predict.main(["--adapter", adapter, str(tmp_path / "picture.png")])
+    printed = capsys.readouterr().out.strip()
+    assert printed.startswith("Error: ") and "\n" not in printed
+    assert words in printed
