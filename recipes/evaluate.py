@@ -14,13 +14,16 @@ import sys
 from pathlib import Path
 
 if __name__ == "evaluate":
-    path, here = sys.path, Path(__file__).resolve().parent
-    sys.path = [place for place in path if Path(place).resolve() != here]
+    here = Path(__file__).resolve().parent
+    hidden = [(position, place) for position, place in enumerate(sys.path) if Path(place).resolve() == here]
+    for _, place in hidden:
+        sys.path.remove(place)
     del sys.modules["evaluate"]
     try:
         importlib.import_module("evaluate")  # the import that led here takes what is now found under the name
     finally:
-        sys.path = path
+        for position, place in hidden:
+            sys.path.insert(position, place)
 
 if __name__ == "__main__":
     from evaluation import main

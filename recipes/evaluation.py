@@ -22,8 +22,9 @@ from typing import ClassVar
 
 import numpy as np
 import yaml
+from adapter import adapter_config, load_adapter
 from arguments import DataArguments, ModelArguments, own_configuration, parse
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
@@ -64,6 +65,7 @@ class SubjectArguments:
 
     _argument_group_name: ClassVar[str] = "what is evaluated"
     adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of a trained adapter."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the adapter on the Hub."})
     method: str = field(
         default="adapter", metadata={"help": "adapter, or zero_shot: the base model under the tasks' templates."}
     )
@@ -97,6 +99,7 @@ class EvaluationArguments(JSCPTTrainingArguments):
             check_choice("corruptions", name, CORRUPTIONS)
         self.eval_strategy = "no"  # that of training, where a configuration file sets it
         self.report_to = []
+        self.push_to_hub = False
 
     @property
     def chosen_corruptions(self) -> tuple[str, ...]:
@@ -185,19 +188,13 @@ def prepare_output(training: EvaluationArguments) -> None:
 # ---- what is evaluated ----------------------------------------------------------------------------------------------
 
 
-def load_adapter(arguments: SubjectArguments, task_set: TaskSet) -> Subject:
+def load_adapted(arguments: SubjectArguments, task_set: TaskSet) -> Subject:
     if arguments.adapter is None:
         raise ValueError("`adapter` is missing: name the folder or Hub id of one, or pass --method zero_shot.")
-    try:
-        config = PeftConfig.from_pretrained(arguments.adapter)
-    except ValueError as error:
-        raise ValueError(f"`adapter` is neither the folder nor the Hub repository of one: {error}.") from error
-    if config.peft_type != "JSCPT":
-        raise ValueError(f"`adapter` {arguments.adapter} is of type {config.peft_type.value}: only JSCPT knows tasks.")
+    config = adapter_config(arguments.adapter, arguments.revision)
     task_ids = known_tasks(arguments.adapter, config.tasks, task_set)
-    source = arguments.model_name_or_path or config.base_model_name_or_path
-    clip = CLIPModel.from_pretrained(source, dtype="float32")
-    return Subject(PeftModel.from_pretrained(clip, arguments.adapter), source, task_ids)
+    model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
+    return Subject(model, source, task_ids)
 
 
 def load_zero_shot(arguments: SubjectArguments, task_set: TaskSet) -> Subject:
@@ -218,7 +215,7 @@ def default_model(task_set: str) -> str:
 
 
 METHODS: dict[str, Callable[[SubjectArguments, TaskSet], Subject]] = {
-    "adapter": load_adapter,
+    "adapter": load_adapted,
     "zero_shot": load_zero_shot,
 }
 

@@ -14,13 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from peft import PeftConfig, PeftModel
+from adapter import adapter_config, load_adapter
+from peft import PeftModel
 from rich.console import Console
 from rich.markup import escape
 from safetensors import SafetensorError
-from transformers import CLIPImageProcessorPil, CLIPModel
-
-import jscpt_peft  # noqa: F401 (registers the PEFT type)
+from transformers import CLIPImageProcessorPil
 
 console = Console()
 # PEFT asks transformers for a property by its old name; nothing that a user of these recipes could change.
@@ -30,6 +29,7 @@ warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", categor
 def main(command_line: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", required=True, help="folder or Hub id of a trained adapter")
+    parser.add_argument("--revision", help="branch, tag or commit of the adapter on the Hub; default: main")
     parser.add_argument("--task", help="the adapter's task; may be left out where there is one only")
     parser.add_argument("--output", required=True, type=Path, help="folder to make; an earlier export is replaced")
     parser.add_argument("--model_name_or_path", help="base model; default: the one the adapter was trained on")
@@ -44,9 +44,8 @@ def main(command_line: list[str] | None = None) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    config = PeftConfig.from_pretrained(arguments.adapter)
-    source = arguments.model_name_or_path or config.base_model_name_or_path
-    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(source, dtype="float32"), arguments.adapter)
+    config = adapter_config(arguments.adapter, arguments.revision)
+    model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
     processor = CLIPImageProcessorPil.from_pretrained(source)
     if arguments.task is None and len(model.task_names) > 1:
         raise ValueError(f"`--task` is missing: name one of {', '.join(model.task_names)}.")

@@ -7,20 +7,16 @@ python recipes/predict.py --adapter user/name --revision v2 --task art picture.j
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import warnings
 from pathlib import Path
 
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from peft import PeftConfig, PeftModel
+from adapter import adapter_config, load_adapter
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from transformers import CLIPImageProcessorPil, CLIPModel
-
-from jscpt_peft import JSCPTConfig  # importing jscpt_peft registers the PEFT type
+from transformers import CLIPImageProcessorPil
 
 console = Console()
 # PEFT asks transformers for a property by its old name; nothing that a user of these recipes could change.
@@ -52,37 +48,9 @@ def main(command_line: list[str] | None = None) -> None:
 def predict(arguments: argparse.Namespace) -> list[dict[str, float]]:
     images = [read(path) for path in arguments.images]
     config = adapter_config(arguments.adapter, arguments.revision)
-    source = arguments.model_name_or_path or config.base_model_name_or_path
-    clip = CLIPModel.from_pretrained(source, dtype="float32")
-    try:
-        model = PeftModel.from_pretrained(clip, arguments.adapter, revision=arguments.revision)
-    except RuntimeError as error:  # of tensors that are not what adapter_config.json says
-        raise ValueError(f"`adapter` {arguments.adapter}: its weights cannot be used: {error}") from error
+    model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
     processor = CLIPImageProcessorPil.from_pretrained(source)
     return model.predict(images, task=arguments.task, image_mean=processor.image_mean, image_std=processor.image_std)
-
-
-def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
-    """Configuration of an adapter in a folder or on the Hub.
-
-    Raises:
-        ValueError: there is none, or it is no JSCPT adapter's.
-    """
-    try:
-        config = PeftConfig.from_pretrained(adapter, revision=revision)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`adapter` {adapter}: its adapter_config.json is no JSON ({error}).") from error
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"`adapter` {adapter}: its adapter_config.json is no JSCPT adapter's ({error!r}).") from error
-    except ValueError as error:
-        if isinstance(
-            error.__cause__, HfHubHTTPError | LocalEntryNotFoundError
-        ):  # more telling than PEFT's "Can't find"
-            raise ValueError(f"`adapter` {adapter}: {error.__cause__}") from error
-        raise
-    if not isinstance(config, JSCPTConfig):
-        raise ValueError(f"`adapter` {adapter} is described by a {type(config).__name__}, not by a JSCPTConfig.")
-    return config
 
 
 def read(path: Path) -> Image.Image:

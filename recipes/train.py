@@ -9,6 +9,7 @@
 
 Writes to the output directory: the adapter, manifest.json (which image is in which split), results.json and
 results.md (accuracy by task, before and after), scheduler_history.jsonl and six pictures of it. With
+`--push_to_hub --hub_model_id user/name` all of it is published last. With
 `--report_to tensorboard` (`pip install tensorboard`) also the curves of all logs: tensorboard --logdir outputs/shapes
 """
 

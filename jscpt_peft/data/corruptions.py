@@ -43,8 +43,7 @@ def corrupt(
         corruption: one of `CORRUPTIONS`.
         severity: 1, 2 or 3.
         seed: of all that is drawn.
-        key: what tells the picture from others, so that each gets a noise of its own; all severities make use of the
-            same draws.
+        key: what tells the picture from others, so that each gets a noise of its own.
         size: shorter side in pixels at which the model sees pictures; a larger picture is first scaled down to it.
 
     Returns:

@@ -44,7 +44,8 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
     """Tables in GitHub Markdown: accuracies, F1 scores and calibration errors in per cent."""
     worst, robustness = evaluation.worst_task, evaluation.robustness
     bold = [[f"**{cell}**" if cell else "" for cell in row] for row in _summary_rows(evaluation)]
-    about = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in evaluation.subject.items() if value)
+    known = {name: value for name, value in evaluation.subject.items() if value is not None}
+    about = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in known.items())
     parts = [f"**{_title(evaluation)}**", f"{about}.", _markdown(COLUMNS, [*_task_rows(evaluation), *bold])]
     parts.append(
         "ECE: expected calibration error, 15 bins of the highest probability. The mean counts every task the same."

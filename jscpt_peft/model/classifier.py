@@ -77,7 +77,7 @@ class ClassTexts(NamedTuple):
         chosen = torch.isin(self.task_ids, tasks)
         read_out = self.read_out[chosen]
         return self._replace(
-            words=self.words[chosen, : int(read_out.max()) + 1],
+            words=self.words[chosen, : int(read_out.max()) + 1 if len(read_out) else 0],
             read_out=read_out,
             task_ids=self.task_ids[chosen],
             labels=self.labels[chosen],

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .attention import KeysValues, block, keys_values
+from .evaluation_mode import evaluation_mode
 from .intervention import select_features
 from .routing import task_index
 
@@ -160,12 +161,8 @@ def export_task(
         raise ValueError(f"`dtype` is {dtype}: give one of {', '.join(map(str, DTYPES))}.")
     directory = Path(directory).resolve()
     _check_directory(directory)
-    training = model.training
-    model.eval()  # a dropout of the base model would disturb the class features
-    try:
+    with evaluation_mode(model):  # a dropout of the base model would disturb the class features
         classifier = TaskClassifier(model, task_id, dtype)
-    finally:
-        model.train(training)
     size = model.model.config.vision_config.image_size
     input_dtype = torch.promote_types(dtype, torch.float32)
     class_names = model.active_jscpt_config.tasks[task]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
+from .evaluation_mode import evaluation_mode
 from .routing import task_index
 
 if TYPE_CHECKING:
@@ -39,23 +40,20 @@ def predict(
         raise ValueError(f"`batch_size` is {batch_size}: give the number of images to encode together, at least 1.")
     if isinstance(images, str) or not isinstance(images, Iterable):
         images = [images]
-    device, training = model.model.device, model.training
+    device = model.model.device
     task_id = None if task is None else task_index(task, model.task_names)
     task_id = int(model.router.resolve(task_id, 1, model.task_names, device))
     class_names = model.active_jscpt_config.tasks[model.task_names[task_id]]
     transform = image_transform(model.model.config.vision_config.image_size, image_mean, image_std, train=False)
     precision = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()  # the caller's own stays on
     predictions = []
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for pixels in pixel_batches(images, batch_size, transform):
             with precision:
                 logits = model.classify(pixels.to(device), task_id).logits[:, : len(class_names)]
             probabilities, order = logits.softmax(-1).sort(descending=True, stable=True)
             for values, labels in zip(probabilities.tolist(), order.tolist(), strict=True):
                 predictions.append({class_names[label]: value for label, value in zip(labels, values, strict=True)})
-    finally:
-        model.train(training)
     return predictions
 
 

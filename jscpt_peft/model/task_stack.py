@@ -15,7 +15,7 @@ class TaskStack(nn.Module):
     A gradient of zero does not keep a task's slice of a stack as it is: weight decay and momentum move it all the
     same. A task that is trained alone therefore has parameters of its own, `[1, ...]`, that lie over its slices of the
     frozen stacks. In the `state_dict` there are only the stacks, with these slices in their places, so that adapter
-    files do not tell how they were trained.
+    files do not tell how they were trained; such a stack is a copy: write into it by `load_state_dict` alone.
 
     Args:
         num_tasks: N.
@@ -97,4 +97,6 @@ def _unfold(module: TaskStack, state_dict: dict[str, Tensor], prefix: str, *_: A
     for name in module.rows:
         if f"{prefix}{name}" in state_dict:
             stack = state_dict[f"{prefix}{name}"]
-            state_dict[f"{prefix}rows.{name}"] = stack[module.trained, None].clone()
+            fits = len(stack) == module.num_tasks  # else torch tells that the stack itself has another size
+            row = stack[module.trained, None] if fits else module.rows[name]
+            state_dict[f"{prefix}rows.{name}"] = row.detach().clone()

@@ -190,7 +190,7 @@ class JSCPTModel(BaseTuner):
         """
         task_ids = self.router.resolve(task_ids, len(pixel_values), self.task_names, pixel_values.device)
         given, views = views is not None, self.task_views() if views is None else views
-        if present_tasks_only:
+        if present_tasks_only and views["text"].shape[2] > 0:  # without prompts all tasks' features are kept
             class_embeds = self.classes.encode(self.classes.texts.of_tasks(task_ids), views["text"])
         else:  # all tasks' texts in one pass where there is something to learn
             learning = given or (labels is not None and views["text"].requires_grad)

@@ -101,7 +101,8 @@ class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
             check_trained_task(train_dataset, model.trained_task, self.task_names)
         # Ω in float32, or better where θ is.
         precision = torch.promote_types(next(model.get_base_model().parameters()).dtype, torch.float32)
-        self.upper_level = UpperLevel(self.task_names, args, dev_dataset, precision)
+        present = len(train_dataset.sizes) if train_dataset is not None else None
+        self.upper_level = UpperLevel(self.task_names, args, dev_dataset, precision, present)
         if train_dataset is not None and self.upper_level.learns:
             self.upper_level.check(model)
         self._forget()
@@ -191,8 +192,8 @@ class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
             plan = schedule(step, scheduler, num_shared, *kinds, self.upper_level.aggregator, number)
         except FloatingPointError as error:  # of an aggregator
             raise FloatingPointError(f"{error} {self._save_last_good_state()}") from error
-        upper, usable = None, bool(step.usable.any())
-        if batches and usable:
+        upper, usable = None, int(step.usable.sum())
+        if batches and self.upper_level.enough(usable):
             damping = self.args.neumann_damping
             if damping is None:  # what the optimizer applies, which a resumed run has from its checkpoint
                 damping = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)

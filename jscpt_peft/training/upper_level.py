@@ -61,6 +61,7 @@ class UpperLevel:
         args: the arguments of Algorithm 1.
         dev_dataset: D_dev.
         dtype: of Ω.
+        num_present: tasks that training has images of.
 
     Attributes:
         scheduler: `TaskPromptScheduler`, holding Ω.
@@ -74,10 +75,12 @@ class UpperLevel:
         args: JSCPTTrainingArguments,
         dev_dataset: ImageTaskDataset | None,
         dtype: torch.dtype = torch.float32,
+        num_present: int | None = None,
     ) -> None:
         self.task_names = task_names
         self.args = args
         self.dev_dataset = dev_dataset
+        self.num_present = len(task_names) if num_present is None else num_present
         self.scheduler = TaskPromptScheduler(
             len(task_names),
             affinity_direction=args.affinity_direction,
@@ -106,7 +109,15 @@ class UpperLevel:
     def learns(self) -> bool:
         """Whether there is anything to learn: weights that depend on Ω, and leave to change it."""
         by_affinity = self.args.task_scheduling and self.aggregator is None
-        return self.args.learn_scheduler and (self.args.prompt_scheduling or by_affinity)
+        depends = self.enough(self.num_present) and (self.args.prompt_scheduling or by_affinity)
+        return self.args.learn_scheduler and depends
+
+    def enough(self, tasks: int) -> bool:
+        """Whether the weights of so many tasks depend on Ω: normalised to their sum, that of a single one does not.
+
+        Its gradient would be rounding errors, which Adam makes whole steps of.
+        """
+        return tasks > (self.args.weight_normalization == "sum")
 
     def check(self, model: PeftModel) -> None:
         """Raises a `ValueError` where Ω is to be learned but cannot be."""

@@ -368,3 +368,13 @@ def test_there_must_be_something_to_train():
     assert any(parameter.requires_grad for parameter in model.parameters())
     with pytest.raises(ValueError, match="`task` 'foto' is not one"):
         model.train_only("foto")
+
+
+def test_a_file_with_fewer_tasks_is_refused_as_ever():
+    """Also where one task is trained alone: torch's own message, of the stack."""
+    small = prompted.prompted_clip().state_dict()
+    model = prompted.prompted_clip()
+    model.add_task("birds", NEW, class_token_ids=NEW_IDS)
+    model.train_only("birds")
+    with pytest.raises(RuntimeError, match=r"size mismatch for .*jscpt_prompts.default.task"):
+        model.load_state_dict(small)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import oracles
 import prompted
@@ -221,3 +222,36 @@ def test_registration_is_idempotent_and_refuses_a_foreign_holder(monkeypatch):
     monkeypatch.setitem(PEFT_TYPE_TO_CONFIG_MAPPING, member, LoraConfig)
     with pytest.raises(RuntimeError, match="already registered by `peft"):
         register("jscpt", JSCPTConfig, jscpt_peft.JSCPTModel)
+
+
+def test_a_used_model_can_be_pickled_and_copied():
+    """What it keeps of earlier calls is left behind, and computed again."""
+    model = prompted.prompted_clip().eval()
+    pixels, task_ids, _ = prompted.batch(model)
+    with torch.no_grad():
+        wanted = model.classify(pixels, task_ids).logits
+        for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+            assert torch.equal(other.classify(pixels, task_ids).logits, wanted)
+            other.text_tower.jscpt_prompts["default"].shared.zero_()
+            assert not torch.equal(other.classify(pixels, task_ids).logits, wanted)
+            assert torch.equal(model.classify(pixels, task_ids).logits, wanted)
+
+
+def test_texts_without_prompts_are_encoded_once():
+    """Their class features are constants, in training too."""
+    model = prompted.prompted_clip(towers="vision")
+    pixels, task_ids, labels = prompted.batch(model)
+    tower, passes = model.text_tower, []
+    pooled = tower.pooled
+    tower.pooled = lambda *arguments: passes.append(1) or pooled(*arguments)
+    for _ in range(3):
+        model.classify(pixels, task_ids, labels, present_tasks_only=True).loss.backward()
+    assert len(passes) == len(prompted.TASKS)  # one a task, the first time
+
+
+def test_an_empty_batch():
+    model = prompted.prompted_clip()
+    nothing = torch.zeros(0, 3, 32, 32, dtype=torch.float64)
+    for present_tasks_only in (False, True):
+        task_ids = torch.zeros(0, dtype=torch.long)
+        assert model.classify(nothing, task_ids, present_tasks_only=present_tasks_only).logits.shape == (0, 4)

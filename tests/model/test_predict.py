@@ -179,6 +179,16 @@ def test_the_model_stays_as_it_is(model, images):
         assert {module.training for module in model.modules()} == {training}
 
 
+def test_modules_keep_modes_of_their_own(images):
+    """A frozen base may be in evaluation mode inside a model that trains."""
+    model = adapted.adapted_clip().train()
+    model.get_base_model().text_model.eval()
+    before = [module.training for module in model.modules()]
+    assert len(set(before)) == 2
+    model.predict(images, "sketch")
+    assert [module.training for module in model.modules()] == before
+
+
 # ---- bfloat16 -------------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import train
 import yaml
+from arguments import DataArguments, parse
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image, ImageDraw
 from transformers import CLIPImageProcessorPil, CLIPModel
@@ -208,7 +209,7 @@ def test_wrong_arguments_give_one_clear_line(pictures, adapter, tmp_path, capsys
     named = [*folder, "--adapter", adapter]
     for arguments, message in (
         (folder, "`adapter` is missing: name the folder or Hub id of one, or pass --method zero_shot"),
-        ([*folder, "--adapter", tmp_path], "`adapter` is neither the folder nor the Hub repository of one: Can"),
+        ([*folder, "--adapter", tmp_path], "Can't find 'adapter_config.json' at"),
         ([*named, "--method", "zero_shot"], "but --method zero_shot has none: leave out one"),
         ([*named, "--method", "zeroshot"], "`method` must be one of 'adapter', 'zero_shot', got 'zeroshot'. Did you"),
         ([*named, "--corruptions", "fog,jepg"], "got 'jepg'. Did you mean 'jpeg'?"),
@@ -245,7 +246,21 @@ def test_adapter_of_other_tasks_or_classes_is_refused(pictures, tmp_path, capsys
         assert message in fails(capsys, *folder, "--adapter", adapter)
     lora = get_peft_model(CLIPModel.from_pretrained(TINY_CLIP), LoraConfig(target_modules=["q_proj"]))
     lora.save_pretrained(tmp_path / "lora")
-    assert "lora is of type LORA: only JSCPT knows tasks" in fails(capsys, *folder, "--adapter", tmp_path / "lora")
+    assert "is described by a LoraConfig, not by a JSCPTConfig" in fails(
+        capsys, *folder, "--adapter", tmp_path / "lora"
+    )
+    broken = tmp_path / "0"
+    (broken / "adapter_config.json").write_text('{"peft_type": "NOPE"}')
+    assert "its adapter_config.json is no JSCPT adapter's (KeyError" in fails(capsys, *folder, "--adapter", broken)
+
+
+def test_a_training_configuration_publishes_nothing(tmp_path):
+    """`push_to_hub` in a YAML that also serves training is not for an evaluation."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("push_to_hub: true\nhub_model_id: user/name\neval_strategy: epoch\n")
+    kinds = (DataArguments, evaluation.SubjectArguments, evaluation.EvaluationArguments)
+    arguments = parse(kinds, "", [str(path), "--output_dir", str(tmp_path)], left_out=evaluation.OF_TRAINING)[2]
+    assert not arguments.push_to_hub
 
 
 # ---- the library of the same name -----------------------------------------------------------------------------------

@@ -248,3 +248,12 @@ def test_data_sets_know_their_sizes_and_tasks():
     assert [pictures[index]["task_ids"] for index in (0, 8, 13)] == [0, 1, 2]
     renamed = ImageTaskDataset(pictures.datasets, pictures.transform, task_ids=[4, 0, 7])
     assert [renamed[index]["task_ids"] for index in (0, 7, 8, 13)] == [4, 4, 0, 7]
+
+
+def test_a_single_tasks_weight_teaches_the_scheduler_nothing(tmp_path):
+    """Normalised to the number of tasks present it is 1, whatever Ω is: no update, no dev images, no Hessian."""
+    run = new_run(tmp_path / "sum", weight_normalization="sum", max_steps=12)
+    run.train()
+    assert run.upper_level.updates == 0
+    assert torch.equal(run.upper_level.scheduler.alpha, torch.ones(4))
+    assert new_run(tmp_path / "none", max_steps=1).upper_level.learns  # Eq. 6 as printed: φ does depend on Ω

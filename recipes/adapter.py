@@ -1,0 +1,57 @@
+"""A trained adapter on its base model, from a folder or the Hub, with errors of one sentence."""
+
+from __future__ import annotations
+
+import json
+
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from peft import PeftConfig, PeftModel
+from transformers import CLIPModel
+
+from jscpt_peft import JSCPTConfig  # importing jscpt_peft registers the PEFT type
+
+
+def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
+    """Configuration of an adapter in a folder or on the Hub.
+
+    Raises:
+        ValueError: there is none, or it is no JSCPT adapter's.
+    """
+    try:
+        config = PeftConfig.from_pretrained(adapter, revision=revision)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`adapter` {adapter}: its adapter_config.json is no JSON ({error}).") from error
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"`adapter` {adapter}: its adapter_config.json is no JSCPT adapter's ({error!r}).") from error
+    except ValueError as error:
+        if isinstance(
+            error.__cause__, HfHubHTTPError | LocalEntryNotFoundError
+        ):  # more telling than PEFT's "Can't find"
+            raise ValueError(f"`adapter` {adapter}: {error.__cause__}") from error
+        raise
+    if not isinstance(config, JSCPTConfig):
+        raise ValueError(f"`adapter` {adapter} is described by a {type(config).__name__}, not by a JSCPTConfig.")
+    return config
+
+
+def load_adapter(
+    config: JSCPTConfig, adapter: str, revision: str | None = None, base: str | None = None
+) -> tuple[PeftModel, str]:
+    """The adapted model, and the name or path of its base.
+
+    Args:
+        config: of the adapter.
+        adapter: folder or Hub id.
+        revision: branch, tag or commit on the Hub.
+        base: base model; None: the one that the adapter was trained on.
+
+    Raises:
+        ValueError: the weights are not those that the configuration tells of, or do not fit the base.
+        OSError: something cannot be read.
+    """
+    source = base or config.base_model_name_or_path
+    clip = CLIPModel.from_pretrained(source, dtype="float32")
+    try:
+        return PeftModel.from_pretrained(clip, adapter, revision=revision), source
+    except RuntimeError as error:  # of tensors that are not what adapter_config.json says
+        raise ValueError(f"`adapter` {adapter}: its weights cannot be used: {error}") from error
