@@ -9,7 +9,6 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, get_peft_model_state_dict
+
+from .versions import package_versions
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -41,9 +42,10 @@ class TrainingRecord:
 
     Attributes:
         configuration: setting -> value, of all that decides what a step does.
-        steps: optimizer steps taken.
+        steps: optimizer steps after which the weights are as they are saved.
         split: where the accuracies were counted, such as `test`.
-        accuracies: task -> accuracy in [0, 1]; also the front matter's `model-index`.
+        accuracies: task -> accuracy in [0, 1] of these weights; also the front matter's `model-index`.
+        mean_accuracy: over the tasks, for the table alone.
         results: the results table as Markdown.
         pictures: file beside the card -> caption.
         files: file beside the card -> what it is.
@@ -54,6 +56,7 @@ class TrainingRecord:
     steps: int = 0
     split: str = "test"
     accuracies: Mapping[str, float] = field(default_factory=dict)
+    mean_accuracy: float | None = None
     results: str | None = None
     pictures: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
@@ -65,23 +68,25 @@ def adapter_card(
     name: str | None = None,
     title: str | None = None,
     run: TrainingRecord | None = None,
-    license: str = "apache-2.0",
+    license: str | None = None,
     tags: Sequence[str] = (),
+    adapter: str | None = None,
     **metadata: Any,
 ) -> ModelCard:
-    """The card of a model's adapter: of `default`, which PEFT stores beside the card, or else of the active one.
+    """The card of a model's adapter.
 
     Args:
         model: a `PeftModel` of a JSCPT adapter.
         name: Hub id of the adapter, as far as it is known.
         title: of the card; default: the Hub id.
         run: what its training adds.
-        license: of the adapter, as the Hub abbreviates it.
+        license: of the adapter, as the Hub abbreviates it; only whoever publishes it can grant one.
         tags: further ones.
+        adapter: name; default: `default_adapter(model)`.
         metadata: further entries of the front matter, such as `language`.
     """
     title = title or name or "JSCPT adapter"
-    adapter = "default" if "default" in model.peft_config else model.active_adapter
+    adapter = adapter or default_adapter(model)
     config = model.peft_config[adapter]
     tensors = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False).values()
     base = config.base_model_name_or_path or model.get_base_model().name_or_path
@@ -107,10 +112,17 @@ def adapter_card(
         base_model_text=f"[`{base}`](https://huggingface.co/{base})" if on_hub else unnamed,
         base_model_code=_code(base if on_hub else "path/of/the/base-model"),
         adapter_code=_code(name or "path/or/hub-id"),
+        folder="" if adapter == "default" else f"{adapter}/",
+        subfolder_code="" if adapter == "default" else f", subfolder={_code(adapter)}",
         first_task_code=_code(next(iter(config.tasks))),
         run=run,
-        versions={"Python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        versions={"Python": platform.python_version(), **package_versions(PACKAGES)},
     )
+
+
+def default_adapter(model: PeftModel) -> str:
+    """Name of the adapter that a card is of: `default`, which PEFT stores beside it, or else the active one."""
+    return "default" if "default" in model.peft_config else model.active_adapter
 
 
 def write_card(card: ModelCard, folder: str | Path) -> bool:

@@ -72,6 +72,11 @@ class JSCPTConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PEFT_TYPE
+        if self.task_type is not None:  # by it PEFT would choose a class of model made for language models
+            raise ValueError(
+                f"`task_type` must be None, got {str(self.task_type)!r}: a JSCPT adapter is for image classification "
+                "alone; leave `task_type` out."
+            )
         self._check_tasks()
         check_choice("towers", self.towers, TOWERS)
         check_choice("intervention", self.intervention, INTERVENTIONS)

@@ -13,7 +13,6 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from .attention import KeysValues, block, keys_values
 from .evaluation_mode import evaluation_mode
 from .intervention import select_features
 from .routing import task_index
+from .versions import package_versions
 
 if TYPE_CHECKING:
     from .tuner import JSCPTModel
@@ -182,7 +182,7 @@ def export_task(
             "input_dtype": str(input_dtype).removeprefix("torch."),
             "class_template": model.active_jscpt_config.class_template,
             "base_model": model.active_jscpt_config.base_model_name_or_path,
-            "versions": {name: version(name) for name in ("jscpt-peft", "torch", "transformers", "peft")},
+            "versions": package_versions(("jscpt-peft", "torch", "transformers", "peft")),
             "sha256": hashlib.sha256((whole / PROGRAM).read_bytes()).hexdigest(),
         }
         (whole / DESCRIPTION).write_text(

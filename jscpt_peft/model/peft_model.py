@@ -16,9 +16,12 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
+from transformers.utils import logging
 
-from .card import adapter_card, write_card
+from .card import adapter_card, default_adapter, write_card
 from .tuner import JSCPTModel
+
+logger = logging.get_logger(__name__)
 
 
 class JSCPTPeftModel(PeftModel):
@@ -27,14 +30,36 @@ class JSCPTPeftModel(PeftModel):
     A card that somebody has written or edited is left alone, in a folder and on the Hub.
     """
 
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        save_embedding_layers: str | bool = "auto",
+        is_main_process: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """As `PeftModel`'s; the card is of an adapter that is saved."""
+        super().save_pretrained(
+            save_directory, safe_serialization, selected_adapters, save_embedding_layers, is_main_process, **kwargs
+        )
+        if is_main_process and selected_adapters and default_adapter(self) not in selected_adapters:
+            self._write_card(save_directory, adapter=selected_adapters[0])
+
     def create_or_update_model_card(self, output_dir: str | Path) -> None:
         """Writes the README.md beside the adapter; called by `save_pretrained`."""
-        write_card(adapter_card(self), output_dir)
+        self._write_card(output_dir)
 
     def _upload_modified_files(self, working_dir: str, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         # `push_to_hub` has just put the repository's card, or an empty one, over what `save_pretrained` wrote.
-        write_card(adapter_card(self, name=repo_id), working_dir)
+        self._write_card(working_dir, name=repo_id)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+    def _write_card(self, folder: str | Path, **about: Any) -> None:
+        try:
+            write_card(adapter_card(self, **about), folder)
+        except Exception as error:  # whatever it is: PEFT writes the card first, and the weights are what counts
+            logger.warning(f"The card of the adapter in {folder} was not written ({type(error).__name__}: {error}).")
 
     def load_adapter(self, model_id: str | Path, *args: Any, **kwargs: Any) -> Any:
         """As `PeftModel`'s.
@@ -61,4 +86,5 @@ def _adopt(parent: nn.Module, _name: str, child: nn.Module | None) -> None:
         parent.__class__ = JSCPTPeftModel
 
 
-register_module_module_registration_hook(_adopt)
+# `ADOPTION.remove()` ends it: new models then stay plain `PeftModel`s.
+ADOPTION = register_module_module_registration_hook(_adopt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import CommitInfo
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress, hf_api
 
@@ -22,12 +22,13 @@ from jscpt_peft.model.card import adapter_card, write_card
 from .checkpoint import INCOMPLETE, REPLACED, SPOILED
 from .distributed import by_first_process
 from .resumable import ResumableTrainer
-from .run_record import training_record
+from .run_record import settings, training_record
 from .step_log import HISTORY_FILE
 
 logger = logging.get_logger(__name__)
 
 # Checkpoints, whole or not, hold optimizer states; training_args.bin is a pickle, which nobody should have to trust.
+# Checkpoints that a strategy publishes keep theirs: the seal names it, and no run goes on from one that is not whole.
 UNPUBLISHED = [f"{prefix}*" for prefix in ("_", f"{PREFIX_CHECKPOINT_DIR}-", INCOMPLETE, REPLACED, SPOILED)]
 UNPUBLISHED += [TRAINING_ARGS_NAME]
 CHECKPOINT_STRATEGIES = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
@@ -36,19 +37,37 @@ CHECKPOINT_STRATEGIES = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 class PublishingTrainer(ResumableTrainer):
     """Writes the whole card of an adapter into `output_dir`, and uploads both.
 
-    The card has the training configuration and the accuracies of the last evaluation; where `recipes/train.py` has
-    left its results of that evaluation, also their table and the pictures. A card that somebody has edited stays.
+    The card has the training configuration and the accuracies of the last evaluation of the weights that are saved;
+    where `recipes/train.py` has left its results of that evaluation, also their table and the pictures. A card that
+    somebody has edited stays.
 
     With `push_to_hub=True` a repository that cannot be reached or written ends the run before it starts; a push that
     fails later ends it after everything is on disk, and one during training is announced, no more.
     """
 
     task_names: list[str]
+    # Step whose weights were loaded at the end of training, if any, and the length of the log then.
+    best_loaded: tuple[int, int] | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self.best_loaded = None
+        return super().train(*args, **kwargs)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if Path(self.state.best_model_checkpoint, SAFETENSORS_WEIGHTS_NAME).exists():  # else `Trainer` has warned
+            self.best_loaded = self.state.best_global_step, len(self.state.log_history)
+
+    def _evaluations(self) -> tuple[int, list[Mapping[str, Any]]]:
+        """The step that the weights are of, and what of the log is of these weights."""
+        step, since = self.best_loaded or (self.state.global_step, len(self.state.log_history))
+        log = self.state.log_history
+        return step, [logs for logs in log[:since] if logs.get("step") == step] + log[since:]
 
     def create_model_card(
         self,
         language: str | None = None,
-        license: str = "apache-2.0",
+        license: str | None = None,
         tags: str | Sequence[str] = (),
         model_name: str | None = None,
     ) -> None:
@@ -56,19 +75,20 @@ class PublishingTrainer(ResumableTrainer):
 
         Args:
             language: of the class names, as the Hub abbreviates it.
-            license: of the adapter.
+            license: of the adapter; default: not stated.
             tags: further ones.
             model_name: title; default: the Hub id, if there is one.
         """
         if not self.is_world_process_zero():
             return
+        steps, evaluations = self._evaluations()
+        fixed, reproducing = self.fixed_configuration(), self.reproducing_configuration()
+        configuration = settings(self.model.active_jscpt_config, fixed, reproducing)
         card = adapter_card(
             self.accelerator.unwrap_model(self.model),
             name=self.hub_model_id,
             title=model_name,
-            run=training_record(
-                self.args, self.state, self.fixed_configuration(), self.reproducing_configuration(), self.task_names
-            ),
+            run=training_record(self.args, self.state.log_history, steps, evaluations, configuration, self.task_names),
             license=license,
             tags=[tags] if isinstance(tags, str) else tags,
             **({"language": language} if language else {}),
@@ -117,7 +137,8 @@ class PublishingTrainer(ResumableTrainer):
 
         def publish() -> None:
             nonlocal commit
-            with _hub_errors(f"{self._repository()!r} could not be pushed to the Hub", self._how_to_push_later()):
+            remedy = self._how_to_push_later(revision, private)
+            with _hub_errors(f"{self._repository()!r} could not be pushed to the Hub", remedy):
                 if self.hub_model_id is None:
                     super(PublishingTrainer, self).init_hf_repo(token=token, private=private)
                 self.create_model_card(**card)
@@ -149,7 +170,7 @@ class PublishingTrainer(ResumableTrainer):
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(output)
             self.create_model_card()
-        except OSError as error:
+        except Exception as error:  # of the disk or of the card: training goes on
             logger.error(f"Step {self.state.global_step} is not pushed to the Hub: {_one_line(error)}.")
             return
         jobs = [self._upload(message, blocking=False, ignored=[*UNPUBLISHED, HISTORY_FILE])]  # which grows meanwhile
@@ -194,15 +215,23 @@ class PublishingTrainer(ResumableTrainer):
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
-        if output_dir in (None, self.args.output_dir):
-            self.create_model_card()
+        if output_dir is None or Path(output_dir).resolve() == Path(self.args.output_dir).resolve():
+            try:
+                self.create_model_card()
+            except Exception as error:  # whatever it is: the adapter is saved, and what follows needs no card
+                logger.warning(f"The card in {self.args.output_dir} was not written: {_one_line(error)}.")
 
     def _repository(self) -> str:
         return self.hub_model_id or self.args.hub_model_id or Path(self.args.output_dir).absolute().name
 
-    def _how_to_push_later(self) -> str:
+    def _how_to_push_later(self, revision: str | None, private: bool | None) -> str:
         excluded = [word for pattern in UNPUBLISHED for word in ("--exclude", pattern)]
         command = ["hf", "upload", self._repository(), str(self.args.output_dir), ".", *excluded]
+        if self.args.hub_private_repo if private is None else private:
+            command.append("--private")  # or else it would make a public repository
+        revision = revision or self.args.hub_revision
+        if revision:
+            command += ["--revision", revision]
         return f"Nothing is lost, all is in {self.args.output_dir}. Push it later with: {shlex.join(command)}"
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerState
+from peft import PeftConfig
 
+from jscpt_peft.model import JSCPTConfig
 from jscpt_peft.model.card import TrainingRecord
 
 from .arguments import JSCPTTrainingArguments
@@ -32,52 +34,69 @@ PICTURES = {
     "causal_effects.png": "Causal effect of each task's selected features",
     "prompt_scheduling.png": "Prompt scheduling of one task",
 }
+# Found by the adapter itself; the tokenizer's name may be a path of this machine.
+FOUND = {"tokenizer_name_or_path", "target_modules"} | {each.name for each in fields(PeftConfig)}
 AGGREGATOR_OPTIONS = ("cagrad_c", "fairgrad_alpha", "krum_byzantine", "krum_selected")
 
 
 def training_record(
     args: JSCPTTrainingArguments,
-    state: TrainerState,
-    fixed: Mapping[str, Any],
-    reproducing: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]],
+    steps: int,
+    evaluations: Sequence[Mapping[str, Any]],
+    configuration: Mapping[str, Any],
     task_names: Sequence[str],
 ) -> TrainingRecord:
     """The record of a run as it stands.
 
     Args:
         args: of the run.
-        state: of the run; its log holds the evaluations.
-        fixed: the run's `fixed_configuration`.
-        reproducing: the run's `reproducing_configuration`.
+        log: of the run.
+        steps: after which the weights were as they are now.
+        evaluations: what of the log is of these weights.
+        configuration: `settings` of the run.
         task_names: [N].
     """
     output = Path(args.output_dir)
-    split, accuracies = last_accuracies(state.log_history, task_names)
+    split, accuracies = last_accuracies(evaluations, task_names)
     results = results_of(output, accuracies)
     known = [accuracy for accuracy in accuracies.values() if not math.isnan(accuracy)]
-    mean = {"mean of the tasks": sum(known) / len(known)} if known else {}
     return TrainingRecord(
-        configuration=settings(fixed, reproducing),
-        steps=state.global_step,
+        configuration=configuration,
+        steps=steps,
         split=split,
-        accuracies=accuracies | mean,
+        accuracies=accuracies,
+        mean_accuracy=sum(known) / len(known) if known else None,
         results=results,
         pictures={name: caption for name, caption in PICTURES.items() if results and (output / name).exists()},
         files={name: content for name, content in FILES.items() if (output / name).exists()},
-        environment=environment(args.device, state.log_history),
+        environment=environment(args.device, log),
     )
 
 
-def settings(fixed: Mapping[str, Any], reproducing: Mapping[str, Any]) -> dict[str, Any]:
-    """What decided what a step does, without what is not set or not used."""
-    found = {name: fixed[name] for name in OPTIMIZERS} | dict(reproducing)
+def settings(adapter: JSCPTConfig, fixed: Mapping[str, Any], reproducing: Mapping[str, Any]) -> dict[str, Any]:
+    """What decided what a step does, without what is not set or not used.
+
+    Args:
+        adapter: what differs from the defaults is taken.
+        fixed: the run's `fixed_configuration`.
+        reproducing: the run's `reproducing_configuration`.
+    """
+    chosen = {each.name: vars(adapter)[each.name] for each in fields(adapter) if each.name not in FOUND}
+    defaults = {each.name: each.default for each in fields(adapter)}
+    found = {
+        name: value
+        for name, value in chosen.items()
+        if isinstance(value, int | float | str) and value != defaults[name]
+    }
+    found |= {name: fixed[name] for name in (*OPTIMIZERS, "trained_task")} | dict(reproducing)
     images = {f"{split} images": sizes for split, sizes in found.pop("images").items()}
     unused = {"base_model", *(() if fixed["gradient_aggregator"] else AGGREGATOR_OPTIONS)}
     return {name: value for name, value in (found | images).items() if value is not None and name not in unused}
 
 
 def last_accuracies(log: Sequence[Mapping[str, Any]], task_names: Sequence[str]) -> tuple[str, dict[str, float]]:
-    """The split and every task's accuracy of the last evaluation in a `Trainer`'s log; none before the first."""
+    """The split and every task's accuracy of the last evaluation among a `Trainer`'s logs; none before the first."""
     for logs in reversed(log):
         for name in logs:
             if name.endswith("_mean_accuracy"):
@@ -89,16 +108,17 @@ def last_accuracies(log: Sequence[Mapping[str, Any]], task_names: Sequence[str])
 
 def results_of(output: Path, accuracies: Mapping[str, float]) -> str | None:
     """The results table in a folder, if it is of the evaluation that gave `accuracies` and not of an earlier run."""
-    if not (accuracies and (output / RESULTS).exists() and (output / RESULTS_TABLE).exists()):
+    if not (accuracies and (output / RESULTS).is_file() and (output / RESULTS_TABLE).is_file()):
         return None
     expected = {task: None if math.isnan(accuracy) else accuracy for task, accuracy in accuracies.items()}
     try:
         rows = json.loads((output / RESULTS).read_text(encoding="utf-8"))["tasks"]
         if {task: row["trained"] for task, row in rows.items()} != expected:
             return None
-    except (ValueError, LookupError, TypeError, AttributeError):  # a file of that name, but somebody else's
+        return (output / RESULTS_TABLE).read_text(encoding="utf-8")
+    # Files of these names, but somebody else's, or cut off.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    return (output / RESULTS_TABLE).read_text(encoding="utf-8")
 
 
 def environment(device: torch.device, log: Sequence[Mapping[str, Any]]) -> dict[str, str]:

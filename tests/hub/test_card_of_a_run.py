@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import shlex
 
 import prompted
 import pytest
 import small_run
 import torch
 from huggingface_hub import ModelCard
+from transformers import TrainerCallback
 
 from jscpt_peft.evaluation import results_table, write_results
 from jscpt_peft.model import JSCPTPeftModel
@@ -37,7 +39,7 @@ def test_configuration_and_last_evaluation(trained):
     assert "# My adapter" in text and '"path/or/hub-id")' in text
     assert "cagrad_c" not in card.text  # without an aggregator it decides nothing
     found = {result.dataset_name: result.metric_value for result in card.data.eval_results}
-    assert found.pop("mean of the tasks") == pytest.approx(metrics["test_mean_accuracy"])
+    assert "| mean of the tasks | {:.1f} |".format(100 * metrics["test_mean_accuracy"]) in card.text
     assert found == {task: metrics[f"test_accuracy/{task}"] for task in prompted.TASKS}
     assert "Accuracy on `test`" in card.text
     assert "| photo | {:.1f} |".format(100 * metrics["test_accuracy/photo"]) in card.text
@@ -50,6 +52,106 @@ def test_before_any_evaluation(trained):
     card = ModelCard.load(output / "README.md")
     assert card.data.eval_results is None
     assert "Nothing was recorded with this card." in card.text
+
+
+def accuracies(output) -> tuple[dict[str, float], str]:
+    """Those of the card's front matter, and its text."""
+    card = ModelCard.load(output / "README.md")
+    return {result.dataset_name: result.metric_value for result in card.data.eval_results or ()}, card.text
+
+
+def of_tasks(metrics, prefix="eval_") -> dict[str, float]:
+    return {task: metrics[f"{prefix}accuracy/{task}"] for task in prompted.TASKS}
+
+
+def test_an_evaluation_of_other_weights_is_left_out(trained):
+    run, output = trained
+    run.evaluate()
+    run.train()  # what was evaluated is gone
+    run.save_model()
+    assert accuracies(output)[0] == {}
+    metrics = run.evaluate()
+    run.state.global_step += 1  # as after another step
+    run.save_model()
+    found, text = accuracies(output)
+    assert found == {} and "5 steps" in text
+    run.state.global_step -= 1
+    run.save_model()
+    assert accuracies(output)[0] == of_tasks(metrics)
+
+
+def test_the_best_weights_have_their_own_accuracies(tmp_path):
+    """Loaded at the end of training, they are of an earlier step than the last evaluation."""
+
+    class FirstIsBest(TrainerCallback):
+        """What the scores are does not matter here: a distinct one a step, and the first wins."""
+
+        def on_evaluate(self, args, state, control, metrics, **_):  # noqa: ARG002
+            scores = {f"eval_accuracy/{task}": 1 - state.global_step / 10 for task in prompted.TASKS}
+            metrics.update(scores)
+            state.log_history[-1].update(scores)
+
+    saving = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_accuracy/photo", "greater_is_better": True}
+    run = small_run.trainer(tmp_path, callbacks=[FirstIsBest()], **saving, **best)
+    run.train()
+    assert (run.state.best_global_step, run.state.global_step) == (2, 4)
+    run.save_model()
+    found, text = accuracies(tmp_path)
+    assert found == dict.fromkeys(prompted.TASKS, 0.8) and "2 steps" in text
+    metrics = run.evaluate(small_run.pictures("test"), metric_key_prefix="test")  # of the loaded weights, at step 4
+    run.save_model()
+    found, text = accuracies(tmp_path)
+    assert found == of_tasks(metrics, "test_")
+    assert "Accuracy on `test`" in text and "2 steps" in text
+    run.args.load_best_model_at_end = False
+    run.train()
+    run.save_model()
+    found, text = accuracies(tmp_path)
+    assert found == dict.fromkeys(prompted.TASKS, 0.6) and "4 steps" in text
+
+
+def test_settings_name_the_adapters_own_and_the_task_that_learns_alone(tmp_path):
+    model = prompted.prompted_clip(torch.float32, intervention_shared=False, towers="both", init_seed=7)
+    model.train_only("photo")
+    run = small_run.trainer(tmp_path, model=model, sizes={"train": (8, 0, 0)}, learn_scheduler=False)
+    run.create_model_card()
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    for line in ("| `trained_task` | photo |", "| `num_shared_tokens` | 3 |", "| `init_seed` | 7 |"):
+        assert line in lines
+    assert not any(line.startswith(("| `towers`", "| `task_type`", "| `peft_type`")) for line in lines)
+
+
+def test_a_path_is_as_good_as_a_string(trained):
+    run, output = trained
+    run.save_model(output)
+    assert "| `optim` | sgd |" in (output / "README.md").read_text()
+
+
+def test_a_card_that_fails_does_not_end_the_run(trained, monkeypatch):
+    run, output = trained
+    monkeypatch.setattr(ModelCard, "from_template", None)
+    run.save_model()
+    assert (output / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "options, arguments, flags",
+    [
+        ({}, (None, None), []),
+        ({"hub_private_repo": True}, (None, None), ["--private"]),
+        ({"hub_private_repo": True}, (None, False), []),
+        ({}, ("v2", True), ["--private", "--revision", "v2"]),
+        ({"hub_revision": "v1"}, (None, None), ["--revision", "v1"]),
+    ],
+)
+def test_the_command_to_push_later_keeps_what_was_asked(tmp_path, options, arguments, flags):
+    command = shlex.split(small_run.trainer(tmp_path, **options)._how_to_push_later(*arguments).split(" with: ")[1])
+    assert command[:5] == ["hf", "upload", tmp_path.name, str(tmp_path), "."]
+    rest = command[5:]
+    while rest and rest[0] == "--exclude":
+        rest = rest[2:]
+    assert rest == flags
 
 
 def test_results_and_pictures_of_this_evaluation_alone(trained):
@@ -70,10 +172,15 @@ def test_somebody_elses_results_are_passed_over(trained):
     run, output = trained
     run.evaluate()
     (output / "results.md").write_text("mine")
-    for content in ("no JSON", "[]", "{}", '{"tasks": {"photo": 1}}'):
+    broken = ("no JSON", "[1]", "{}", '{"accuracy": 1}', '{"tasks": {"photo"', '{"tasks": {"photo": 1}}', "[" * 10**5)
+    for content in broken:
         (output / "results.json").write_text(content)
-        run.save_model()
+        run.create_model_card()
         assert "mine" not in (output / "README.md").read_text()
+    (output / "results.json").unlink()
+    (output / "results.json").mkdir()
+    run.create_model_card()
+    assert "mine" not in (output / "README.md").read_text()
 
 
 def test_an_edited_card_stays(trained):

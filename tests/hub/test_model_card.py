@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import logging
 import re
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import oracles
@@ -14,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors import safe_open
 
+from jscpt_peft import JSCPTConfig
 from jscpt_peft.model import card as cards
 
 METHOD_CARD = Path(__file__).parents[2] / "MODEL_CARD.md"
@@ -21,6 +25,7 @@ RUN = cards.TrainingRecord(
     configuration={"seed": 3, "optim": "sgd"},
     steps=4,
     accuracies={"photo": 0.5, "clip|art": 0.25, "sketch": float("nan")},
+    mean_accuracy=0.375,
     pictures={"losses.png": "Training loss"},
     files={"manifest.json": "which image is in which split"},
     environment={"device": "CPU"},
@@ -48,7 +53,9 @@ def sections(card: ModelCard) -> dict[str, str]:
 def test_save_pretrained_describes_the_adapter(model, tmp_path):
     card = saved_card(model, tmp_path)
     assert card.data.base_model == "user/clip"
-    assert (card.data.library_name, card.data.license) == ("peft", "apache-2.0")
+    assert card.data.library_name == "peft"
+    assert "license" not in card.data.to_dict()  # nobody has granted one
+    assert "**Licence:** not stated." in card.text
     assert {"peft", "jscpt", "clip", "multi-task-learning"} <= set(card.data.tags)
     with safe_open(tmp_path / "adapter_model.safetensors", "pt") as stored:
         parameters = sum(stored.get_tensor(name).numel() for name in stored.offset_keys())
@@ -91,10 +98,69 @@ def test_what_a_run_adds(model):
     assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
     text = card.text
     assert "# user/name" in text and '"user/name")' in text and "**Licence:** mit." in text
-    for line in ("| `seed` | 3 |", "| photo | 50.0 |", r"| clip\|art | 25.0 |", "![Training loss](losses.png)"):
+    for line in (
+        "| `seed` | 3 |",
+        "| photo | 50.0 |",
+        r"| clip\|art | 25.0 |",
+        "| mean of the tasks | 37.5 |",
+        "![Training loss](losses.png)",
+    ):
         assert line in text.splitlines()
     assert "- [`manifest.json`](manifest.json): which image is in which split" in text
     assert "- device: CPU" in text
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({}, "per task a mask over the image features, and two small residual MLPs a task."),
+        ({"intervention_shared": True}, "over the image features, and two small residual MLPs that all tasks share."),
+        ({"learn_masks": False}, "a mask over the image features that is fixed at 0.5, and two small residual MLPs"),
+        ({"intervention": "none"}, "- no feature selection."),
+        ({"towers": "text"}, "in every block of the text tower;"),
+        ({"prompt_depth": 1, "towers": "vision"}, "in the first block of the vision tower;"),
+        ({"num_shared_tokens": 0, "num_task_tokens": 0}, "- no prompts; "),
+    ],
+    ids=str,
+)
+def test_the_adapter_that_there_is_is_described(options, said):
+    text = sections(cards.adapter_card(prompted.prompted_clip(torch.float32, **options)))["What an adapter is"]
+    assert said in " ".join(text.split())
+    assert len(re.findall("^- ", text.split("Stored are")[0], flags=re.MULTILINE)) == 2
+
+
+def test_the_card_is_of_an_adapter_that_is_saved(model, tmp_path):
+    tasks = {"birds": ["owl", "tit"]}
+    model.add_adapter("birds", JSCPTConfig(tasks=tasks, class_token_ids=prompted.class_token_ids(tasks)))
+    model.save_pretrained(tmp_path, selected_adapters=["birds"])
+    text = (tmp_path / "README.md").read_text()
+    assert "| birds | 2 | owl, tit |" in text and "| photo |" not in text
+    assert (tmp_path / re.search(r"`(\S+/adapter_model.safetensors)`", text)[1]).is_file()
+    assert '"path/or/hub-id", subfolder="birds")' in text
+    assert "| photo |" in saved_card(model, tmp_path / "both").text
+
+
+def test_without_metadata_of_the_package(model, tmp_path, monkeypatch):
+    """As on PYTHONPATH: there is no distribution to ask for a version."""
+
+    def distribution(package):
+        if package == "jscpt-peft":
+            raise PackageNotFoundError(package)
+        return found(package)
+
+    found = importlib.metadata.distribution
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    assert "- jscpt-peft unknown" in saved_card(model, tmp_path).text
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+def test_weights_are_saved_where_the_card_fails(model, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(cards.ModelCard, "from_template", None)
+    with caplog.at_level("WARNING"):
+        monkeypatch.setattr(logging.getLogger("jscpt_peft"), "propagate", True)
+        model.save_pretrained(tmp_path)
+    assert "was not written (TypeError: 'NoneType' object is not callable)" in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def test_many_class_names_are_shortened(tmp_path):
@@ -150,7 +216,7 @@ def test_pefts_and_transformers_empty_cards_are_replaced(model, tmp_path):
     "edit",
     [
         lambda text: text.replace("Intended use", "Use"),
-        lambda text: text.replace("license: apache-2.0", "license: mit"),
+        lambda text: text.replace("library_name: peft", "library_name: peft\nlicense: mit"),
         lambda text: text + "\nSee also my other adapters.\n",
         lambda text: text.replace("tags:", "tags: ["),  # broken front matter
         lambda _: "# My adapter\n",

@@ -17,6 +17,7 @@ TASKS = prompted.TASKS
     ("options", "message"),
     [
         ({"tasks": {}}, "`tasks` is empty"),
+        ({"task_type": "FEATURE_EXTRACTION"}, "`task_type` must be None, got 'FEATURE_EXTRACTION'"),
         ({"tasks": {"photo": []}}, r"`tasks\['photo'\]` has no class names"),
         ({"tasks": {"photo": ["cat", "dog", "cat"]}}, r"names \['cat'\] more than once"),
         ({"towers": "visoin"}, "`towers` must be one of .*Did you mean 'vision'"),
