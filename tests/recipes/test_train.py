@@ -117,6 +117,14 @@ class TestArguments:
         assert training.learning_rate == own["learning_rate"]
         assert self.parsed(str(config), "--learning_rate", "0.5")[2].learning_rate == 0.5
 
+    @pytest.mark.parametrize("option", [["--task_set", "dtd"], ["--task-set", "dtd"], ["--task_set=food101,dtd"]])
+    def test_every_spelling_of_the_task_set_finds_its_settings(self, option):
+        for arguments in (option, ["--task_set", "shapes", *option]):  # the last one counts
+            data, model, training = self.parsed(*arguments, "--output_dir", "x")
+            assert data.task_set.endswith("dtd")
+            assert model.model_name_or_path == "openai/clip-vit-base-patch16"
+            assert training.per_device_train_batch_size == 32
+
     def test_paper_values_where_a_task_set_has_none(self):
         _, model, training = self.parsed("--task_set", "folder", "--output_dir", "x")
         assert (training.learning_rate, training.momentum, training.num_train_epochs) == (0.0015, 0.9, 50)
@@ -159,6 +167,11 @@ class TestBadInput:
             capsys, "--task_set", "folder", "--data_root", str(tmp_path / "none"), "--output_dir", str(tmp_path / "y")
         )
         assert str(tmp_path / "none") in message.replace(" ", "") or "none" in message
+
+    def test_processes_with_other_images(self, capsys, pictures, tmp_path, monkeypatch):
+        monkeypatch.setattr(train, "gather_objects", lambda digest: [digest, "another"])
+        data = ["--task_set", "folder", "--data_root", str(pictures), "--output_dir", str(tmp_path / "out"), *QUICK]
+        assert "`task_set` 'folder' has other images in some processes than in others" in fails(capsys, *data)
 
     def test_output_directory_in_use(self, capsys, finished_run):
         message = fails(capsys, "--output_dir", str(finished_run))
