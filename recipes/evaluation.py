@@ -11,7 +11,6 @@ frequent confusions, worst group where the data know groups, accuracy under comm
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +47,7 @@ from jscpt_peft.evaluation import (
     write_evaluation,
 )
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
-from jscpt_peft.training.distributed import by_first_process, leave, process_index, world_size
+from jscpt_peft.training.distributed import by_first_process, give_up, leave, process_index, world_size
 
 console = Console()
 # PEFT asks transformers for a property by its old name; nothing that a user of these recipes could change.
@@ -132,7 +131,7 @@ def main(command_line: list[str] | None = None) -> None:
         who = f" in process {process_index()} of {world_size()}" if world_size() > 1 else ""
         console.quiet = False
         console.print(f"[bold red]Error{who}:[/] {escape(str(error))}", highlight=False, markup=True, soft_wrap=True)
-        sys.exit(1)
+        give_up(1)
     finally:
         console.quiet = False
 

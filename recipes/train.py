@@ -40,7 +40,7 @@ from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.callbacks import StopOnInterrupt, TaskProgress
 from jscpt_peft.training.checkpoint import remove_checkpoints
-from jscpt_peft.training.distributed import by_first_process, gather_objects, leave, process_index, world_size
+from jscpt_peft.training.distributed import by_first_process, gather_objects, give_up, leave, process_index, world_size
 from jscpt_peft.training.step_log import HISTORY_FILE
 
 console = Console()
@@ -59,7 +59,7 @@ def main(command_line: list[str] | None = None) -> None:
         who = f" in process {process_index()} of {world_size()}" if world_size() > 1 else ""
         console.quiet = False
         console.print(f"[bold red]Error{who}:[/] {escape(str(error))}", highlight=False, markup=True, soft_wrap=True)
-        sys.exit(1)
+        give_up(1)
     finally:
         console.quiet = False
 
@@ -104,6 +104,7 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
             f"Interrupted; step {trainer.state.global_step} is saved in {training.output_dir}. Go on with the same "
             "command and --resume_from_checkpoint last"
         )
+        leave()
         sys.exit(130)
     trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
     trainer.save_model(_internal_call=True)  # with --push_to_hub it would publish: that comes last, with the results

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,8 +49,7 @@ def join_on_cpu(timeout: float) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
-        # Also after an error: gloo's threads, left to the interpreter's shutdown, now and then abort the process.
-        atexit.register(_disconnect)
+        atexit.register(_disconnect_at_exit)
 
 
 def world_size() -> int:
@@ -127,9 +127,29 @@ def leave() -> None:
     _disconnect()
 
 
+def give_up(code: int) -> NoReturn:
+    """Ends this process after an error that has been told, without waiting for the others.
+
+    What an open connection leaves to the interpreter's shutdown now and then aborts the process (gloo), and the
+    launcher would report that instead: of several processes none shuts down.
+    """
+    if world_size() == 1:
+        sys.exit(code)
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _disconnect() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _disconnect_at_exit() -> None:
+    if world_size() > 1 and hasattr(sys, "last_value"):  # an exception that nobody caught, and that has been printed
+        give_up(1)
+    _disconnect()
 
 
 @contextmanager
