@@ -26,9 +26,8 @@ from arguments import DataArguments, ModelArguments, own_configuration, parse
 from peft import PeftModel
 from PIL import Image
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
-from safetensors import SafetensorError
+from told_errors import one_voice
 from train import load_data
 from transformers import CLIPImageProcessorPil, CLIPModel, ProgressCallback
 from zero_shot import zero_shot_model
@@ -47,7 +46,7 @@ from jscpt_peft.evaluation import (
     write_evaluation,
 )
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
-from jscpt_peft.training.distributed import by_first_process, give_up, leave, process_index, world_size
+from jscpt_peft.training.distributed import by_first_process, leave
 
 console = Console()
 # PEFT asks transformers for a property by its old name; nothing that a user of these recipes could change.
@@ -124,16 +123,8 @@ class Subject:
 def main(command_line: list[str] | None = None) -> None:
     kinds = (DataArguments, SubjectArguments, EvaluationArguments)
     data, subject, arguments = parse(kinds, __doc__, command_line, shown=SHOWN, left_out=OF_TRAINING)
-    console.quiet = process_index() > 0
-    try:
+    with one_voice(console):
         run(data, subject, arguments)
-    except (ValueError, OSError, ImportError, SafetensorError) as error:
-        who = f" in process {process_index()} of {world_size()}" if world_size() > 1 else ""
-        console.quiet = False
-        console.print(f"[bold red]Error{who}:[/] {escape(str(error))}", highlight=False, markup=True, soft_wrap=True)
-        give_up(1)
-    finally:
-        console.quiet = False
 
 
 def run(data: DataArguments, arguments: SubjectArguments, training: EvaluationArguments) -> None:

@@ -26,8 +26,7 @@ from pathlib import Path
 from arguments import DataArguments, ModelArguments, parse
 from peft import get_peft_model
 from rich.console import Console
-from rich.markup import escape
-from safetensors import SafetensorError
+from told_errors import one_voice
 from transformers import CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from zero_shot import zero_shot_model
@@ -40,7 +39,7 @@ from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.callbacks import StopOnInterrupt, TaskProgress
 from jscpt_peft.training.checkpoint import remove_checkpoints
-from jscpt_peft.training.distributed import by_first_process, gather_objects, give_up, leave, process_index, world_size
+from jscpt_peft.training.distributed import by_first_process, gather_objects, leave
 from jscpt_peft.training.step_log import HISTORY_FILE
 
 console = Console()
@@ -52,16 +51,8 @@ def main(command_line: list[str] | None = None) -> None:
     data, model_arguments, training = parse(
         (DataArguments, ModelArguments, JSCPTTrainingArguments), __doc__, command_line
     )
-    console.quiet = process_index() > 0
-    try:
+    with one_voice(console):
         run(data, model_arguments, training)
-    except (ValueError, OSError, ImportError, FloatingPointError, SafetensorError) as error:
-        who = f" in process {process_index()} of {world_size()}" if world_size() > 1 else ""
-        console.quiet = False
-        console.print(f"[bold red]Error{who}:[/] {escape(str(error))}", highlight=False, markup=True, soft_wrap=True)
-        give_up(1)
-    finally:
-        console.quiet = False
 
 
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:

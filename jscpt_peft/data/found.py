@@ -74,8 +74,7 @@ class RowsOfTables:
         return dataset.with_transform(self._read, columns=["image"], output_all_columns=True)
 
     def open(self, key: str) -> Image.Image:
-        place = self._place(key)
-        return self.tables[place["split"]][place["row"]]["image"]
+        return self._image(self._place(key))
 
     def _place(self, key: str) -> dict:
         split, _, number = key.rpartition("/")
@@ -84,10 +83,10 @@ class RowsOfTables:
 
     def _read(self, batch: dict[str, list]) -> dict[str, list]:
         """The transform of the data sets; `batch` is empty where `image` was not selected."""
-        return {
-            name: [self.tables[place["split"]][place["row"]]["image"] for place in places]
-            for name, places in batch.items()
-        }
+        return {name: [self._image(place) for place in places] for name, places in batch.items()}
+
+    def _image(self, place: dict) -> Image.Image:
+        return self.tables[place["split"]][place["row"]]["image"]
 
 
 def without_unreadable(found: Mapping[str, FoundTask], images: Images, place: object) -> dict[str, FoundTask]:

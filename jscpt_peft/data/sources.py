@@ -41,14 +41,17 @@ def find(
         FileNotFoundError, ValueError: what is below `data_root` is incomplete or something else.
         OSError: the Hub cannot be read; the message says why.
     """
-    source = local_source(benchmark, data_root) if data_root is not None else _on_hub(benchmark, revision, origin)
-    check_classes(benchmark, source)
+    if data_root is None:
+        source = _on_hub(benchmark, revision, origin)
+    else:
+        source = local_source(benchmark, data_root)
+        check_classes(benchmark, source)
     compare_counts(benchmark, source)
     return source
 
 
 def _on_hub(benchmark: Benchmark, revision: str | None, origin: str | None) -> Source:
-    """The first place on the Hub that exists and holds what it should."""
+    """The first place on the Hub that exists and whose classes are the expected ones."""
     places, reasons = benchmark.hub, []
     if origin is not None:
         repository, _, revision = origin.partition("@")

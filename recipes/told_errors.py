@@ -1,0 +1,27 @@
+"""What a recipe that runs on several processes says, and when it says it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from safetensors import SafetensorError
+
+from jscpt_peft.training.distributed import give_up, process_index, world_size
+
+
+@contextmanager
+def one_voice(console: Console) -> Iterator[None]:
+    """Within, only the first process prints; an error that a user can mend ends any of them with one line."""
+    console.quiet = process_index() > 0
+    try:
+        yield
+    except (ValueError, OSError, ImportError, FloatingPointError, SafetensorError) as error:
+        who = f" in process {process_index()} of {world_size()}" if world_size() > 1 else ""
+        console.quiet = False
+        console.print(f"[bold red]Error{who}:[/] {escape(str(error))}", highlight=False, markup=True, soft_wrap=True)
+        give_up(1)
+    finally:
+        console.quiet = False
