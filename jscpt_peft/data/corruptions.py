@@ -92,7 +92,7 @@ def _impulse_noise(pixels: np.ndarray, amount: float, scale: float, rng: np.rand
 # ---- blur: strengths are lengths in pixels at the reference size ----------------------------------------------------
 
 
-def _defocus_blur(pixels: np.ndarray, radius: float, scale: float, rng: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+def _defocus_blur(pixels: np.ndarray, radius: float, scale: float, _rng: np.random.Generator) -> np.ndarray:
     """Every point becomes a disk."""
     radius *= scale
     reach = math.ceil(radius)
@@ -127,7 +127,7 @@ def _convolve(pixels: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 # ---- weather, light and storage -------------------------------------------------------------------------------------
 
 
-def _fog(pixels: np.ndarray, amount: float, scale: float, rng: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+def _fog(pixels: np.ndarray, amount: float, _scale: float, rng: np.random.Generator) -> np.ndarray:
     """Bright clouds of all sizes lie over the picture, whose brightest value stays what it was."""
     height, width, _ = pixels.shape
     clouds = np.zeros((height, width))
@@ -139,26 +139,26 @@ def _fog(pixels: np.ndarray, amount: float, scale: float, rng: np.random.Generat
     return (pixels + amount * clouds[..., None]) * brightest / (brightest + amount)
 
 
-def _brightness(pixels: np.ndarray, amount: float, scale: float, rng: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+def _brightness(pixels: np.ndarray, amount: float, _scale: float, _rng: np.random.Generator) -> np.ndarray:
     """Adds to the value of hue, saturation and value; black, which has no hue, becomes grey."""
     value = pixels.max(axis=2, keepdims=True)
     brighter = (value + amount).clip(max=1)
     return np.where(value > 0, pixels * brighter / np.maximum(value, 1e-6), brighter)
 
 
-def _contrast(pixels: np.ndarray, factor: float, scale: float, rng: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+def _contrast(pixels: np.ndarray, factor: float, _scale: float, _rng: np.random.Generator) -> np.ndarray:
     mean = pixels.mean(axis=(0, 1))
     return mean + factor * (pixels - mean)
 
 
-def _pixelate(pixels: np.ndarray, factor: float, scale: float, rng: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+def _pixelate(pixels: np.ndarray, factor: float, _scale: float, _rng: np.random.Generator) -> np.ndarray:
     """Squares of one colour, 1 / `factor` pixels wide at every size."""
     image = _to_image(pixels)
     coarse = image.resize([max(1, round(factor * side)) for side in image.size], Image.Resampling.BOX)
     return np.asarray(coarse.resize(image.size, Image.Resampling.NEAREST)) / 255
 
 
-def _jpeg(pixels: np.ndarray, quality: float, scale: float, rng: np.random.Generator) -> np.ndarray:  # noqa: ARG001
+def _jpeg(pixels: np.ndarray, quality: float, scale: float, _rng: np.random.Generator) -> np.ndarray:
     stored = io.BytesIO()
     _to_image(pixels).save(stored, format="JPEG", quality=min(95, round(quality / math.sqrt(scale))))
     return np.asarray(Image.open(stored)) / 255
