@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -17,8 +16,7 @@ import torch
 from adapter import adapter_config, load_adapter
 from peft import PeftModel
 from rich.console import Console
-from rich.markup import escape
-from safetensors import SafetensorError
+from told_errors import one_voice
 from transformers import CLIPImageProcessorPil
 
 console = Console()
@@ -36,11 +34,8 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     parser.add_argument("--measure", action="store_true", help="time it against the adapter, one image at a time")
     arguments = parser.parse_args(command_line)
-    try:
+    with one_voice(console):
         export(arguments)
-    except (ValueError, OSError, SafetensorError) as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
 
 
 def export(arguments: argparse.Namespace) -> None:

@@ -7,15 +7,14 @@ python recipes/predict.py --adapter user/name --revision v2 --task art picture.j
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
 from pathlib import Path
 
 from adapter import adapter_config, load_adapter
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from told_errors import one_voice
 from transformers import CLIPImageProcessorPil
 
 console = Console()
@@ -32,12 +31,8 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--model_name_or_path", help="base model; default: the one the adapter was trained on")
     parser.add_argument("--top", type=int, default=3, help="classes to print (default: 3)")
     arguments = parser.parse_args(command_line)
-    try:
+    with one_voice(console):
         predictions = predict(arguments)
-    except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        console.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-        sys.exit(1)
     table = Table("picture", *(f"{place}." for place in range(1, arguments.top + 1)))
     for path, prediction in zip(arguments.images, predictions, strict=True):
         best = list(prediction.items())[: arguments.top]

@@ -20,7 +20,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -29,8 +28,8 @@ from huggingface_hub import constants
 from npm_packages import Package, download, program, read_file, read_files
 from PIL import Image
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
+from told_errors import one_voice
 
 from jscpt_peft.data.emoji import check_emoji, default_root
 
@@ -81,11 +80,8 @@ def main(command_line: list[str] | None = None) -> None:
     downloads = Path(constants.HF_HOME, "jscpt_peft", "npm")
     parser.add_argument("--downloads", type=Path, default=downloads, help=f"where packages are kept ({downloads})")
     arguments = parser.parse_args(command_line)
-    try:
+    with one_voice(console):
         prepare(arguments.output, arguments.downloads)
-    except (ValueError, OSError) as error:
-        console.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
 
 
 def prepare(output: Path, downloads: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a recipe that runs on several processes says, and when it says it."""
+"""How a recipe, on one process or several, tells of an error: in one line, once."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def one_voice(console: Console) -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError, FloatingPointError, SafetensorError) as error:
         who = f" in process {process_index()} of {world_size()}" if world_size() > 1 else ""
+        message = escape(" ".join(str(error).split()))  # the Hub's have several lines
         console.quiet = False
-        console.print(f"[bold red]Error{who}:[/] {escape(str(error))}", highlight=False, markup=True, soft_wrap=True)
+        console.print(f"[bold red]Error{who}:[/] {message}", highlight=False, markup=True, soft_wrap=True)
         give_up(1)
     finally:
         console.quiet = False

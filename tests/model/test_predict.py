@@ -303,12 +303,12 @@ class TestBadInput:
 
 @pytest.mark.slow
 def test_a_real_size(tmp_path):
-    """64 files under a random ViT-B/32 with 4 tasks x 65 classes: agreement, and (with `-s`) the times."""
+    """24 files under a random ViT-B/32 with 4 tasks x 65 classes: agreement, and (with `-s`) the times."""
     import benchmark
 
     model = benchmark.random_model(benchmark.BenchmarkArguments(model="vit_b32"))
-    paths = [tmp_path / f"{index}.jpg" for index in range(64)]
-    for path, image in zip(paths, adapted.pictures(64), strict=True):
+    paths = [tmp_path / f"{index}.jpg" for index in range(24)]
+    for path, image in zip(paths, adapted.pictures(24), strict=True):
         image.resize((500, 375)).save(path)
     ways = {
         "one by one": lambda: [model.predict(path, "task 1")[0] for path in paths],
