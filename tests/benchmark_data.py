@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import zipfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import datasets
+from datasets.info import DatasetInfosDict
+from hub_server import Hub
+from huggingface_hub import DatasetCardData
 from PIL import Image
 
 from jscpt_peft.data.benchmark import Benchmark, HubTable
@@ -24,13 +28,13 @@ PER_CLASS = {"train": 6, "validation": 2, "test": 2}
 RAW_NAMES = {
     "office_home": ["Alarm_Clock", "Postit_Notes", "ToothBrush", "TV", "Push_Pin"],
     "caltech101": ["airplanes", "Faces", "Leopards", "Motorbikes", "wild_cat"],
-    "oxford_pets": ["Abyssinian", "great_pyrenees"],
+    "oxford_pets": ["Abyssinian", "great_pyrenees", "yorkshire_terrier"],
     "stanford_cars": ["AM General Hummer SUV 2000", "Acura RL Sedan 2012"],
-    "oxford_flowers": ["pink primrose", "hard-leaved pocket orchid"],
-    "food101": ["apple_pie", "baby_back_ribs"],
-    "fgvc_aircraft": ["707-320", "A340-200"],
+    "oxford_flowers": ["pink primrose", "hard-leaved pocket orchid", "canterbury bells"],
+    "food101": ["apple_pie", "baby_back_ribs", "waffles"],
+    "fgvc_aircraft": ["707-320", "A340-200", "Yak-42"],
     "sun397": ["abbey", "airplane cabin"],
-    "dtd": ["banded", "chequered"],
+    "dtd": ["banded", "chequered", "zigzagged"],
     "eurosat": [
         *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"),
         *("Pasture", "PermanentCrop", "Residential", "River", "SeaLake"),
@@ -75,20 +79,32 @@ def picture(*rgb: int, suffix: str = "png") -> bytes:
 
 
 def repository(
-    name: str, place: HubTable, per_class: dict[str, int] | None = None, filling: bytes = b""
+    name: str, place: HubTable, per_class: dict[str, int] | None = None, filling: bytes = b"", shards: int = 2
 ) -> dict[str, bytes]:
     """The files of a data set repository: path -> content; `filling` follows the bytes of every picture."""
     benchmark = BENCHMARKS[name]
-    files = {}
+    tables = {}
     for split, ours in place.splits.items():
         count = {**PER_CLASS, "pool": 10, **(per_class or {})}[ours]
-        table = frames(name, count) if place.middle_frame else images(benchmark, place, count, filling)
-        buffer = io.BytesIO()
-        table.to_parquet(buffer, batch_size=100 if filling else 1000)  # row groups, as the Hub has them
-        files[f"data/{split}-00000-of-00001.parquet"] = buffer.getvalue()
-    configs = "".join(f"  - split: {split}\n    path: data/{split}-*\n" for split in place.splits)
-    files["README.md"] = f"---\nconfigs:\n- config_name: default\n  data_files:\n{configs}---\n".encode()
-    return files
+        tables[split] = frames(name, count) if place.middle_frame else images(benchmark, place, count, filling)
+    return parquet_files(tables, shards, rows=100 if filling else 1000)
+
+
+def parquet_files(tables: dict[str, datasets.Dataset], shards: int = 2, rows: int = 1000) -> dict[str, bytes]:
+    """Splits as `push_to_hub` publishes them: several files each, in groups of `rows`, and described in the README."""
+    files, splits = {}, datasets.SplitDict()
+    for split, table in tables.items():
+        for number in range(shards):
+            buffer = io.BytesIO()
+            table.shard(shards, number, contiguous=True).to_parquet(buffer, batch_size=rows)
+            files[f"data/{split}-{number:05}-of-{shards:05}.parquet"] = buffer.getvalue()
+        splits.add(datasets.SplitInfo(split, num_bytes=1, num_examples=len(table)))
+    card = DatasetCardData()
+    info = datasets.DatasetInfo(features=next(iter(tables.values())).features, splits=splits, dataset_size=1)
+    DatasetInfosDict(default=info).to_dataset_card_data(card)
+    paths = [{"split": split, "path": f"data/{split}-*"} for split in tables]
+    card.configs = [{"config_name": "default", "data_files": paths}]
+    return {**files, "README.md": f"---\n{card.to_yaml()}\n---\n# A data set\n".encode()}
 
 
 def images(benchmark: Benchmark, place: HubTable, count: int, filling: bytes = b"") -> datasets.Dataset:
@@ -240,3 +256,21 @@ def coop_zip(name: str, folder_of: Path) -> bytes:
             if path.is_file():
                 archive.write(path, path.relative_to(folder_of))
     return buffer.getvalue()
+
+
+# ---- from the stand-in of the Hub -----------------------------------------------------------------------------------
+
+
+def publish(hub: Hub, name: str, place: HubTable | None = None, revision: str | None = None, **options) -> str:
+    """One of a benchmark's repositories (`options` as for `repository`); returns the commit."""
+    place = place or next(each for each in BENCHMARKS[name].hub if isinstance(each, HubTable))
+    files = repository(name, place, **options)
+    return hub.add(place.repository, files, kind="datasets", revision=revision or place.revision or "main")
+
+
+def load(hub: Hub, home: Path, *options: dict, **environment: str) -> tuple[list[dict], str]:
+    """What `load_program` says of each of `options`, and its log."""
+    command = [sys.executable, *(str(Path(__file__).with_name(name)) for name in ("impatient.py", "load_program.py"))]
+    done = hub.run([*command, json.dumps(options)], home=home, **environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr

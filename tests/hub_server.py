@@ -19,7 +19,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 Files = dict[str, bytes]
 TOKEN = "hf_owner"  # may read and write everything
@@ -27,6 +27,7 @@ COMMIT_ID = re.compile("[0-9a-f]{40}")
 REPOSITORY = re.compile(
     r"/(?:(models|datasets)/)?([^/]+/[^/]+?)(?:/(resolve|revision|tree|preupload|commit|branch)/([^/]+))?(/.*)?"
 )
+LFS = (".parquet", ".safetensors", ".zip")  # files that the Hub keeps elsewhere
 
 
 @dataclass
@@ -58,13 +59,15 @@ class Hub:
         url: its address, for `HF_ENDPOINT`.
         repositories: (`models` or `datasets`, id) -> repository.
         requests: (method, path) of every request so far.
-        downloads: paths `id/file` of every GET of a file.
+        downloads: paths `id/file` of every GET of a file that was answered with it.
+        failing: end of the path of a file -> status, such as 503, that it is answered with wherever it is kept.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.requests: list[tuple[str, str]] = []
         self.downloads: list[str] = []
+        self.failing: dict[str, int] = {}
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
@@ -104,7 +107,11 @@ class Hub:
         """For a process that is to talk to the stand-in; `home` takes its caches."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
         hub = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-        quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
+        quiet = {
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
         return {**inherited, **hub, **quiet, **({"HF_TOKEN": token} if token else {})}
 
     def run(
@@ -138,6 +145,11 @@ class Handler(BaseHTTPRequestHandler):
         self.query, path = parse_qs(url.query), url.path
         self.hub.requests.append((self.command, unquote(path)))
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        status = next((status for end, status in self.hub.failing.items() if unquote(path).endswith(end)), None)
+        if status is not None:
+            return self.missing("", status, message="Out of order.")
+        if path.startswith("/store/"):
+            return self.stored(unquote(path))
         if path == "/api/repos/create":
             return self.create(json.loads(self.body))
         if path == "/api/validate-yaml":
@@ -166,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
         oid, files = commit
         path = (rest or "").strip("/")
         if action == "resolve":
-            return self.file(name, oid, path, files)
+            return self.file(kind or "models", name, oid, path, files)
         if action == "tree":
             return self.tree(oid, path, files)
         if action == "preupload":
@@ -187,13 +199,29 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.repositories[kind, name].commit({}, "main")
         return self.reply(json.dumps({"url": url}))
 
-    def file(self, name: str, oid: str, path: str, files: Files) -> None:
+    def file(self, kind: str, name: str, oid: str, path: str, files: Files) -> None:
         if path not in files:
             return self.missing("EntryNotFound", **{"X-Repo-Commit": oid})
-        content = files[path]
-        headers = {"X-Repo-Commit": oid, "ETag": f'"{blob_id(content)}"', "Accept-Ranges": "bytes"}
+        content, headers = files[path], {"X-Repo-Commit": oid}
+        if not path.endswith(LFS):
+            return self.content(f"{name}/{path}", content, **headers)
+        headers |= {"X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Linked-Size": str(len(content))}
+        # Another host to whoever reads the address.
+        store = f"http://localhost:{self.hub.server.server_port}/store"
+        return self.reply("Found", 302, **headers, Location=quote(f"{store}/{kind}/{name}/{oid}/{path}", safe=":/"))
+
+    def stored(self, address: str) -> None:
+        """A file from the store of LFS files, whose addresses say who may have it: one with a token is refused."""
+        if self.headers.get("Authorization"):
+            return self.missing("", status=400, message="Only one auth mechanism allowed.")
+        _, _, kind, owner, name, oid, path = address.split("/", 6)
+        _, files = self.hub.repositories[kind, f"{owner}/{name}"].at(oid)
+        return self.content(f"{owner}/{name}/{path}", files[path])
+
+    def content(self, path: str, content: bytes, **headers: str) -> None:
+        headers = {**headers, "ETag": f'"{blob_id(content)}"', "Accept-Ranges": "bytes"}
         if self.command == "GET":
-            self.hub.downloads.append(f"{name}/{path}")
+            self.hub.downloads.append(path)
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if not wanted:
             return self.reply(content, **headers)

@@ -58,7 +58,8 @@ class Benchmark:
         counts: images in CoOp's train, validation and test, or in all of each domain.
         renamed: raw class names, as `plain` spells them, -> what CoOp calls them.
         dropped: raw class names, as `plain` spells them, that are no classes of the benchmark.
-        expected: class names that must be among them; all others are dropped where `num_classes` of them are named.
+        expected: class names that must be among them, but for what `plain` takes away; all others are dropped where
+            `num_classes` of them are named.
         camel_case: its raw names are words run together, as in `ApplyEyeMakeup`.
         year_first: CoOp moves the year of a raw name to its front.
         domains: task name -> its name in the repository's domain column and, but for case, its folder; empty for a

@@ -71,6 +71,11 @@ def benchmark_task_set(
     # A manifest from the Hub names rows, which are those of one commit.
     origins = manifest["options"].get("sources", {}) if manifest is not None and data_root is None else {}
     sources = [find(each, data_root, revision, origins.get(each.name)) for each in benchmarks]
+    # Manifests are published: what is below `data_root` goes by its folder there, as the images do.
+    names = [
+        each.folder if data_root is not None else source.origin
+        for each, source in zip(benchmarks, sources, strict=True)
+    ]
     if skip_bad_images:
         sources = [_readable(benchmark, source) for benchmark, source in zip(benchmarks, sources, strict=True)]
     pieces = _named_pieces(benchmarks, sources)
@@ -88,7 +93,7 @@ def benchmark_task_set(
                 "train_fraction": train_fraction,
                 "shots": shots,
                 "skip_bad_images": skip_bad_images,
-                "sources": {each.name: source.origin for each, source in zip(benchmarks, sources, strict=True)},
+                "sources": {each.name: name for each, name in zip(benchmarks, names, strict=True)},
             },
             "tasks": {task: {split: keys_of(splits[split]) for split in SPLITS} for task, splits in chosen.items()},
         }

@@ -96,6 +96,7 @@ FEW_SHOT_10 = (
         images="images",
         split_file="split_zhou_OxfordPets.json",
         counts=_coop(2944, 736, 3669),
+        expected=("Abyssinian", "great pyrenees", "yorkshire terrier"),
     ),
     _few_shot(
         "stanford_cars",
@@ -123,6 +124,7 @@ FEW_SHOT_10 = (
         images="jpg",
         split_file="split_zhou_OxfordFlowers.json",
         counts=_coop(4093, 1633, 2463),
+        expected=("pink primrose", "hard-leaved pocket orchid", "canterbury bells"),
     ),
     _few_shot(
         "food101",
@@ -139,6 +141,7 @@ FEW_SHOT_10 = (
         images="images",
         split_file="split_zhou_Food101.json",
         counts=_coop(50500, 20200, 30300),
+        expected=("apple pie", "baby back ribs", "waffles"),
     ),
     _few_shot(
         "fgvc_aircraft",
@@ -156,6 +159,7 @@ FEW_SHOT_10 = (
         folder="fgvc_aircraft",
         images="images",
         counts=_coop(3334, 3333, 3333),
+        expected=("707-320", "A340-200", "Yak-42"),
     ),
     _few_shot(
         "sun397",
@@ -165,6 +169,7 @@ FEW_SHOT_10 = (
         images="SUN397",
         split_file="split_zhou_SUN397.json",
         counts=_coop(15880, 3970, 19850),
+        expected=("abbey", "airplane cabin"),
     ),
     _few_shot(
         "dtd",
@@ -175,6 +180,7 @@ FEW_SHOT_10 = (
         images="images",
         split_file="split_zhou_DescribableTextures.json",
         counts=_coop(2820, 1128, 1692),
+        expected=("banded", "chequered", "zigzagged"),
     ),
     _few_shot(
         "eurosat",

@@ -17,6 +17,7 @@ from jscpt_peft.data.class_names import class_name, plain
 from jscpt_peft.data.coop import local_source
 from jscpt_peft.data.found import FoundTask, RowsOfTables, Source
 from jscpt_peft.data.hub_revision import commit_of
+from jscpt_peft.data.hub_stream import streamed_tables
 from jscpt_peft.data.hub_table import column_names, load_tables
 from jscpt_peft.data.task import read_column
 
@@ -43,7 +44,7 @@ def hub_source(benchmark: Benchmark, place: HubTable | HubArchive, revision: str
 
 
 def _table_source(benchmark: Benchmark, place: HubTable, commit: str, origin: str) -> Source:
-    tables, places = load_tables(benchmark, place, commit)
+    tables, places = streamed_tables(benchmark, place, commit) if place.streamed else (load_tables(place, commit), {})
     tasks: dict[str, FoundTask] = {task: {} for task in benchmark.tasks}
     task_of_domain = {plain(domain): task for task, domain in benchmark.domains.items()}
     for split, table in tables.items():

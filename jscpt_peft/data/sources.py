@@ -7,19 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 from datasets.exceptions import DatasetsError
 from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from jscpt_peft.data.assemble import keys_of
 from jscpt_peft.data.benchmark import Benchmark
+from jscpt_peft.data.class_names import plain
 from jscpt_peft.data.coop import local_source
 from jscpt_peft.data.found import POOL, Source
 from jscpt_peft.data.hub import hub_source
+from jscpt_peft.data.hub_failure import BROKEN, interruption
 
 logger = logging.getLogger(__name__)
 
-# What says that a place is not there or holds something else; anything else is for the user to mend.
+# What says that a place is not there or holds something else, unless the way to it broke; anything else is for the
+# user to mend.
 ABSENT = (FileNotFoundError, ValueError, RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError)
 
 
@@ -51,33 +55,54 @@ def find(
 
 
 def _on_hub(benchmark: Benchmark, revision: str | None, origin: str | None) -> Source:
-    """The first place on the Hub that exists and whose classes are the expected ones."""
-    places, reasons = benchmark.hub, []
+    """The first place on the Hub that exists and whose classes are the expected ones.
+
+    Another place is no answer to a failure that may pass: the same command would use other images each time.
+    """
+    places, reasons, offline = benchmark.hub, [], datasets.config.HF_HUB_OFFLINE
     if origin is not None:
         repository, _, revision = origin.partition("@")
         places = [place for place in benchmark.hub if place.repository == repository]
         if not places:
-            raise ValueError(f"`manifest` was written for {origin}, which is no place of {benchmark.name} on the Hub.")
+            raise ValueError(
+                f"`manifest` was written for {origin}, which is no place of {benchmark.name} on the Hub: give "
+                "`data_root` where it names a folder."
+            )
     for place in places:
         try:
             source = hub_source(benchmark, place, revision)
             check_classes(benchmark, source)
         except Exception as error:  # the network's and the Hub's failures have no common base
             cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
-            reasons.append(f"{place.repository}: {' '.join(str(cause).split()) or type(cause).__name__}")
-            if isinstance(cause, ABSENT) or datasets.config.HF_HUB_OFFLINE:
+            broken = None if offline else interruption(error)
+            reasons.append(f"{place.repository}: {_reason(cause if broken is None else broken)}")
+            if offline or (broken is None and isinstance(cause, ABSENT)):
                 continue
-            raise OSError(f"{_unread(benchmark, reasons)} Downloads are kept in {constants.HF_HOME}.") from error
+            message = _unread(benchmark, reasons, "" if broken is None else _again(place.repository, broken))
+            raise OSError(f"{message} Complete files are kept in {constants.HF_HOME}.") from error
         if reasons:
             logger.warning("%s comes from %s instead (%s).", benchmark.name, source.origin, "; ".join(reasons))
         return source
     raise OSError(_unread(benchmark, reasons))
 
 
-def _unread(benchmark: Benchmark, reasons: Sequence[str]) -> str:
+def _reason(error: BaseException) -> str:
+    text, name = " ".join(str(error).split()), type(error).__name__
+    return f"{name}: {text}" if text and isinstance(error, BROKEN) else text or name
+
+
+def _again(repository: str, broken: BaseException) -> str:
+    again = "The Hub or the network failed, which may pass: run the same command again. "
+    if isinstance(broken, pa.ArrowInvalid):
+        copies = f"*--{repository.replace('/', '--')}"
+        again += f"If a file stays damaged, delete {copies} in {constants.HF_HUB_CACHE} first. "
+    return again
+
+
+def _unread(benchmark: Benchmark, reasons: Sequence[str], again: str = "") -> str:
     offline = "`HF_DATASETS_OFFLINE` or `HF_HUB_OFFLINE` is set. " if datasets.config.HF_HUB_OFFLINE else ""
     return (
-        f"{benchmark.name} cannot be read from the Hub ({'; '.join(reasons)}). {offline}Without network give "
+        f"{benchmark.name} cannot be read from the Hub ({'; '.join(reasons)}). {offline}{again}Without network give "
         "`data_root`, the folder with the data set as users of CoOp, Dassl and LibMTL have it; `task_set` 'shapes' "
         "needs no data at all."
     )
@@ -87,7 +112,8 @@ def check_classes(benchmark: Benchmark, source: Source) -> None:
     """Raises a ValueError that says in one sentence how the classes of `source` differ from the benchmark's."""
     for task, splits in source.tasks.items():
         classes = {name for split in splits.values() for name, keys in split.items() if keys}
-        missing = sorted(set(benchmark.expected) - classes)
+        there = {plain(name) for name in classes}
+        missing = sorted(name for name in benchmark.expected if plain(name) not in there)
         if missing or len(classes) != benchmark.num_classes:
             lacking = f" and no {', '.join(map(repr, missing[:3]))}" if missing else ""
             raise ValueError(

@@ -8,7 +8,7 @@ import shutil
 import benchmark_data
 import pytest
 
-from jscpt_peft.data import ImageTaskDataset, load_task_set, read_column, read_manifest, write_manifest
+from jscpt_peft.data import ImageTaskDataset, load_task_set, read_column
 from jscpt_peft.data.benchmarks import BENCHMARKS, FEW_SHOT_10
 
 COOP = [each.name for each in FEW_SHOT_10]
@@ -157,29 +157,6 @@ class TestMixtures:
     def test_each_gets_its_own_protocol(self, data_root):
         task_set = load_task_set("office_home,eurosat", data_root=data_root)
         assert [len(task.train) for task in task_set] == [65] * 4 + [50]
-
-
-class TestManifest:
-    def test_it_names_every_image_and_is_used_again(self, data_root, tmp_path):
-        first = load_task_set("office_home", data_root=data_root, shots=1, seed=5)
-        write_manifest(first.manifest, tmp_path / "manifest.json")
-        kept = read_manifest(tmp_path / "manifest.json")
-        assert kept["options"]["sources"]["office_home"].endswith("office_home")
-        again = load_task_set("office_home", data_root=data_root, seed=9, manifest=kept)
-        for one, other in zip(first, again, strict=True):
-            assert one.class_names == other.class_names
-            for split in ("train", "validation", "dev", "test"):
-                keys = read_column(one.split(split), "key")
-                assert keys == read_column(other.split(split), "key")
-                assert sorted(keys) == kept["tasks"][one.name][split]
-                assert all((data_root / key).is_file() for key in keys)
-
-    def test_one_of_another_task_set(self, data_root):
-        manifest = load_task_set("dtd", data_root=data_root).manifest
-        with pytest.raises(ValueError, match="`manifest` belongs to the task set 'dtd', not to 'eurosat'"):
-            load_task_set("eurosat", data_root=data_root, manifest=manifest)
-        with pytest.raises(ValueError, match="`manifest` fixes the training images"):
-            load_task_set("dtd", data_root=data_root, manifest=manifest, shots=2)
 
 
 class TestBadInput:
