@@ -6,7 +6,9 @@
     accelerate launch recipes/evaluate.py --adapter outputs/mine --task_set shapes --output_dir outputs/eval
 
 Writes evaluation.json and evaluation.md (accuracy, macro-F1 and calibration by task, mean, worst task and its most
-frequent confusions, worst group where the data know groups, accuracy under common corruptions) and pictures of them.
+frequent confusions, worst group where the data know groups, accuracy under common corruptions), pictures of them and
+manifest.json (which images were tested). An adapter is tested on the split that it was trained with, where it is of
+this task set and no option asks for another one; and never on images that it was trained with.
 """
 
 from __future__ import annotations
@@ -15,26 +17,21 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import yaml
-from adapter import adapter_config, load_adapter
-from arguments import DataArguments, ModelArguments, own_configuration, parse
-from peft import PeftModel
+from arguments import DataArguments, ModelArguments, parse
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
+from subject import METHODS, SubjectArguments, check_subject
+from tested_images import MANIFEST, check_output, load_tested, own_split
 from told_errors import one_voice
-from train import load_data
-from transformers import CLIPImageProcessorPil, CLIPModel, ProgressCallback
-from zero_shot import zero_shot_model
+from transformers import CLIPImageProcessorPil, ProgressCallback
 
-from jscpt_peft.assets import TINY_CLIP
-from jscpt_peft.choices import check_choice, nearest
-from jscpt_peft.data import ImageTaskDataset, Task, TaskSet, image_transform, read_column, to_rgb
+from jscpt_peft.choices import check_choice
+from jscpt_peft.data import ImageTaskDataset, Task, TaskSet, image_transform, read_column, to_rgb, write_manifest
 from jscpt_peft.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from jscpt_peft.data.splits import ranked
 from jscpt_peft.evaluation import (
@@ -55,25 +52,6 @@ warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", categor
 SHOWN = {"output_dir", "seed", "bf16", "use_cpu", "per_device_eval_batch_size", "dataloader_num_workers"}
 # What a configuration file says about training an adapter. A trained one knows it, its base model included.
 OF_TRAINING = set(vars(ModelArguments)["__annotations__"])
-
-
-@dataclass
-class SubjectArguments:
-    """What is evaluated."""
-
-    _argument_group_name: ClassVar[str] = "what is evaluated"
-    adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of a trained adapter."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the adapter on the Hub."})
-    method: str = field(
-        default="adapter", metadata={"help": "adapter, or zero_shot: the base model under the tasks' templates."}
-    )
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "A CLIPModel: Hub id or folder. Default: the one the adapter was trained on; for zero_shot the "
-            "one that the task set is trained with, or the small CLIP in the package."
-        },
-    )
 
 
 @dataclass
@@ -105,21 +83,6 @@ class EvaluationArguments(JSCPTTrainingArguments):
         return {("all",): CORRUPTIONS, ("none",): ()}.get(named, named)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model to evaluate.
-
-    Attributes:
-        model: it.
-        source: its base model.
-        task_ids: `[N]` where the task set's tasks stand among the model's.
-    """
-
-    model: PeftModel
-    source: str
-    task_ids: list[int]
-
-
 def main(command_line: list[str] | None = None) -> None:
     kinds = (DataArguments, SubjectArguments, EvaluationArguments)
     data, subject, arguments = parse(kinds, __doc__, command_line, shown=SHOWN, left_out=OF_TRAINING)
@@ -128,16 +91,21 @@ def main(command_line: list[str] | None = None) -> None:
 
 
 def run(data: DataArguments, arguments: SubjectArguments, training: EvaluationArguments) -> None:
-    check_choice("method", arguments.method, METHODS)
+    check_subject(arguments)
     by_first_process(lambda: prepare_output(training))
-    task_set = load_data(data, training.seed)
+    own = own_split(arguments.adapter, arguments.revision) if arguments.adapter is not None else None
+    tested = load_tested(data, own, training.seed, console)
+    task_set = tested.task_set
+    by_first_process(lambda: check_output(training.output_dir, task_set.manifest))
     subject = METHODS[arguments.method](arguments, task_set)
     processor = CLIPImageProcessorPil.from_pretrained(subject.source)
     size = processor.crop_size["height"]
     transform = image_transform(size, processor.image_mean, processor.image_std, train=False)
     tests = task_set.split("test")
 
-    console.print(f"{sum(map(len, tests))} test images of {len(task_set)} tasks ...")
+    console.print(
+        f"{sum(map(len, tests))} test images of {len(task_set)} tasks, {tested} ...", markup=False, soft_wrap=True
+    )
     trainer = JSCPTTrainer(subject.model, training, compute_metrics=None)
     make_images = partial(ImageTaskDataset, transform=transform, task_ids=subject.task_ids)
     answers = answer(trainer, make_images(tests))
@@ -154,9 +122,11 @@ def run(data: DataArguments, arguments: SubjectArguments, training: EvaluationAr
             subject={
                 "method": arguments.method,
                 "adapter": arguments.adapter,
+                "revision": arguments.revision,
                 "base_model": subject.source,
                 "data_root": data.data_root,
-                "seed": training.seed,
+                **tested.protocol(),
+                "corruption_seed": training.seed if training.chosen_corruptions else None,
             },
             task_set=task_set.name,
             robustness=robustness,
@@ -164,6 +134,8 @@ def run(data: DataArguments, arguments: SubjectArguments, training: EvaluationAr
         print_evaluation(evaluation, console)
         written = write_evaluation(evaluation, training.output_dir)
         written += draw_evaluation(evaluation, training.output_dir, examples)
+        written.append(Path(training.output_dir, MANIFEST))
+        write_manifest(task_set.manifest, written[-1])
         console.print(f"Written to {training.output_dir}: {', '.join(path.name for path in written)}", soft_wrap=True)
     leave()
 
@@ -173,65 +145,6 @@ def prepare_output(training: EvaluationArguments) -> None:
     if output.is_dir() and any(output.iterdir()) and not training.overwrite_output_dir:
         raise ValueError(f"`output_dir` {output} is not empty: choose another, or pass --overwrite_output_dir.")
     output.mkdir(parents=True, exist_ok=True)
-
-
-# ---- what is evaluated ----------------------------------------------------------------------------------------------
-
-
-def load_adapted(arguments: SubjectArguments, task_set: TaskSet) -> Subject:
-    if arguments.adapter is None:
-        raise ValueError("`adapter` is missing: name the folder or Hub id of one, or pass --method zero_shot.")
-    config = adapter_config(arguments.adapter, arguments.revision)
-    task_ids = known_tasks(arguments.adapter, config.tasks, task_set)
-    model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
-    return Subject(model, source, task_ids)
-
-
-def load_zero_shot(arguments: SubjectArguments, task_set: TaskSet) -> Subject:
-    if arguments.adapter is not None:
-        raise ValueError(
-            f"`adapter` is {arguments.adapter!r}, but --method zero_shot has none: leave out one of them."
-        )
-    source = arguments.model_name_or_path or default_model(task_set.name)
-    clip = CLIPModel.from_pretrained(source, dtype="float32")
-    return Subject(zero_shot_model(clip, source, task_set), source, list(range(len(task_set))))
-
-
-def default_model(task_set: str) -> str:
-    """The base model that a task set is trained with, if its own configuration names one; else the package's."""
-    own = own_configuration(task_set)
-    settings = yaml.safe_load(own.read_text(encoding="utf-8")) if own.exists() else {}
-    return settings.get("model_name_or_path", str(TINY_CLIP))
-
-
-METHODS: dict[str, Callable[[SubjectArguments, TaskSet], Subject]] = {
-    "adapter": load_adapted,
-    "zero_shot": load_zero_shot,
-}
-
-
-def known_tasks(adapter: str, known: dict[str, list[str]], task_set: TaskSet) -> list[int]:
-    """Where the task set's tasks stand among those of an adapter, found by name, `[N]`.
-
-    Raises:
-        ValueError: the adapter does not know a task, or knows it with other classes or in another order.
-    """
-    for name, class_names in task_set.class_names.items():
-        if name not in known:
-            raise ValueError(
-                f"`adapter` {adapter} has no task {name!r}: its tasks are {', '.join(known)}.{nearest(name, known)}"
-            )
-        for label, (here, there) in enumerate(zip_longest(class_names, known[name])):
-            if here != there:
-                raise ValueError(
-                    f"class {label} of task {name!r} is {_named(here)} in task set {task_set.name!r} and "
-                    f"{_named(there)} in `adapter` {adapter}: evaluate it on the classes it was trained for."
-                )
-    return [list(known).index(name) for name in task_set.class_names]
-
-
-def _named(class_name: str | None) -> str:
-    return "missing" if class_name is None else repr(class_name)
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import yaml
 from arguments import DataArguments, parse
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image, ImageDraw
+from subject import SubjectArguments, default_model
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from jscpt_peft import JSCPTConfig
@@ -139,7 +140,7 @@ def test_zero_shot_is_what_training_starts_from(pictures, tmp_path):
     found = run(pictures, tmp_path / "out", "--method", "zero_shot", "--corruptions", "none")
     assert found["robustness"] is None
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {*PICTURES, "evaluation.json", "evaluation.md"}
+    assert names == {*PICTURES, "evaluation.json", "evaluation.md", "manifest.json"}
     folder = ["--task_set", "folder", "--data_root", str(pictures), "--use_cpu", "--seed", "3", "--max_steps", "1"]
     quick = ["--per_device_train_batch_size", "2", "--eval_strategy", "no", "--num_shared_tokens", "1"]
     train.main([*folder, *quick, "--output_dir", str(tmp_path / "run")])
@@ -190,15 +191,15 @@ def test_configuration_file_of_training_serves_again(pictures, adapter, tmp_path
 
 def test_base_model_of_an_adapter_is_its_own_whatever_the_task_set_is_trained_with():
     _, subject, arguments = evaluation.parse(
-        (evaluation.DataArguments, evaluation.SubjectArguments, evaluation.EvaluationArguments),
+        (DataArguments, SubjectArguments, evaluation.EvaluationArguments),
         "",
         ["--task_set", "office_home", "--output_dir", "x"],
         left_out=evaluation.OF_TRAINING,
     )
     assert subject.model_name_or_path is None
     assert arguments.dataloader_num_workers == 4  # the rest of the task set's own file counts
-    assert evaluation.default_model("office_home") == "openai/clip-vit-base-patch16"
-    assert evaluation.default_model("shapes") == str(TINY_CLIP)
+    assert default_model("office_home") == "openai/clip-vit-base-patch16"
+    assert default_model("shapes") == str(TINY_CLIP)
 
 
 # ---- wrong arguments ------------------------------------------------------------------------------------------------
@@ -258,7 +259,7 @@ def test_a_training_configuration_publishes_nothing(tmp_path):
     """`push_to_hub` in a YAML that also serves training is not for an evaluation."""
     path = tmp_path / "mine.yaml"
     path.write_text("push_to_hub: true\nhub_model_id: user/name\neval_strategy: epoch\n")
-    kinds = (DataArguments, evaluation.SubjectArguments, evaluation.EvaluationArguments)
+    kinds = (DataArguments, SubjectArguments, evaluation.EvaluationArguments)
     arguments = parse(kinds, "", [str(path), "--output_dir", str(tmp_path)], left_out=evaluation.OF_TRAINING)[2]
     assert not arguments.push_to_hub
 
