@@ -2,6 +2,7 @@
 
     python recipes/benchmark.py --quick
     python recipes/benchmark.py --model vit_l14 --device cuda --dtype bfloat16 --json benchmark.json
+    python recipes/benchmark.py --model small --classes 20 --gradient_accumulation_steps 2
 
 On CPUs under glibc it starts itself anew with an allocator that keeps freed memory, as the one for GPUs does:
 otherwise each large tensor is fetched from the kernel page by page, and upper steps take about 1.4 times as long.
@@ -12,27 +13,24 @@ meets them alike. Before anything is timed, the baseline and the fast path must 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
-from statistics import median
 from typing import Literal
 
 import torch
+from measuring import count_flops, measure
 from peft import PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, HfArgumentParser
 
 from jscpt_peft import JSCPTConfig
@@ -40,7 +38,7 @@ from jscpt_peft.scheduling import TaskPromptScheduler
 from jscpt_peft.training.hessian import HessianProduct, hessian_chunks, kept_graph
 from jscpt_peft.training.implicit_gradient import dev_gradient, implicit_gradient
 from jscpt_peft.training.schedule import schedule
-from jscpt_peft.training.task_gradients import Batch, scheduled_gradient, task_gradients
+from jscpt_peft.training.task_gradients import Batch, TaskSums, scheduled_gradient, task_gradients
 
 # The baseline is the oracle of the tests: a second copy of it could be made slower, or another function, unnoticed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -60,13 +58,6 @@ TOLERANCE = 1e-4
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}  # bytes
 KEEP_MEMORY["MALLOC_TOP_PAD_"] = str(256 << 20)
 BASELINE, JOINT, LOWER, UPPER = "baseline", "fast joint", "full lower step", "upper step"
-# The other ways to make an upper step, by what they are told beside the defaults.
-UPPER_VARIANTS = {
-    "upper step, H = 0": {"terms": 0},
-    "upper step, half the images": {"half": True},
-    "upper step, task by task": {"task_by_task": True},
-    "upper step, finite differences": {"method": "finite_difference"},
-}
 
 
 @dataclass
@@ -78,7 +69,8 @@ class BenchmarkArguments:
         default="vit_b16", metadata={"help": "Shape."}
     )
     tasks: int = field(default=4, metadata={"help": "Number of tasks."})
-    images: int = field(default=4, metadata={"help": "Images of every task in a step."})
+    images: int = field(default=4, metadata={"help": "Images of every task in a batch."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of a step."})
     classes: int = field(default=65, metadata={"help": "Classes of every task, of one to four words each."})
     repeats: int = field(default=3, metadata={"help": "Timed runs of every variant; the median counts."})
     dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "bfloat16: autocast."})
@@ -86,7 +78,7 @@ class BenchmarkArguments:
     json: str | None = field(default=None, metadata={"help": "A file to write the figures to as well."})
 
     def __post_init__(self) -> None:
-        for name in ("tasks", "images", "classes", "repeats"):
+        for name in ("tasks", "images", "gradient_accumulation_steps", "classes", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
 
@@ -164,10 +156,24 @@ def joint_step(model: PeftModel, batch: Batch, dtype: str) -> tuple[Tensor, tupl
     return losses.detach(), torch.autograd.grad(losses.sum(), trainable(model))
 
 
-def lower_step(model: PeftModel, scheduler: TaskPromptScheduler, batch: Batch, dtype: str) -> tuple[Tensor, ...]:
+def accumulated(
+    step: Callable[..., tuple], model: PeftModel, batches: Sequence[Batch], dtype: str
+) -> Sequence[Tensor]:
+    """Gradients of `baseline_step` or `joint_step` on one batch after the other, added up."""
+    gradients = (step(model, batch, dtype)[1] for batch in batches)
+    return reduce(lambda total, more: list(map(add, total, more)), gradients)
+
+
+def lower_sums(model: PeftModel, batches: Sequence[Batch], dtype: str) -> TaskSums:
+    parts = (task_gradients(model, *batch, forward_context=precision(batch, dtype))[0] for batch in batches)
+    return reduce(add, (part.detach() for part in parts))
+
+
+def lower_step(
+    model: PeftModel, scheduler: TaskPromptScheduler, batches: Sequence[Batch], dtype: str
+) -> tuple[Tensor, ...]:
     """A step of Algorithm 1 as `JSCPTTrainer` makes it, optimizer aside."""
-    sums, _ = task_gradients(model, *batch, forward_context=precision(batch, dtype))
-    step = sums.means()
+    step = lower_sums(model, batches, dtype).means()
     plan = schedule(step, scheduler, model.active_jscpt_config.num_shared_tokens)
     return scheduled_gradient(model.task_views(), trainable(model), step.gradients, plan.weights.detach())
 
@@ -175,33 +181,41 @@ def lower_step(model: PeftModel, scheduler: TaskPromptScheduler, batch: Batch, d
 def upper_step(
     model: PeftModel,
     scheduler: TaskPromptScheduler,
-    batch: Batch,
+    batches: Sequence[Batch],
     dev_batch: Batch,
     dtype: str,
     terms: int = NEUMANN_TERMS,
-    half: bool = False,
-    task_by_task: bool = False,
     method: str = "exact",
+    batch_size: int | None = None,
+    chunk_size: int | None = None,
 ) -> tuple[Tensor, ...]:
-    """A lower step and the implicit gradient of Ω with it; by default from the graph of the lower step itself."""
+    """A lower step and the implicit gradient of Ω with it; one graph serves both where `JSCPTTrainer` keeps it."""
     parameters, kept = trainable(model), None
-    images = len(batch.labels) // len(model.task_names)
-    chunk_size = images if task_by_task else None
-    if terms and not half and not task_by_task and method == "exact":
-        kept = kept_graph(model, batch, "original")
-        sums = kept.sums.detach()
-    else:
-        sums, _ = task_gradients(model, *batch, forward_context=precision(batch, dtype))
-    step = sums.means()
+    if len(batches) == 1 and terms and method == "exact" and batch_size is None and chunk_size is None:
+        kept = kept_graph(model, batches[0], "original")
+    step = (lower_sums(model, batches, dtype) if kept is None else kept.sums.detach()).means()
     plan = schedule(step, scheduler, model.active_jscpt_config.num_shared_tokens)
     _, dev = dev_gradient(model, parameters, hessian_chunks([dev_batch], None, chunk_size))
     product = None
     if terms:
-        chunks = hessian_chunks([batch], max(1, images // 2) if half else None, chunk_size)
+        chunks = hessian_chunks(batches, batch_size, chunk_size)
         product = HessianProduct(model, parameters, chunks, plan.weights, method, kept)
     views, omega = model.task_views(), list(scheduler.parameters())
     implicit_gradient(views, parameters, step.gradients, plan.weights, omega, dev, product, terms, step_size=1.0)
     return scheduled_gradient(views, parameters, step.gradients, plan.weights.detach())
+
+
+def upper_variants(arguments: BenchmarkArguments) -> dict[str, dict[str, int | str]]:
+    """The ways to make an upper step, by what `upper_step` is told beside the defaults."""
+    images, batches = arguments.images, arguments.gradient_accumulation_steps
+    fewer = images if batches > 1 else max(1, images // 2)
+    return {
+        UPPER: {},
+        f"{UPPER}, H = 0": {"terms": 0},
+        f"{UPPER}, hypergradient_batch_size {fewer}": {"batch_size": fewer},
+        f"{UPPER}, task by task": {"chunk_size": images * batches},
+        f"{UPPER}, finite differences": {"method": "finite_difference"},
+    }
 
 
 def check_agreement(model: PeftModel, batch: Batch) -> None:
@@ -218,61 +232,26 @@ def check_agreement(model: PeftModel, batch: Batch) -> None:
             )
 
 
-def measure(
-    variants: dict[str, Callable[[], object]], repeats: int, device: str
-) -> tuple[dict[str, float], dict[str, float | None]]:
-    """Median seconds of every variant, run in turn, and its peak memory in the first round, which warms up."""
-    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
-    peaks = {name: peak_memory(variant, device) for name, variant in variants.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(repeats):
-        for name, variant in variants.items():
-            wait()
-            start = time.perf_counter()
-            variant()
-            wait()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: median(each) for name, each in seconds.items()}, peaks
-
-
-def peak_memory(variant: Callable[[], object], device: str) -> float | None:
-    """Bytes that a run of `variant` takes at its peak, what was there before included; `None` where nobody counts."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif reset.exists():
-        if platform.libc_ver()[0] == "glibc":
-            ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier variants have freed
-        reset.write_text("5")  # Linux: from now on VmHWM is the peak of what follows
-    variant()
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    if not reset.exists():
-        return None
-    return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-
-
-def count_flops(variant: Callable[[], object]) -> int:
-    """Floating-point operations in matrix products, attention as written out (fused CPU kernels are not counted)."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        variant()
-    return counter.get_total_flops()
-
-
 def environment(arguments: BenchmarkArguments) -> dict[str, str | int]:
     name = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine()
     device = {"device": f"{arguments.device} ({name})", "dtype": arguments.dtype}
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), **device}
+    step = {"batches a step": arguments.gradient_accumulation_steps}
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), **device, **step}
 
 
 def ratios(seconds: dict[str, float], flops: dict[str, int]) -> dict[str, float]:
     found = {f"{name} / {JOINT}": seconds[name] / seconds[JOINT] for name in (BASELINE, LOWER)}
     for unit, costs in {"seconds": seconds, "FLOPs": flops}.items():
-        for name in (UPPER, *UPPER_VARIANTS):
-            if name in costs:
-                amortised = ((LOWER_STEPS - 1) * costs[LOWER] + costs[name]) / LOWER_STEPS
-                found[f"amortised {name} at M = {LOWER_STEPS} / {JOINT}, {unit}"] = amortised / costs[JOINT]
+        for name, ratio in amortised(costs).items():
+            found[f"amortised {name} at M = {LOWER_STEPS} / {JOINT}, {unit}"] = ratio
     return found
+
+
+def amortised(costs: dict[str, float]) -> dict[str, float]:
+    """What M steps of the bi-level loop cost beside M of plain joint training, by the kind of upper step."""
+    uppers = {name: cost for name, cost in costs.items() if name.startswith(UPPER)}
+    lower = (LOWER_STEPS - 1) * costs.get(LOWER, 0)
+    return {name: (lower + upper) / (LOWER_STEPS * costs[JOINT]) for name, upper in uppers.items()}
 
 
 def print_report(report: dict) -> None:
@@ -288,20 +267,27 @@ def print_report(report: dict) -> None:
     print(", ".join(f"{name} {value}" for name, value in report["environment"].items()))
 
 
-def main(arguments: BenchmarkArguments) -> dict:
-    model = random_model(arguments)
-    batch, dev_batch = (random_batch(model, arguments, seed) for seed in (1, 2))
-    check_agreement(model, batch)
+def make_variants(arguments: BenchmarkArguments) -> dict[str, Callable[[], object]]:
+    """All that is measured, on one model; baseline and fast path agree on it."""
+    model, dtype = random_model(arguments), arguments.dtype
+    dev_batch, *batches = (
+        random_batch(model, arguments, seed) for seed in range(1 + arguments.gradient_accumulation_steps)
+    )
+    check_agreement(model, batches[0])
     scheduler = TaskPromptScheduler(arguments.tasks).to(arguments.device)
     variants: dict[str, Callable[[], object]] = {
-        BASELINE: partial(baseline_step, model, batch, arguments.dtype),
-        JOINT: partial(joint_step, model, batch, arguments.dtype),
-        LOWER: partial(lower_step, model, scheduler, batch, arguments.dtype),
+        BASELINE: partial(accumulated, baseline_step, model, batches, dtype),
+        JOINT: partial(accumulated, joint_step, model, batches, dtype),
+        LOWER: partial(lower_step, model, scheduler, batches, dtype),
     }
     if not arguments.quick:
-        upper = partial(upper_step, model, scheduler, batch, dev_batch, arguments.dtype)
-        variants[UPPER] = upper
-        variants.update({name: partial(upper, **options) for name, options in UPPER_VARIANTS.items()})
+        for name, options in upper_variants(arguments).items():
+            variants[name] = partial(upper_step, model, scheduler, batches, dev_batch, dtype, **options)
+    return variants
+
+
+def main(arguments: BenchmarkArguments) -> dict:
+    variants = make_variants(arguments)
     seconds, peaks = measure(variants, arguments.repeats, arguments.device)
     flops = {} if arguments.quick else {name: count_flops(variant) for name, variant in variants.items()}
     report = {"seconds": seconds, "ratios": ratios(seconds, flops), "flops": flops, "peak_bytes": peaks}
