@@ -8,11 +8,11 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from .history_table import SCHEDULER_COLUMNS, SCHEDULER_COUNTS, read_history
+from .history_table import SCHEDULER_COLUMNS, SCHEDULER_COUNTS, history_lines
 
 
 class SchedulerHistory:
@@ -26,13 +26,14 @@ class SchedulerHistory:
         path: the file, by convention `scheduler_history.jsonl` in the run's output directory.
         tasks: [N] names in task order.
         resume_step: keep the rows of an existing file up to and including this step, the one of the checkpoint that
-            training resumes from, and drop what was written after it. 0 starts a new history.
+            training resumes from, and drop what was written after it, whatever that is. 0 starts a new history.
 
     Attributes:
         nonfinite_steps: [N], in how many of the file's rows each task was `nonfinite`.
 
     Raises:
-        ValueError: the rows kept are damaged or belong to other tasks.
+        ValueError: the rows kept are damaged or belong to other tasks; the file is then as it was.
+        OSError: the disk is full or the like; likewise.
 
     Example:
         >>> with SchedulerHistory("scheduler_history.jsonl", ["art", "sketch"]) as history:
@@ -42,21 +43,36 @@ class SchedulerHistory:
     def __init__(self, path: str | os.PathLike, tasks: Sequence[str], resume_step: int = 0) -> None:
         self.path = Path(path)
         self.tasks = list(tasks)
-        kept = []
-        if resume_step > 0 and self.path.exists():
-            kept = [row for row in read_history(self.path) if row["step"] <= resume_step]
-            if kept and kept[0]["tasks"] != self.tasks:
-                raise ValueError(
-                    f"`tasks` is {self.tasks}, but {self.path} was written for {kept[0]['tasks']}: "
-                    f"resume with the tasks of that run, or write to another file."
-                )
-        self.nonfinite_steps = [sum(row["nonfinite"][task] for row in kept) for task in range(len(self.tasks))]
+        self.nonfinite_steps = [0] * len(self.tasks)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Through a second file, so that a crash here cannot lose the rows of hours.
         fresh = self.path.with_name(self.path.name + ".new")
-        fresh.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-        fresh.replace(self.path)
+        try:
+            with fresh.open("wb") as file:
+                if resume_step > 0 and self.path.exists():
+                    self._keep(file, resume_step)
+            fresh.replace(self.path)
+        finally:
+            fresh.unlink(missing_ok=True)
         self._file = self.path.open("a", encoding="utf-8")
+
+    def _keep(self, file: BinaryIO, resume_step: int) -> None:
+        """Copies and counts the rows up to a step; reads no further, so that damage in what is dropped is none."""
+        for line, row in history_lines(self.path):
+            if row["step"] > resume_step:
+                return
+            if row["tasks"] != self.tasks:
+                raise ValueError(
+                    f"`tasks` is {self.tasks}, but {self.path} was written for {row['tasks']}: "
+                    f"resume with the tasks of that run, or write to another file."
+                )
+            file.write(line.rstrip(b"\r\n") + b"\n")  # a last line may lack its break
+            self._count(row["nonfinite"])
+            if row["step"] == resume_step:
+                return
+
+    def _count(self, nonfinite: Sequence[bool]) -> None:
+        self.nonfinite_steps = [before + now for before, now in zip(self.nonfinite_steps, nonfinite, strict=True)]
 
     def append(
         self,
@@ -134,9 +150,7 @@ class SchedulerHistory:
         row["scheduler"] = None if scheduler is None else _scheduler_columns(scheduler)
         self._file.write(_line(row))
         self._file.flush()
-        self.nonfinite_steps = [
-            before + now for before, now in zip(self.nonfinite_steps, row["nonfinite"], strict=True)
-        ]
+        self._count(row["nonfinite"])
 
     def close(self) -> None:
         self._file.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +60,29 @@ def read_history(path: str | os.PathLike) -> list[dict[str, Any]]:
         FileNotFoundError: no such file.
         ValueError: any other line that is not a row, or a row of other tasks; the message names file and line.
     """
-    path = Path(path)
-    content = path.read_bytes()
-    lines = content.splitlines()
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines) and not content.endswith(b"\n"):
-                warnings.warn(f"{path}: the last line ({number}) breaks off and is left out.", stacklevel=2)
-                break
-            raise ValueError(f"{path}, line {number} is no JSON ({error}): remove or repair that line.") from error
-        _check_row(row, rows[0] if rows else row, f"{path}, line {number}")
-        rows.append(row)
-    return rows
+    return [row for _, row in history_lines(path)]
+
+
+def history_lines(path: str | os.PathLike) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each line of a history file as it stands, and its row; holds one at a time, for a file may have gigabytes.
+
+    Warns and raises as [`read_history`] does, when it comes to the line in question.
+    """
+    path, tasks = Path(path), None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    warnings.warn(f"{path}: the last line ({number}) breaks off and is left out.", stacklevel=3)
+                    return
+                raise ValueError(f"{path}, line {number} is no JSON ({error}): remove or repair that line.") from error
+            _check_row(row, tasks, f"{path}, line {number}")
+            tasks = row["tasks"]
+            yield line, row
 
 
 def history_arrays(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
@@ -96,14 +102,20 @@ def history_arrays(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _check_row(row: Any, first: Mapping[str, Any], place: str) -> None:
+def _check_row(row: Any, tasks: list[str] | None, place: str) -> None:
+    """Whether it is a row, and of these tasks; the first row's may be any."""
     missing = [name for name in COLUMNS if name not in row] if isinstance(row, dict) else list(COLUMNS)
     if missing:
         raise ValueError(f"{place} is no row of a scheduler history: it lacks {missing}. Remove or repair that line.")
-    if row["tasks"] != first["tasks"]:
-        raise ValueError(f"{place} has the tasks {row['tasks']}, the rows before it {first['tasks']}: split the file.")
+    for name, kind in (("tasks", list), ("step", int)):
+        if type(row[name]) is not kind:
+            raise ValueError(f"{place}: `{name}` is {row[name]!r}, no {kind.__name__}. Remove or repair that line.")
+    if tasks is not None and row["tasks"] != tasks:
+        raise ValueError(f"{place} has the tasks {row['tasks']}, the rows before it {tasks}: split the file.")
     count = len(row["tasks"])
     for name in (*PER_TASK, "nonfinite", *BETWEEN_TASKS):
         vectors = [row[name], *row[name]] if name in BETWEEN_TASKS and isinstance(row[name], list) else [row[name]]
         if any(not isinstance(vector, list) or len(vector) != count for vector in vectors):
             raise ValueError(f"{place}: `{name}` is {row[name]}, not of {count} tasks. Remove or repair that line.")
+    if any(type(value) is not bool for value in row["nonfinite"]):
+        raise ValueError(f"{place}: `nonfinite` is {row['nonfinite']}, no booleans. Remove or repair that line.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +87,7 @@ class StepLog:
         `loss/<task>`, `causal_effect/<task>`, `weight/<task>` and `affinity/<task>` (mean over the other tasks as
         sources) are means over these steps; `alpha/<task>`, `beta/<task>` and `scheduler/*` are the latest. A task
         that was absent in all of them is left out.
-        `nonfinite_steps/<task>` counts all steps so far in which the task was not finite, where there are any.
+        `nonfinite_steps/<task>` counts all steps of the history in which the task was not finite, where there are any.
         """
         self.flush()
         rows, self._rows = self._rows, []
@@ -114,14 +116,18 @@ class StepLog:
         return logs
 
     def flush(self) -> None:
-        """Writes the steps since the last call to the history; what a full disk refuses is written next time."""
+        """Writes the steps since the last call to the history; what a full disk refuses is written next time.
+
+        A history that the run cannot continue, damaged or of other tasks, is set aside and a new one started: a
+        checkpoint must not be worthless because of a log.
+        """
         rows = self._unwritten
         if self.path is None or not rows:
             self._unwritten = []
             return
         try:
             if self._history is None:
-                self._history = SchedulerHistory(self.path, self.task_names, resume_step=rows[0]["step"] - 1)
+                self._history = _open_history(self.path, self.task_names, first_step=rows[0]["step"])
             for row in rows:
                 self._history.append(**{n: v.cpu() if isinstance(v, Tensor) else v for n, v in row.items()})
         except OSError as error:
@@ -129,3 +135,23 @@ class StepLog:
             logger.error(f"{self.path} could not be written ({error}); its rows are kept in memory until it can be.")
         else:
             self._unwritten = []
+
+
+def _open_history(path: Path, task_names: list[str], first_step: int) -> SchedulerHistory:
+    """The history with its rows before `first_step`, or where these are of no use one without rows."""
+    try:
+        return SchedulerHistory(path, task_names, resume_step=first_step - 1)
+    except ValueError as error:
+        reason, aside = error, _free_name(path)
+    path.rename(aside)
+    logger.error(
+        f"{path} cannot be continued: {reason} It is kept as {aside.name}; a new one starts with step {first_step}."
+    )
+    return SchedulerHistory(path, task_names)
+
+
+def _free_name(path: Path) -> Path:
+    """`scheduler_history.damaged.jsonl` and the like, or with the first number from 2 on that is not taken."""
+    endings = chain([""], (f"-{number}" for number in count(2)))
+    names = (path.with_name(f"{path.stem}.damaged{ending}{path.suffix}") for ending in endings)
+    return next(name for name in names if not os.path.lexists(name))

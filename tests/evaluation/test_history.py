@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,11 +108,36 @@ def test_resuming_keeps_the_rows_up_to_the_checkpoint(tmp_path):
     whole = write(tmp_path / "whole.jsonl", range(1, 9)).read_bytes()
     path = write(tmp_path / "history.jsonl", range(1, 7))
     path.write_bytes(path.read_bytes()[:-20])  # killed while it wrote step 6; the checkpoint is of step 4
-    with pytest.warns(UserWarning, match=r"last line \(6\) breaks off"):
-        write(path, range(5, 9), resume_step=4)
+    write(path, range(5, 9), resume_step=4)
     assert path.read_bytes() == whole
-    assert [entry.name for entry in tmp_path.iterdir() if entry.name.endswith(".new")] == []
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["history.jsonl", "whole.jsonl"]
     assert len(read_history(write(path, [1]))) == 1  # without resuming a run starts its own file
+
+
+def test_resuming_drops_a_row_of_the_checkpoints_own_steps_that_breaks_off(tmp_path):
+    path = write(tmp_path / "history.jsonl", range(1, 7))
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.warns(UserWarning, match=r"last line \(6\) breaks off"):
+        write(path, [7, 8], resume_step=6)
+    assert [entry["step"] for entry in read_history(path)] == [1, 2, 3, 4, 5, 7, 8]
+
+
+def test_resuming_keeps_lines_as_they_stand(tmp_path):
+    """Also a last one that lacks nothing but its break, which the next row must not be written behind."""
+    path = write(tmp_path / "history.jsonl", range(1, 4))
+    lines = [json.dumps(entry, separators=(",", ":")) for entry in read_history(path)]
+    path.write_text("\n".join(lines), "utf-8")
+    write(path, [4], resume_step=3)
+    assert path.read_text("utf-8").splitlines()[:3] == lines
+    assert [entry["step"] for entry in read_history(path)] == [1, 2, 3, 4]
+
+
+def test_damage_in_what_a_resume_drops_is_none(tmp_path):
+    path = write(tmp_path / "history.jsonl", range(1, 7))
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    path.write_text("".join([*lines[:4], "{oops}\n", *lines[5:]]), "utf-8")
+    write(path, [5], resume_step=4)
+    assert path.read_text("utf-8").splitlines(keepends=True) == lines[:5]
 
 
 def test_steps_that_were_not_finite_are_counted_across_a_resume(tmp_path):
@@ -130,6 +158,7 @@ def test_resuming_with_other_tasks_is_refused_and_keeps_the_file(tmp_path):
     with pytest.raises(ValueError, match=r"`tasks` is \['art', 'sketch'\]"):
         SchedulerHistory(path, ["art", "sketch"], resume_step=1)
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("cut", [1, 2, 40, 300])
@@ -144,6 +173,12 @@ def test_a_broken_off_last_line_is_left_out_with_a_warning(tmp_path, cut):
             assert [entry["step"] for entry in read_history(path)] == [1, 2]
 
 
+def finite_row(step, **changed):
+    """A line without nan, which JSON knows not."""
+    known = {name: [1.0, 1.0] for name in ("loss", "causal_effect", "prompt_factor", "task_factor")}
+    return json.dumps({**row(1, **known), "step": step, "tasks": TASKS, **changed})
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -153,6 +188,9 @@ def test_a_broken_off_last_line_is_left_out_with_a_warning(tmp_path, cut):
         (json.dumps({**row(2, loss=[1.0], causal_effect=[1.0, 1.0]), "tasks": TASKS}), r"line 2: `loss` is \[1.0\]"),
         (json.dumps({**row(2, loss=None, causal_effect=None), "tasks": TASKS}), "line 2: `loss` is None"),
         (json.dumps({**row(2, loss=[1, 1], causal_effect=[1, 1]), "tasks": ["x", "y"]}), "line 2 has the tasks"),
+        (finite_row(2, tasks=3), "line 2: `tasks` is 3, no list"),
+        (finite_row("2"), "line 2: `step` is '2', no int"),
+        (finite_row(2, nonfinite=[None, 1]), r"line 2: `nonfinite` is \[None, 1\], no booleans"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path, line, message):
@@ -160,8 +198,13 @@ def test_a_damaged_line_is_named(tmp_path, line, message):
     lines = path.read_text("utf-8").splitlines()
     lines[1] = line
     path.write_text("\n".join(lines) + "\n", "utf-8")
+    before = path.read_bytes()
     with pytest.raises(ValueError, match=message):
         read_history(path)
+    with pytest.raises(ValueError, match=message):
+        SchedulerHistory(path, TASKS, resume_step=3)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_damaged_last_line_that_was_finished_is_an_error(tmp_path):
@@ -290,3 +333,20 @@ def test_a_long_history_that_is_updated_early_needs_no_types(long_history, tmp_p
     path = tmp_path / "history.jsonl"
     path.write_text("".join(lines[:20] + lines[-1:] + lines[20:-1]), "utf-8")
     assert load(path).features == history_features()
+
+
+@pytest.mark.parametrize("kept", [300, 2900])
+def test_resuming_a_long_history_needs_the_memory_of_a_row(long_history, tmp_path, kept):
+    path = Path(shutil.copy(long_history[0], tmp_path))
+    tasks = [f"task {number}" for number in range(10)]
+    tracemalloc.start()
+    try:
+        history = SchedulerHistory(path, tasks, resume_step=kept)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    history.close()
+    assert peak < 250_000  # a row takes some 40 kB once it is read, the file above 15 MB
+    assert history.nonfinite_steps == [50] + [0] * 9
+    with long_history[0].open("rb") as whole, path.open("rb") as resumed:
+        assert resumed.readlines() == whole.readlines()[:kept]
