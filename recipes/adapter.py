@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path, PureWindowsPath
 
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from peft import PeftConfig, PeftModel
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig  # importing jscpt_peft registers the PEFT type
+from jscpt_peft.assets import TINY_CLIP
 
 
 def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
@@ -34,6 +36,28 @@ def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
     return config
 
 
+def base_of(config: JSCPTConfig, adapter: str) -> str:
+    """Name or path of the model that an adapter was trained on.
+
+    The package's own small CLIP is stored as its path on the machine of the training: here it has another.
+
+    Raises:
+        ValueError: it is not named, or was a folder of another machine.
+    """
+    base = config.base_model_name_or_path
+    if not base:
+        raise ValueError(f"`adapter` {adapter} does not name its base model: give --model_name_or_path.")
+    path = Path(base)
+    if path.exists() or not (path.is_absolute() or PureWindowsPath(base).is_absolute()):
+        return base
+    if PureWindowsPath(base).parts[-3:] == TINY_CLIP.parts[-3:]:
+        return str(TINY_CLIP)
+    raise ValueError(
+        f"`adapter` {adapter} was trained on the model in {base}, which is not on this machine: say where it is with "
+        "--model_name_or_path."
+    )
+
+
 def load_adapter(
     config: JSCPTConfig, adapter: str, revision: str | None = None, base: str | None = None
 ) -> tuple[PeftModel, str]:
@@ -49,7 +73,7 @@ def load_adapter(
         ValueError: the weights are not those that the configuration tells of, or do not fit the base.
         OSError: something cannot be read.
     """
-    source = base or config.base_model_name_or_path
+    source = base or base_of(config, adapter)
     clip = CLIPModel.from_pretrained(source, dtype="float32")
     try:
         return PeftModel.from_pretrained(clip, adapter, revision=revision), source

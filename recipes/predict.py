@@ -11,7 +11,6 @@ import warnings
 from pathlib import Path
 
 from adapter import adapter_config, load_adapter
-from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.table import Table
 from told_errors import one_voice
@@ -41,22 +40,14 @@ def main(command_line: list[str] | None = None) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> list[dict[str, float]]:
-    images = [read(path) for path in arguments.images]
+    for path in arguments.images:
+        if not path.is_file():
+            raise ValueError(f"image {path} does not exist.")
     config = adapter_config(arguments.adapter, arguments.revision)
     model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
     processor = CLIPImageProcessorPil.from_pretrained(source)
-    return model.predict(images, task=arguments.task, image_mean=processor.image_mean, image_std=processor.image_std)
-
-
-def read(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except FileNotFoundError as error:
-        raise ValueError(f"image {path} does not exist.") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"image {path} cannot be read: {error}") from error
-    return image
+    statistics = {"image_mean": processor.image_mean, "image_std": processor.image_std}
+    return model.predict(arguments.images, task=arguments.task, **statistics)  # reads them one batch after the other
 
 
 if __name__ == "__main__":

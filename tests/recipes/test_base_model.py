@@ -1,0 +1,65 @@
+"""Which base model the recipes load an adapter on, on this machine or another than that of its training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import adapted
+import predict
+import pytest
+from adapter import adapter_config, base_of
+from PIL import Image
+
+from jscpt_peft.assets import TINY_CLIP
+
+REMEDY = "--model_name_or_path"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    adapted.adapted_clip().save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def trained_on(folder, base: str | None):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": base}))
+    return adapter_config(str(folder), None)
+
+
+@pytest.mark.parametrize("base", ["openai/clip-vit-base-patch16", str(TINY_CLIP)])
+def test_a_base_that_is_there_or_on_the_hub(folder, base):
+    assert base_of(trained_on(folder, base), "mine") == base
+
+
+@pytest.mark.parametrize(
+    "elsewhere", ["/gone/site-packages/jscpt_peft/assets/tiny-clip", "C:\\gone\\jscpt_peft\\assets\\tiny-clip"]
+)
+def test_the_packages_own_clip_of_another_machine(folder, elsewhere):
+    assert base_of(trained_on(folder, elsewhere), "mine") == str(TINY_CLIP)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"), [("/gone/clip", "was trained on the model in /gone/clip"), (None, "does not name its base")]
+)
+def test_any_other_one_is_asked_for(folder, tmp_path, capsys, base, message):
+    trained_on(folder, base)
+    Image.new("RGB", (40, 30), "orange").save(tmp_path / "picture.png")
+    command = ["--adapter", str(folder), "--task", next(iter(adapted.TASKS)), str(tmp_path / "picture.png")]
+    with pytest.raises(SystemExit):
+        predict.main(command)
+    printed = capsys.readouterr().out
+    assert message in printed and REMEDY in printed
+    shutil.copytree(TINY_CLIP, tmp_path / "clip")
+    predict.main([*command, REMEDY, str(tmp_path / "clip")])
+    assert "%" in capsys.readouterr().out
+
+
+def test_a_picture_too_large_to_be_one(folder, tmp_path, capsys):
+    """Pillow refuses it while reading, by an error that is no OSError."""
+    Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(SystemExit):
+        predict.main(["--adapter", str(folder), "--task", next(iter(adapted.TASKS)), str(tmp_path / "bomb.png")])
+    printed = capsys.readouterr().out
+    assert "bomb.png" in printed and "cannot be read" in printed and "Traceback" not in printed
