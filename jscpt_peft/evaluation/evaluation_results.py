@@ -11,6 +11,8 @@ from .accuracy import multi_task_accuracy, worst_task
 from .calibration import Reliability, reliability
 from .confusion import confusion_matrix, macro_f1
 
+CHUNK = 4096
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -39,15 +41,18 @@ class Answers:
         Raises:
             ValueError: a sample's logits are not finite.
         """
-        logits = np.asarray(logits, dtype=np.float64)
-        highest = logits.max(axis=1)
+        highest, confidences = np.empty(len(logits)), np.empty(len(logits))
+        for start in range(0, len(logits), CHUNK):  # float64 copies of some rows only
+            rows = np.asarray(logits[start : start + CHUNK], dtype=np.float64)
+            highest[start : start + CHUNK] = top = rows.max(axis=1)
+            with np.errstate(invalid="ignore"):  # of rows that are refused below
+                confidences[start : start + CHUNK] = 1 / np.exp(rows - top[:, None]).sum(axis=1)  # softmax of the top
         broken = np.flatnonzero(~np.isfinite(highest))
         if len(broken) > 0:
             raise ValueError(
                 f"the logits of {len(broken)} of {len(logits)} images are not finite (the first is image {broken[0]} "
                 f"of task number {task_ids[broken[0]]}): the weights of the adapter or of its base model are damaged."
             )
-        confidences = 1 / np.exp(logits - highest[:, None]).sum(axis=1)  # the softmax of the highest
         return cls(logits.argmax(axis=1), confidences, references, task_ids, groups)
 
     def accuracies(self, task_names: Sequence[str]) -> dict[str, float]:

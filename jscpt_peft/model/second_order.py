@@ -22,13 +22,17 @@ _wanted: ContextVar[bool] = ContextVar("second_order", default=False)
 @contextmanager
 def full_precision(device_type: str) -> Iterator[None]:
     """The parameters' own precision whatever the training's: no autocast, and no TF32 in float32 products."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    # `torch.get_float32_matmul_precision` refuses where these have been set, as `--tf32` and `--torch_compile` do.
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    precisions = [backend.fp32_precision for backend in backends]
     try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
         with torch.autocast(device_type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        for backend, precision in zip(backends, precisions, strict=True):
+            backend.fp32_precision = precision
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+from transformers.utils import strtobool
 
 from jscpt_peft.choices import check_choice
 from jscpt_peft.scheduling import AGGREGATORS, NEUTRAL_EFFECT
@@ -19,6 +21,8 @@ from .hessian import HESSIAN_PRODUCTS
 REFERENCES = ("original", "complement")
 HESSIAN_PARAMETERS = ("all", "shared")
 SCHEDULER_OPTIMIZERS = ("adam", "sgd")
+WATCHING_A_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+DEFAULT_METRIC = "mean_accuracy"
 
 
 @dataclass
@@ -29,7 +33,8 @@ class JSCPTTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: an argument is out of its range or asks for what the bi-level loop cannot do (fp16, FSDP,
-            DeepSpeed, several GPUs in one process, reentrant checkpointing).
+            DeepSpeed, several GPUs in one process, reentrant checkpointing, label smoothing, evaluation in half
+            precision throughout, a batch size found by trial).
     """
 
     _argument_group_name: ClassVar[str] = "training"
@@ -53,10 +58,13 @@ class JSCPTTrainingArguments(TrainingArguments):
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Must stay as it is."})
 
     metric_for_best_model: str | None = field(
-        default="mean_accuracy", metadata={"help": "What --load_best_model_at_end compares."}
+        default=DEFAULT_METRIC, metadata={"help": "What --load_best_model_at_end compares."}
     )
     dataloader_timeout: int = field(
         default=600, metadata={"help": "Seconds to wait for a data worker's batch before it counts as dead."}
+    )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "A resumed run takes its callbacks' states (early stopping's patience) along."}
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into an output directory in use."})
 
@@ -136,6 +144,9 @@ class JSCPTTrainingArguments(TrainingArguments):
         if on_cpu and self.ddp_backend in (None, "gloo"):
             join_on_cpu(self.ddp_timeout)
         super().__post_init__()
+        if self.lr_scheduler_type in WATCHING_A_METRIC:  # both take less for better, unless they are told
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs = {"mode": mode, **(self.lr_scheduler_kwargs or {})}
         self._check_choices()
         self._check_ranges()
         self._refuse()
@@ -189,19 +200,43 @@ class JSCPTTrainingArguments(TrainingArguments):
                 f"one process trains on one device, but {self.n_gpu} GPUs are visible: start one process a GPU with "
                 f"`accelerate launch --multi_gpu --num_processes {self.n_gpu}`, or set CUDA_VISIBLE_DEVICES=0."
             )
-        if self.fp16:
+        if self.mixed_precision == "fp16":  # of `accelerate launch` too
             raise ValueError("`fp16=True` is not supported: second derivatives overflow in float16. Use `bf16=True`.")
-        if self.fsdp or self.deepspeed:
-            name = "fsdp" if self.fsdp else "deepspeed"
+        plugins = {"fsdp": self.fsdp, "deepspeed": self.deepspeed or self.deepspeed_plugin}
+        for name, asked in plugins.items():
+            launched = strtobool(os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false"))
+            if asked or launched:
+                where = "the configuration of `accelerate launch`" if launched else "the arguments"
+                raise ValueError(
+                    f"`{name}` is not supported: per-task gradients need whole parameters, which are a few MB. Leave "
+                    f"it out of {where}."
+                )
+        if self.label_smoothing_factor:
             raise ValueError(
-                f"`{name}` is not supported: per-task gradients need whole parameters, which are a few MB. Leave it "
-                "out."
+                f"`label_smoothing_factor={self.label_smoothing_factor}` is not supported: L_i is the cross-entropy "
+                "of Eq. 3. Leave it out."
             )
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "`auto_find_batch_size=True` is not supported: batches have `per_device_train_batch_size` images of "
+                "every task. Lower that where memory runs out, and take `gradient_accumulation_steps` for the rest."
+            )
+        for name in ("bf16_full_eval", "fp16_full_eval"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"`{name}=True` is not supported: it would turn the prompts themselves into half precision. Use "
+                    "`bf16=True`, which evaluates in bfloat16 too."
+                )
         if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
             raise ValueError(
                 "`activation_checkpointing_kwargs={'use_reentrant': True}` does not work with `torch.autograd.grad`: "
                 "use `{'use_reentrant': False}`."
             )
+
+    @property
+    def sampler_seed(self) -> int:
+        """Decides which images a step takes."""
+        return self.seed if self.data_seed is None else self.data_seed
 
     @property
     def keeps_lower_graph(self) -> bool:

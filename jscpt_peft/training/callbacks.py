@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
 from jscpt_peft.data import TaskBalancedBatchSampler
@@ -33,6 +34,31 @@ class SetEpoch(TrainerCallback):
         self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
     ) -> None:
         self.sampler.set_epoch(int(state.epoch))
+
+
+class SaveAfterEvaluation(TrainerCallback):
+    """A checkpoint that is due at the last step of an epoch waits for the evaluation of that epoch.
+
+    It would else lack it, and a run that goes on from there starts with the next epoch.
+    """
+
+    def __init__(self) -> None:
+        self.waits = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        follows = args.eval_strategy == IntervalStrategy.EPOCH and args.eval_delay <= state.epoch
+        self.waits = control.should_save and follows and epoch_is_over(state)
+        if self.waits:
+            control.should_save = False
+
+    def on_epoch_end(self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_save = control.should_save or self.waits
+        self.waits = False
+
+
+def epoch_is_over(state: TrainerState) -> bool:
+    """Whether the last step was that of an epoch, or of the training."""
+    return state.epoch == int(state.epoch) or state.global_step >= state.max_steps
 
 
 class StopOnInterrupt(TrainerCallback):
@@ -73,7 +99,14 @@ class StopOnInterrupt(TrainerCallback):
         # After the last step there is nothing to go on with.
         self.interrupted = self.trainer.stop_agreed and state.global_step < state.max_steps
         if self.interrupted:
-            control.should_save = control.should_training_stop = True
+            control.should_training_stop = True
+            control.should_save = False  # but at the end of the epoch, which `Trainer` makes follow at once
+
+    def on_epoch_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.interrupted:
+            control.should_save = True
+            if not epoch_is_over(state):  # what is due after an epoch is the resumed run's to do
+                control.should_evaluate = control.should_log = False
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self.restore_signals()

@@ -21,7 +21,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 SEAL = "checkpoint.json"
 # Hidden, so that nothing which looks for `checkpoint-*` takes them for checkpoints.
 INCOMPLETE, REPLACED = ".incomplete-", ".replaced-"
-SPOILED = "spoiled-"
+# Set aside: of an update that broke the run, and of later steps than the one that a run was taken back to.
+SPOILED, ABANDONED = "spoiled-", "abandoned-"
 
 
 def staging_directory(final: Path) -> Path:
@@ -143,13 +144,23 @@ def remove_checkpoints(run: Path) -> None:
     clear_remains(run)
 
 
-def set_aside_after(run: Path, step: int) -> None:
-    """Renames the checkpoints of later steps, which a run that went wrong has left, so that none goes on from them."""
-    for checkpoint in checkpoints(run):
-        if int(checkpoint.name.rpartition("-")[2]) > step:
-            aside = checkpoint.with_name(SPOILED + checkpoint.name)
-            shutil.rmtree(aside, ignore_errors=True)
-            checkpoint.rename(aside)
+def set_aside_after(run: Path, step: int, prefix: str) -> list[Path]:
+    """Puts `prefix` before the names of the checkpoints of later steps, so that no run goes on from them by itself.
+
+    Returns:
+        They under their new names.
+    """
+    later = [path for path in checkpoints(run) if step_of(path) > step]
+    aside = [checkpoint.with_name(prefix + checkpoint.name) for checkpoint in later]
+    for checkpoint, place in zip(later, aside, strict=True):
+        shutil.rmtree(place, ignore_errors=True)
+        checkpoint.rename(place)
+    return aside
+
+
+def step_of(checkpoint: Path) -> int:
+    """Step of a directory `checkpoint-<step>`."""
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -17,9 +17,10 @@ ADAPTER += ("intervention_hidden", "intervention_shared", "learn_masks", "class_
 OPTIMIZERS = ("optim", "scheduler_optimizer", "scheduler_parameterization", "gradient_aggregator")
 
 # Decide what the next step does: with other values a run can go on, but is another one.
-TRAINING = ("seed", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "weight_decay")
+TRAINING = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate")
 TRAINING += ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "lr_scheduler_kwargs")
-TRAINING += ("momentum", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs", "max_grad_norm", "bf16")
+TRAINING += ("momentum", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs", "max_grad_norm")
+TRAINING += ("mixed_precision", "weight_decay")
 SCHEDULING = ("prompt_scheduling", "task_scheduling", "causal_effect", "reference", "affinity", "affinity_direction")
 SCHEDULING += ("weight_normalization", "learn_scheduler", "lower_steps", "neumann_terms", "neumann_step_size")
 SCHEDULING += ("power_iterations", "neumann_damping", "divergence_guard", "hvp", "hypergradient_batch_size")

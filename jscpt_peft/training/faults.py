@@ -51,7 +51,7 @@ def faults_named(timeout: float) -> Iterator[None]:
         with lost_process_named(timeout):
             yield
     except RuntimeError as error:
-        if "DataLoader" not in str(error):
+        if "DataLoader" not in str(error) or str(error).startswith("Caught "):  # the latter with a worker's traceback
             raise
         raise ChildProcessError(
             f"a data worker died or hangs ({str(error).splitlines()[0]}). Where memory ran out, lower "

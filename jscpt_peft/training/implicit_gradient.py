@@ -26,12 +26,12 @@ def dev_gradient(model: PeftModel, parameters: Sequence[Tensor], chunks: Sequenc
         parameters: θ.
         chunks: this process's dev images, in pieces that go through the model one after the other.
     """
-    sums = []
+    sums = None  # one at a time: each holds the gradients of all tasks
     with full_precision(chunks[0].pixel_values.device.type):
         for chunk in chunks:
             part, views = task_gradients(model, *chunk, reference=None, present_tasks_only=True)
-            sums.append(part.detach())
-    means = sum(sums[1:], sums[0]).over_processes()[0].means()
+            sums = part.detach() if sums is None else sums + part.detach()
+    means = sums.over_processes()[0].means()
     gradients = scheduled_gradient(views, parameters, means.gradients, torch.ones_like(means.losses))
     return means, flatten(gradients)
 

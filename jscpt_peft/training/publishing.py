@@ -19,7 +19,7 @@ from transformers.utils.hub import PushInProgress, hf_api
 
 from jscpt_peft.model.card import adapter_card, write_card
 
-from .checkpoint import INCOMPLETE, REPLACED, SPOILED
+from .checkpoint import ABANDONED, INCOMPLETE, REPLACED, SPOILED
 from .distributed import by_first_process
 from .resumable import ResumableTrainer
 from .run_record import settings, training_record
@@ -29,8 +29,8 @@ logger = logging.get_logger(__name__)
 
 # Checkpoints, whole or not, hold optimizer states; training_args.bin is a pickle, which nobody should have to trust.
 # Checkpoints that a strategy publishes keep theirs: the seal names it, and no run goes on from one that is not whole.
-UNPUBLISHED = [f"{prefix}*" for prefix in ("_", f"{PREFIX_CHECKPOINT_DIR}-", INCOMPLETE, REPLACED, SPOILED)]
-UNPUBLISHED += [TRAINING_ARGS_NAME]
+UNPUBLISHED = [f"{prefix}*" for prefix in ("_", f"{PREFIX_CHECKPOINT_DIR}-", INCOMPLETE, REPLACED, SPOILED, ABANDONED)]
+UNPUBLISHED += [TRAINING_ARGS_NAME, f"{Path(HISTORY_FILE).stem}.damaged*"]
 CHECKPOINT_STRATEGIES = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 
 

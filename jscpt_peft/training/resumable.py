@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, Trai
 from transformers.utils import logging
 
 from .checkpoint import (
+    ABANDONED,
     check_checkpoint,
     checkpoints,
     clear_remains,
@@ -22,8 +23,10 @@ from .checkpoint import (
     finish_checkpoint,
     last_valid_checkpoint,
     sealed_configuration,
+    set_aside_after,
     staging_directory,
     start_checkpoint,
+    step_of,
 )
 from .distributed import by_first_process, gather_objects, wait_for_all
 
@@ -45,9 +48,11 @@ class ResumableTrainer(Trainer):
 
     Attributes:
         unsaved_error: why the last checkpoint could not be written; `None` where it could.
+        stop_agreed: whether all processes know that training ends after the step under way, with a checkpoint.
     """
 
     unsaved_error: str | None = None
+    stop_agreed = False
 
     def fixed_configuration(self) -> dict[str, Any]:
         """What a checkpoint must have in common with a run that goes on from it, as JSON. For subclasses."""
@@ -88,6 +93,8 @@ class ResumableTrainer(Trainer):
                 remedy = f"The last valid one is {newest}." if newest else f"{run} holds no valid one."
                 raise ValueError(f"`resume_from_checkpoint` {asked} cannot be used: {reason}. {remedy}") from reason
             newest = Path(asked)
+            if newest.resolve().parent == run.resolve():
+                self._abandon_after(step_of(newest))
         elif newest is None:
             reasons = "; ".join(f"{path.name}: {reason}" for path, reason in refused.items())
             raise ValueError(
@@ -100,6 +107,14 @@ class ResumableTrainer(Trainer):
             logger.warning(f"Going on from {newest}.")
         self._warn_of_changes(sealed_configuration(newest), self.reproducing_configuration())
         return newest
+
+    def _abandon_after(self, step: int) -> None:
+        """Else `True` would later go on from what was trained after the step that this run is taken back to."""
+        aside = set_aside_after(Path(self.args.output_dir), step, ABANDONED)
+        if aside:
+            logger.warning(
+                f"The run is taken back to step {step}: later checkpoints are now {', '.join(map(str, aside))}."
+            )
 
     def _warn_of_changes(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         changed = [name for name in now if before.get(name) != now[name]]
@@ -116,6 +131,18 @@ class ResumableTrainer(Trainer):
         self._saved_best = self._best()
         return (num_train_epochs, 0) if self.state.global_step >= max_steps else (epochs, batches)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As `Trainer`'s, which with `save_strategy="best"` decides on saving: a run that is told to stop saves."""
+        return super()._determine_best_metric(metrics, trial) or self.stop_agreed
+
+    def _finalize_training(self, *args: Any) -> TrainOutput:
+        """As `Trainer`'s, which with `save_total_limit=1` deletes all but the best: also the one to go on from."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args)
+        finally:
+            self.args.save_total_limit = limit
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:  # noqa: ARG002 (Trainer's form)
         """As `Trainer`'s, into a directory of its own that becomes the checkpoint when all of it is on disk."""
         if self.hp_search_backend is None and trial is None:
@@ -129,8 +156,7 @@ class ResumableTrainer(Trainer):
                 f"{final} could not be written and is left out ({self.unsaved_error}). Training goes on; earlier "
                 "checkpoints are as they were. Make room on the disk, or set `save_total_limit`."
             )
-            if self.state.best_global_step == self.state.global_step:
-                vars(self.state).update(self._saved_best)  # the best one is the best of those that there are
+            self._forget_unsaved_best()
             return
         self._saved_best = self._best()
         if self.args.push_to_hub:
@@ -167,6 +193,11 @@ class ResumableTrainer(Trainer):
                 if isinstance(each, ExportableState):
                     self.state.stateful_callbacks[type(each).__name__] = each.state()
             self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
+
+    def _forget_unsaved_best(self) -> None:
+        """The best checkpoint is the best of those that there are."""
+        if self.state.best_global_step == self.state.global_step:
+            vars(self.state).update(self._saved_best)
 
     def _best(self) -> dict[str, Any]:
         return {name: vars(self.state)[name] for name in BEST}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -18,18 +19,18 @@ from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate
 from jscpt_peft.model import JSCPTModel
 
 from .arguments import JSCPTTrainingArguments
-from .callbacks import SetEpoch, StopOnInterrupt
-from .checkpoint import set_aside_after
+from .callbacks import SaveAfterEvaluation, SetEpoch, StopOnInterrupt
 from .configuration import fixed_configuration, reproducing_configuration
 from .data_checks import check_same_data, check_tasks, check_trained_task
-from .distributed import by_first_process, process_index, world_size
+from .distributed import process_index, world_size
 from .evaluating import MultiTaskEvaluator
-from .faults import Snapshot, faults_named
+from .faults import faults_named
+from .guarded import GuardedTrainer
 from .hessian import KeptGraph, kept_graph
 from .publishing import PublishingTrainer
 from .schedule import schedule
 from .step_log import HISTORY_FILE, StepLog
-from .task_gradients import Batch, TaskMeans, TaskSums, scheduled_gradient, task_gradients
+from .task_gradients import Batch, TaskSums, scheduled_gradient, task_gradients
 from .upper_level import UpperLevel
 
 logger = logging.get_logger(__name__)
@@ -37,7 +38,7 @@ logger = logging.get_logger(__name__)
 SCHEDULER_FILE = "task_scheduler.pt"
 
 
-class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
+class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
     """Trains the prompts of a JSCPT model with scheduled gradients, and the scheduler with implicit gradients.
 
     A lower step computes every task's loss and gradient in one backward, the causal effects Δ (Eq. 4), the affinities
@@ -52,13 +53,12 @@ class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
         args: `JSCPTTrainingArguments`.
         train_dataset: training images of all tasks, or of those that its `task_ids` name, with the training transform.
         dev_dataset: images of D_dev, disjoint from training and model selection, with the test transform.
-        eval_dataset: images of model selection.
+        eval_dataset: images of model selection, or several such data sets by name.
         processing_class: saved beside checkpoints, as in `Trainer`.
         kwargs: further arguments of `Trainer`.
 
     Attributes:
         upper_level: Ω (`upper_level.scheduler`), its optimizer and the number of its updates.
-        nonfinite_steps: steps in a row, up to now, in which a task's loss or gradient was not finite.
         stop_asked: set it to end training, with a checkpoint, after the step under way; `stop_agreed` is then true in
             all processes (see `StopOnInterrupt`).
 
@@ -74,7 +74,7 @@ class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
         args: JSCPTTrainingArguments,
         train_dataset: ImageTaskDataset | None = None,
         dev_dataset: ImageTaskDataset | None = None,
-        eval_dataset: ImageTaskDataset | None = None,
+        eval_dataset: ImageTaskDataset | dict[str, ImageTaskDataset] | None = None,
         processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
@@ -82,6 +82,8 @@ class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
             raise TypeError(
                 f"`model` must be a PeftModel made by `get_peft_model(clip, JSCPTConfig(...))`, got {type(model)}."
             )
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("`compute_loss_func` is not supported: L_i is the cross-entropy of Eq. 3. Leave it out.")
         kwargs.setdefault("data_collator", collate)
         kwargs.setdefault("compute_metrics", self.multi_task_accuracy)
         super().__init__(
@@ -94,9 +96,10 @@ class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean: nothing is to be divided by a number of items
         self.task_names = model.task_names
-        for name, dataset in {"train": train_dataset, "dev": dev_dataset, "eval": eval_dataset}.items():
-            if dataset is not None:
-                check_tasks(f"{name}_dataset", dataset, model.active_jscpt_config.tasks)
+        for name, given in {"train": train_dataset, "dev": dev_dataset, "eval": eval_dataset}.items():
+            for dataset in given.values() if isinstance(given, dict) else [given]:
+                if dataset is not None:
+                    check_tasks(f"{name}_dataset", dataset, model.active_jscpt_config.tasks)
         if train_dataset is not None:
             check_trained_task(train_dataset, model.trained_task, self.task_names)
         # Ω in float32, or better where θ is.
@@ -105,6 +108,7 @@ class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
         self.upper_level = UpperLevel(self.task_names, args, dev_dataset, precision, present)
         if train_dataset is not None and self.upper_level.learns:
             self.upper_level.check(model)
+        self.add_callback(SaveAfterEvaluation())
         self._forget()
 
     def _forget(self) -> None:
@@ -112,8 +116,7 @@ class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
         self.stop_asked = self.stop_agreed = False
         self._sums: TaskSums | None = None
         self._batches: list[Batch] = []  # of a step that updates Ω
-        self._good: tuple[Snapshot, int, float] | None = None  # state, step and epoch before a step of finite losses
-        self.nonfinite_steps = 0
+        self.forget_faults()
         history = Path(self.args.output_dir, HISTORY_FILE) if self.is_world_process_zero() else None
         self.step_log = StepLog(self.task_names, history)
         self.upper_level.forget_batches()
@@ -125,7 +128,7 @@ class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
         sampler = TaskBalancedBatchSampler(
             self.train_dataset.sizes,
             self.args.per_device_train_batch_size,
-            self.args.seed,
+            self.args.sampler_seed,
             rank=process_index(),
             world_size=world_size(),
             accumulation=self.args.gradient_accumulation_steps,
@@ -157,6 +160,8 @@ class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
     ) -> Tensor:
         """Gradients of one micro-batch; with the last of a step, Δ, A, φ, where due Ω, and the scheduled gradient."""
         model.train()
+        if callable(getattr(self.optimizer, "train", None)):  # a schedule-free one, which evaluation has switched over
+            self.optimizer.train()
         batch = Batch.of(self._prepare_inputs(inputs))
         upper = self.upper_level.due(self.state.global_step + 1)
         kept = None
@@ -176,6 +181,9 @@ class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
             step, self._sums = self._sums, None
             batches, self._batches = self._batches, []
             self._finish_step(step, batches, kept)
+        every = self.args.torch_empty_cache_steps
+        if every is not None and self.state.global_step % every == 0:
+            clear_device_cache()
         losses = (sums.losses / sums.counts)[sums.counts > 0]
         return losses.mean() / self.current_gradient_accumulation_steps
 
@@ -183,7 +191,7 @@ class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
         """Eqs. 4-6 and 9 for the whole step of all processes; where it updates Ω, first Eqs. 10-11."""
         sums, self.stop_agreed = sums.over_processes(self.stop_asked)
         step = sums.means()
-        self._guard(step)
+        self.guard(step)
         number = self.state.global_step + 1
         num_shared = self.model.active_jscpt_config.num_shared_tokens
         scheduler = self.upper_level.scheduler
@@ -191,57 +199,19 @@ class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
         try:
             plan = schedule(step, scheduler, num_shared, *kinds, self.upper_level.aggregator, number)
         except FloatingPointError as error:  # of an aggregator
-            raise FloatingPointError(f"{error} {self._save_last_good_state()}") from error
+            raise FloatingPointError(f"{error} {self.save_last_good_state()}") from error
         upper, usable = None, int(step.usable.sum())
         if batches and self.upper_level.enough(usable):
             damping = self.args.neumann_damping
             if damping is None:  # what the optimizer applies, which a resumed run has from its checkpoint
                 damping = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)
             upper = self.upper_level.update(self.model, batches, kept, step, plan.weights, damping)
-        parameters = self._trainable()
+        parameters = self.trainable_parameters()
         gradients = scheduled_gradient(self.model.task_views(), parameters, step.gradients, plan.weights.detach())
         if usable:  # without a gradient, momentum and weight decay move nothing either
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
         self.step_log.append(number, number / self._steps_per_epoch(), step, plan, scheduler, gradients, upper)
-
-    def _guard(self, step: TaskMeans) -> None:
-        """Counts steps in a row in which a task is not finite; its weight is zero, and too many stop the run."""
-        if not bool(step.nonfinite.any()):
-            self.nonfinite_steps = 0
-            # The parameters have just shown that they are good: the update that follows may spoil them.
-            stateful = [self.optimizer, self.lr_scheduler, self.upper_level]
-            self._good = Snapshot(self._trainable(), stateful), self.state.global_step, self.state.epoch or 0.0
-            return
-        self.nonfinite_steps += 1
-        tasks = [name for name, wrong in zip(self.task_names, step.nonfinite, strict=True) if wrong]
-        logger.warning(
-            f"Step {self.state.global_step + 1}: loss or gradient of {tasks} is not finite; weight 0 in this step "
-            f"({self.nonfinite_steps} in a row)."
-        )
-        if self.nonfinite_steps >= self.args.max_nonfinite_steps:
-            raise FloatingPointError(
-                f"The loss of {tasks} was not finite in {self.nonfinite_steps} steps in a row "
-                f"(`max_nonfinite_steps`). {self._save_last_good_state()} Lower `learning_rate`, or look at these "
-                "tasks' images."
-            )
-
-    def _save_last_good_state(self) -> str:
-        """Goes back to before the first of the steps in a row and saves that; says what is saved where."""
-        if self._good is None:
-            return "No step was good, so nothing is saved."
-        snapshot, self.state.global_step, self.state.epoch = self._good
-        snapshot.restore()
-        self.nonfinite_steps = 0
-        # What was saved after the update that broke the run must not be what it goes on from.
-        by_first_process(lambda: set_aside_after(Path(self.args.output_dir), self.state.global_step))
-        self._save_checkpoint(self.model, trial=None)
-        if self.unsaved_error is not None:
-            return f"The last good state, of step {self.state.global_step}, could not be saved."
-        return f"The last good state, of step {self.state.global_step}, is saved in {self.args.output_dir}."
-
-    def _trainable(self) -> list[torch.nn.Parameter]:
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def _steps_per_epoch(self) -> int:
         batches = len(self.callback_handler.train_dataloader)
@@ -264,10 +234,6 @@ class JSCPTTrainer(MultiTaskEvaluator, PublishingTrainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.step_log.flush()  # a run that goes on from here finds its history whole
-        if self.nonfinite_steps:
-            self.unsaved_error = f"tasks were not finite in the last {self.nonfinite_steps} steps"
-            logger.warning(f"Step {self.state.global_step} is not saved: {self.unsaved_error}.")
-            return
         super()._save_checkpoint(model, trial)
 
     def fixed_configuration(self) -> dict[str, Any]:

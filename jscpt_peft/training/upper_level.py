@@ -223,7 +223,7 @@ class UpperLevel:
             sampler = TaskBalancedBatchSampler(
                 self.dev_dataset.sizes,
                 self.args.dev_batch_size or self.args.per_device_train_batch_size,
-                self.args.seed + 1,
+                self.args.sampler_seed + 1,
                 rank=self.args.process_index,
                 world_size=self.args.world_size,
             )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import prompted
 import pytest
 import torch
@@ -66,3 +69,34 @@ def test_the_model_is_the_same_function_within(implementation):
     plain = model.classify(*batch).task_losses
     with second_order.twice_differentiable("cpu"):
         torch.testing.assert_close(model.classify(*batch).task_losses, plain, atol=1e-12, rtol=1e-12)
+
+
+SETTINGS = {
+    "none": "",
+    "--tf32": "torch.backends.fp32_precision = 'tf32'",
+    "high": "torch.set_float32_matmul_precision('high')",
+    "medium": "torch.set_float32_matmul_precision('medium')",
+    "allow_tf32": "torch.backends.cuda.matmul.allow_tf32 = True",
+}
+PROGRAM = """
+import torch
+from jscpt_peft.model.second_order import full_precision
+{setting}
+backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+before = [backend.fp32_precision for backend in backends]
+with full_precision("cpu"):
+    assert [backend.fp32_precision for backend in backends] == ["ieee"] * 2
+assert [backend.fp32_precision for backend in backends] == before
+print(before)
+"""
+
+
+@pytest.mark.slow
+def test_full_precision_whoever_has_asked_for_less():
+    """By PyTorch's old way or its new one, which must not be mixed; each in a process of its own."""
+    programs = [PROGRAM.format(setting=setting) for setting in SETTINGS.values()]
+    runs = [subprocess.Popen([sys.executable, "-c", each], stdout=subprocess.PIPE, text=True) for each in programs]
+    found = dict(zip(SETTINGS, (run.communicate(timeout=120)[0].strip() for run in runs), strict=True))
+    assert all(run.returncode == 0 for run in runs)
+    assert found["none"] == "['none', 'none']"
+    assert all("tf32" in found[name] for name in SETTINGS if name != "none")

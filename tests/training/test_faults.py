@@ -93,6 +93,16 @@ def test_an_image_that_cannot_be_read(tmp_path, workers):
     assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
 
 
+def mistake():
+    raise RuntimeError("stack expects each tensor to be equal size")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_ones_own_code_is_not_a_dead_worker(tmp_path, workers):
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        faulty_run(tmp_path, mistake, dataloader_num_workers=workers).train()
+
+
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="out of memory"), faults_named(1):
         raise RuntimeError("out of memory")
@@ -140,7 +150,7 @@ def test_a_step_without_a_usable_task_moves_nothing(tmp_path):
 
     class Remember(TrainerCallback):
         def on_step_end(self, _args, _state, _control, **_):
-            states.append([parameter.detach().clone() for parameter in run._trainable()])
+            states.append([parameter.detach().clone() for parameter in run.trainable_parameters()])
 
     class Infinite(torch.utils.data.Dataset):
         @property

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+
 import oracles
+import prompted
 import pytest
 import torch
 from peft import get_peft_model
@@ -11,9 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.scheduling import TaskPromptScheduler
-from jscpt_peft.training.hessian import HessianProduct, kept_graph
+from jscpt_peft.training import implicit_gradient as implicit_gradient_module
+from jscpt_peft.training.hessian import HessianProduct, hessian_chunks, kept_graph
 from jscpt_peft.training.implicit_gradient import dev_gradient, implicit_gradient
-from jscpt_peft.training.task_gradients import Batch, task_gradients
+from jscpt_peft.training.task_gradients import Batch, TaskSums, task_gradients
 
 TASKS = {"art": ["cat", "dog", "fox"], "sketch": ["cat", "dog"]}
 IDS = {
@@ -219,3 +223,23 @@ def test_no_neumann_terms_need_no_second_derivative(problem):
     expected = torch.autograd.grad(problem.scheduler(EFFECT, AFFINITY), omega, -products)
     torch.testing.assert_close(torch.cat(gradients), torch.cat(expected))
     assert (inverse.step_size, inverse.terms) == (0.5, 0)
+
+
+def test_the_gradients_of_chunks_are_not_all_held(monkeypatch):
+    """Of as many chunks as there are images, no more than the sum and one chunk's gradients are there at a time."""
+    model = prompted.prompted_clip(torch.float64)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    chunks = hessian_chunks([Batch(*prompted.batch(model, per_task=4))], None, 1)
+    assert len(chunks) == 12
+    held = []
+
+    def counted(*args, **kwargs):
+        gc.collect()
+        sums = [each for each in gc.get_objects() if type(each) is TaskSums]
+        held.append(len({gradient.data_ptr() for each in sums for gradient in each.gradients.values()}))
+        return task_gradients(*args, **kwargs)
+
+    monkeypatch.setattr(implicit_gradient_module, "task_gradients", counted)
+    dev_gradient(model, parameters, chunks)
+    assert held[0] == 0 < held[1]
+    assert held[-1] <= 2 * held[1]

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from jscpt_peft.data import TaskBalancedBatchSampler, collate
 from jscpt_peft.evaluation import read_history
 from jscpt_peft.scheduling import TaskPromptScheduler, causal_effect, inter_task_affinity
+from jscpt_peft.training import JSCPTTrainer
 from jscpt_peft.training.callbacks import StopOnInterrupt
 
 
@@ -454,8 +455,6 @@ class TestBadInput:
             small_run.trainer(tmp_path, oracles.tiny_clip())
 
     def test_no_dev_images(self, tmp_path):
-        from jscpt_peft.training import JSCPTTrainer
-
         run = small_run.trainer(tmp_path)
         with pytest.raises(ValueError, match="`dev_dataset` is empty: the scheduler learns from it"):
             JSCPTTrainer(run.model, run.args, train_dataset=run.train_dataset)
@@ -480,6 +479,9 @@ class TestBadInput:
             ({"scheduler_parameterization": "soft"}, "`scheduler_parameterization` must be one of"),
             ({"scheduler_optimizer": "adamw"}, "`scheduler_optimizer` must be one of .*Did you mean 'adam'"),
             ({"fp16": True}, "`fp16=True` is not supported"),
+            ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor=0.1` is not supported"),
+            ({"auto_find_batch_size": True}, "`auto_find_batch_size=True` is not supported"),
+            ({"bf16_full_eval": True}, "`bf16_full_eval=True` is not supported.* Use `bf16=True`"),
             (
                 {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
                 "use_reentrant",
@@ -489,3 +491,31 @@ class TestBadInput:
     def test_arguments(self, tmp_path, options, message):
         with pytest.raises(ValueError, match=message):
             small_run.trainer(tmp_path, **options)
+
+    @pytest.mark.parametrize(
+        ("variable", "value", "message"),
+        [
+            ("ACCELERATE_MIXED_PRECISION", "fp16", "`fp16=True` is not supported"),
+            (
+                "ACCELERATE_USE_FSDP",
+                "true",
+                "`fsdp` is not supported.* out of the configuration of `accelerate launch`",
+            ),
+        ],
+    )
+    def test_configuration_of_the_launcher(self, tmp_path, monkeypatch, variable, value, message):
+        monkeypatch.setenv(variable, value)
+        with pytest.raises(ValueError, match=message):
+            small_run.trainer(tmp_path)
+
+    def test_a_loss_of_ones_own(self, tmp_path):
+        run = small_run.trainer(tmp_path)
+        with pytest.raises(ValueError, match="`compute_loss_func` is not supported"):
+            JSCPTTrainer(run.model, run.args, run.train_dataset, run.upper_level.dev_dataset, compute_loss_func=print)
+
+    def test_one_of_several_data_sets_to_evaluate_is_of_other_tasks(self, tmp_path):
+        run = small_run.trainer(tmp_path)
+        other = small_run.pictures("validation", sizes=(3, 3))
+        data = {"eval_dataset": {"whole": run.eval_dataset, "part": other}, "dev_dataset": run.upper_level.dev_dataset}
+        with pytest.raises(ValueError, match="`eval_dataset` has 2 tasks, the model has 3"):
+            JSCPTTrainer(run.model, run.args, run.train_dataset, **data)

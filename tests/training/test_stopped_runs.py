@@ -1,0 +1,173 @@
+"""Ctrl-C, evaluations and checkpoints together: what is announced as saved is there, and nothing else is lost."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import small_run
+import torch
+from transformers import EarlyStoppingCallback, TrainerCallback
+
+from jscpt_peft.evaluation import read_history
+from jscpt_peft.training.callbacks import StopOnInterrupt
+from jscpt_peft.training.step_log import HISTORY_FILE
+
+# Three steps an epoch.
+COMMON = {"max_steps": 9, "per_device_train_batch_size": 3, "save_strategy": "epoch", "eval_strategy": "epoch"}
+BY_STEPS = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+
+
+class AskToStop(TrainerCallback):
+    """As the signal's handler does, during a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.run = None
+
+    def on_step_begin(self, _args, state, _control, **_):
+        if state.global_step + 1 == self.step:
+            self.run.stop_asked = True
+
+
+def new_run(folder, accuracies: dict[int, float], stop: int | None = None, callbacks=(), **options):
+    """A run whose evaluation after a step has an accuracy that the test decides; `evaluated` are these steps."""
+    ask = [] if stop is None else [AskToStop(stop)]
+    run = small_run.trainer(folder, callbacks=[*callbacks, *ask], **{**COMMON, **options})
+    run.evaluated = []
+
+    def evaluate(self, **_):
+        self.evaluated.append(self.state.global_step)
+        metrics = {"eval_mean_accuracy": accuracies.get(self.state.global_step, 0.0)}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    run.evaluate = types.MethodType(evaluate, run)
+    if ask:
+        ask[0].run = run
+        run.interrupt = StopOnInterrupt(run)
+        run.add_callback(run.interrupt)
+    return run
+
+
+def checkpoints(folder) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_dir()}
+
+
+def assert_same_weights(one, other) -> None:
+    ones, others = small_run.trained_parameters(one), small_run.trained_parameters(other)
+    assert all(torch.equal(ones[name], others[name]) for name in ones)
+
+
+@pytest.mark.parametrize("stop", [4, 5, 6])
+@pytest.mark.parametrize("strategy", ["epoch", "steps", "best", "no"])
+def test_an_interrupted_run_keeps_its_last_step_and_goes_on_from_it(tmp_path, stop, strategy):
+    """The best checkpoint is of step 3, only one is to be kept, and the accuracy would be best at the step itself."""
+    accuracies = {3: 0.5, 4: 0.9, 5: 0.9, 6: 0.4, 9: 0.3}
+    options = {"save_strategy": strategy, "save_steps": 3, "save_total_limit": 1}
+    options["load_best_model_at_end"] = strategy == "epoch"
+    whole = new_run(tmp_path / "whole", accuracies, **options)
+    whole.train()
+    run = new_run(tmp_path / "run", accuracies, stop, **options)
+    run.train()
+    assert run.interrupt.interrupted and run.unsaved_error is None
+    assert run.evaluated == [3, 6][: 1 + (stop == 6)]  # an epoch that is not over is not evaluated
+    best = set() if strategy == "no" else {"checkpoint-3"}
+    assert checkpoints(tmp_path / "run") == {f"checkpoint-{stop}"} | best
+    resumed = new_run(tmp_path / "run", accuracies, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert run.evaluated + resumed.evaluated == whole.evaluated == [3, 6, 9]
+    assert_same_weights(resumed, whole)
+    for name in ("best_metric", "best_global_step"):
+        assert getattr(resumed.state, name) == getattr(whole.state, name)
+
+
+def test_the_last_checkpoint_stays_beside_the_best(tmp_path):
+    run = new_run(tmp_path, {3: 0.5, 6: 0.4, 9: 0.3}, save_total_limit=1)
+    run.train()
+    assert checkpoints(tmp_path) == {"checkpoint-3", "checkpoint-9"}
+    assert run.args.save_total_limit == 1
+
+
+def test_early_stopping_is_as_patient_after_a_resume(tmp_path):
+    accuracies = {1: 0.5, 2: 0.4, 3: 0.3, 4: 0.2, 5: 0.1}
+    options = {**BY_STEPS, "load_best_model_at_end": True}
+    whole = new_run(tmp_path / "whole", accuracies, callbacks=[EarlyStoppingCallback(3)], **options)
+    whole.train()
+    new_run(tmp_path / "run", accuracies, stop=3, callbacks=[EarlyStoppingCallback(3)], **options).train()
+    resumed = new_run(tmp_path / "run", accuracies, callbacks=[EarlyStoppingCallback(3)], **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step == 4
+
+
+@pytest.mark.parametrize("kind", ["reduce_lr_on_plateau", "greedy"])
+def test_a_schedule_that_watches_the_accuracy_knows_that_more_is_better(tmp_path, kind):
+    rising = {step: step / 10 for step in range(1, 7)}
+    rates = []
+    for accuracies in (rising, {step: 1 - value for step, value in rising.items()}):
+        run = new_run(
+            tmp_path / str(len(rates)),
+            accuracies,
+            **{**BY_STEPS, "save_strategy": "no"},
+            max_steps=6,
+            lr_scheduler_type=kind,
+            lr_scheduler_kwargs={"patience": 0},
+        )
+        run.train()
+        rates.append(run.lr_scheduler.get_last_lr()[0])
+    assert rates[0] >= 0.05 > rates[1]
+
+
+def test_a_mode_that_is_given_stays(tmp_path):
+    options = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"mode": "min"}}
+    assert small_run.trainer(tmp_path, eval_strategy="steps", **options).args.lr_scheduler_kwargs == {"mode": "min"}
+
+
+def test_what_was_trained_after_a_step_that_one_goes_back_to_is_set_aside(tmp_path, caplog):
+    """Else `True` would go on from the run that was given up."""
+    options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "no"}
+    new_run(tmp_path, {}, max_steps=6, **options).train()
+    other = {**options, "hypergradient_batch_size": 1}
+    again = new_run(tmp_path, {}, stop=5, **other)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    aside = {"abandoned-checkpoint-4", "abandoned-checkpoint-6"}
+    assert "The run is taken back to step 2: later checkpoints are now" in caplog.text
+    assert checkpoints(tmp_path) == aside | {"checkpoint-2", "checkpoint-4", "checkpoint-5"}
+    last = new_run(tmp_path, {}, max_steps=8, **other)
+    last.train(resume_from_checkpoint=True)
+    assert f"Going on from {tmp_path / 'checkpoint-5'}." in caplog.text
+    assert [row["step"] for row in read_history(tmp_path / HISTORY_FILE)] == list(range(1, 9))
+
+
+def test_a_checkpoint_of_another_folder_sets_nothing_aside(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "no", "max_steps": 4}
+    for name in ("one", "other"):
+        new_run(tmp_path / name, {}, **options).train()
+    run = new_run(tmp_path / "other", {}, **options)
+    run.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-2"))
+    assert checkpoints(tmp_path / "one") == checkpoints(tmp_path / "other") == {"checkpoint-2", "checkpoint-4"}
+
+
+class Infinite(torch.utils.data.Dataset):
+    """Pictures of one task are infinite in the second step."""
+
+    def __init__(self, pictures) -> None:
+        self.pictures, self.sizes = pictures, pictures.sizes
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key):
+        item = self.pictures[key]
+        spoiled = item["task_ids"] == 1 and 3 <= key[1] < 6
+        return {**item, "pixel_values": item["pixel_values"] * torch.inf} if spoiled else item
+
+
+def test_the_best_step_is_one_that_was_saved(tmp_path):
+    """A step in doubt is not, however good its evaluation."""
+    options = {**BY_STEPS, "load_best_model_at_end": True, "max_steps": 4}
+    run = new_run(tmp_path, {1: 0.3, 2: 0.9, 3: 0.5, 4: 0.1}, **options)
+    run.train_dataset = Infinite(run.train_dataset)
+    run.train()
+    assert checkpoints(tmp_path) == {"checkpoint-1", "checkpoint-3", "checkpoint-4"}
+    assert (run.state.best_metric, run.state.best_global_step) == (0.5, 3)
