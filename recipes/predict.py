@@ -12,6 +12,7 @@ from pathlib import Path
 
 from adapter import adapter_config, load_adapter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from told_errors import one_voice
 from transformers import CLIPImageProcessorPil
@@ -35,7 +36,7 @@ def main(command_line: list[str] | None = None) -> None:
     table = Table("picture", *(f"{place}." for place in range(1, arguments.top + 1)))
     for path, prediction in zip(arguments.images, predictions, strict=True):
         best = list(prediction.items())[: arguments.top]
-        table.add_row(str(path), *(f"{name} {probability:.1%}" for name, probability in best))
+        table.add_row(*map(escape, (str(path), *(f"{name} {probability:.1%}" for name, probability in best))))
     console.print(table)
 
 

@@ -97,8 +97,8 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
         )
         leave()
         sys.exit(130)
-    trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
     trainer.save_model(_internal_call=True)  # with --push_to_hub it would publish: that comes last, with the results
+    trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
     if trainer.is_world_process_zero():
         report(zero_shot, trained, task_set, training)
         trainer.create_model_card()
@@ -110,7 +110,7 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
 def prepare_output(training: JSCPTTrainingArguments) -> str | bool | None:
     """What to resume from, `True` for the last valid checkpoint; refuses a directory that holds another run."""
     output = Path(training.output_dir)
-    resume: str | bool | None = training.resume_from_checkpoint
+    resume: str | bool | None = training.resume_from_checkpoint or None  # a YAML file's `false`
     if resume in ("last", "True", "true"):
         if not (output.is_dir() and any(output.glob(f"*{PREFIX_CHECKPOINT_DIR}-*"))):
             raise ValueError(f"`resume_from_checkpoint` is 'last', but `output_dir` {output} holds no checkpoint.")
@@ -185,7 +185,8 @@ def report(
     written = write_results(table, training.output_dir, title)
     history = Path(training.output_dir, HISTORY_FILE)
     written += draw_pictures(history, training.output_dir, NEUTRAL_EFFECT[training.causal_effect])
-    console.print(f"Adapter and results: {training.output_dir} ({', '.join(path.name for path in written)})")
+    names = ", ".join(path.name for path in written)
+    console.print(f"Adapter and results: {training.output_dir} ({names})", markup=False)
 
 
 if __name__ == "__main__":

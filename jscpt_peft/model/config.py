@@ -95,11 +95,20 @@ class JSCPTConfig(PeftConfig):
     def _check_tasks(self) -> None:
         if not self.tasks:
             raise ValueError("`tasks` is empty: give a dict of task name -> list of class names.")
+        if not isinstance(self.tasks, dict):
+            raise ValueError(f"`tasks` is {self.tasks!r}: give a dict of task name -> list of class names.")
+        for task, names in self.tasks.items():
+            if not isinstance(
+                names, list | tuple
+            ):  # of a string the letters would be classes, of a set the order none
+                raise ValueError(f"`tasks[{task!r}]` is {names!r}: give a list of class names.")
         self.task_order = list(self.task_order or self.tasks)
         if sorted(self.task_order) != sorted(self.tasks):
             raise ValueError(f"`task_order` {self.task_order} must name each of `tasks` {list(self.tasks)} once.")
         self.tasks = {task: list(self.tasks[task]) for task in self.task_order}
         for task, names in self.tasks.items():
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError(f"`tasks[{task!r}]` is {names}: class names are strings.")
             if not names:
                 raise ValueError(f"`tasks[{task!r}]` has no class names.")
             repeated = sorted({name for name in names if names.count(name) > 1})

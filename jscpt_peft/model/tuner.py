@@ -43,10 +43,11 @@ class JSCPTModel(BaseTuner):
         self.classes = ClassFeatures(self.model)
 
     def _prepare_adapter_config(self, peft_config: JSCPTConfig, model_config: dict) -> JSCPTConfig:
-        if peft_config.target_modules is None and model_config.get("model_type") not in self.target_module_mapping:
-            raise ValueError(
-                f"JSCPT adapts a transformers `CLIPModel`, got a model of type {model_config.get('model_type')!r}."
-            )
+        kind, modules = model_config.get("model_type"), peft_config.target_modules
+        if kind != "clip":
+            raise ValueError(f"JSCPT adapts a transformers `CLIPModel`, got a model of type {kind!r}.")
+        if modules not in (None, self.target_module_mapping[kind]):
+            raise ValueError(f"`target_modules` is {modules!r}: leave it out, JSCPT adapts both towers.")
         return super()._prepare_adapter_config(peft_config, model_config)
 
     def _prepare_model(self, peft_config: JSCPTConfig, model: nn.Module) -> None:  # noqa: ARG002
@@ -90,8 +91,7 @@ class JSCPTModel(BaseTuner):
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(
-            "JSCPT prompts depend on the task of each sample and cannot be merged into the base weights: use "
-            "`unload()` for the base model, or keep the adapter."
+            "JSCPT prompts depend on each sample's task and cannot be merged into the base weights: use `unload()`."
         )
 
     def delete_adapter(self, adapter_name: str) -> None:

@@ -141,6 +141,11 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `ResumableTrainer.train`; where a worker, an image or a process fails, the error names it."""
         self._forget()
+        if not self.trainable_parameters():
+            raise ValueError(
+                "no parameter of `model` is trainable: load adapters with `PeftModel.from_pretrained(..., "
+                "is_trainable=True)`."
+            )
         try:
             with faults_named(self.args.ddp_timeout):
                 check_same_data({"train_dataset": self.train_dataset, "dev_dataset": self.upper_level.dev_dataset})

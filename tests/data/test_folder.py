@@ -270,3 +270,13 @@ def test_other_bad_input_is_refused(tmp_path):
     splits(tmp_path / "bare", "art", cat=(1, 0, 1))
     with pytest.raises(ValueError, match="`dev` of task 'art' would be empty"):
         folder_task_set(tmp_path / "bare")
+
+
+def test_folders_of_torchvision_are_no_tasks(tmp_path):
+    """`ROOT/{train,val}/<class>` would become two tasks, each divided once more."""
+    for split in ("Train", "val"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match=r"has folders for splits \(Train, val\) where its tasks should be.*task's name"
+    ):
+        folder_task_set(tmp_path)

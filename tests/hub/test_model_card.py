@@ -74,7 +74,7 @@ def test_the_lines_that_load_it_work(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     image, printed = Image.new("RGB", (40, 30), "orange"), []
     exec(lines, {"image": image, "print": printed.append})
-    assert printed[0][0] == pytest.approx(model.predict(image, task="photo")[0])
+    assert printed[0][0] == pytest.approx(model.predict(image, task="photo")[0], abs=1e-6)  # float32, other batches
 
 
 def test_a_base_model_that_is_on_this_machine_alone_is_not_named_by_its_path(model, tmp_path):

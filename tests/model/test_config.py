@@ -69,6 +69,27 @@ def test_not_a_clip_model():
         get_peft_model(bert, JSCPTConfig(tasks=TASKS))
 
 
+def test_modules_are_not_chosen():
+    """As users of LoRA do: every `q_proj` would be taken for what selects features."""
+    config = JSCPTConfig(tasks=TASKS, class_token_ids=prompted.class_token_ids(), target_modules=["q_proj"])
+    with pytest.raises(ValueError, match=r"`target_modules` is \['q_proj'\]: leave it out"):
+        get_peft_model(oracles.tiny_clip(), config)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (["cat", "dog"], "`tasks` is .*: give a dict of task name"),
+        ({"art": "cat"}, r"`tasks\['art'\]` is 'cat': give a list of class names"),
+        ({"art": {"cat", "dog"}}, r"`tasks\['art'\]` is .*: give a list of class names"),
+        ({"art": ["cat", None]}, r"`tasks\['art'\]` is \['cat', None\]: class names are strings"),
+    ],
+)
+def test_class_names_of_another_kind(tasks, message):
+    with pytest.raises(ValueError, match=message):
+        JSCPTConfig(tasks=tasks)
+
+
 def test_configuration_survives_the_disk(tmp_path):
     config = JSCPTConfig(tasks=TASKS, class_token_ids=prompted.class_token_ids(), towers="text", prompt_depth=2)
     config.save_pretrained(tmp_path)

@@ -448,6 +448,13 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"has label 3 in task 'sketch', for which the model has 2 classes"):
             small_run.trainer(tmp_path, model)
 
+    def test_nothing_is_trainable(self, tmp_path):
+        """As after `PeftModel.from_pretrained` without `is_trainable`."""
+        run = small_run.trainer(tmp_path)
+        run.model.requires_grad_(False)
+        with pytest.raises(ValueError, match=r"no parameter of `model` is trainable: .*is_trainable=True"):
+            run.train()
+
     def test_not_a_jscpt_model(self, tmp_path):
         import oracles
 
