@@ -128,13 +128,12 @@ def test_amortised_cost_of_the_bi_level_loop(benchmark, tasks):
 
 @pytest.mark.parametrize(("batches", "classes"), [(2, 20), (4, 5)])
 def test_with_accumulation_fewer_images_in_the_hessian_keep_the_cost_low(benchmark, batches, classes):
-    """README's remedy: with the images of one batch in the Hessian, a divided step costs less than 1.6 too."""
+    """README's remedy: the images of one batch in the Hessian have one graph, which serves all products."""
     uppers = ("upper step", "upper step, hypergradient_batch_size 2")
     costs = flops(benchmark, *uppers, model="small", classes=classes, gradient_accumulation_steps=batches)
     assert costs["full lower step"] == pytest.approx(costs["fast joint"], rel=0.05)
     ratios = benchmark.amortised(costs)
-    assert ratios[uppers[1]] < 1.6
-    assert ratios[uppers[1]] < ratios["upper step"] < 1.7
+    assert ratios[uppers[1]] < 1.3 < ratios["upper step"] < 1.7
 
 
 @pytest.mark.parametrize("batches", [1, 2])
