@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path, PureWindowsPath
+import os.path
 
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from peft import PeftConfig, PeftModel
@@ -11,6 +11,7 @@ from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig  # importing jscpt_peft registers the PEFT type
 from jscpt_peft.assets import TINY_CLIP
+from jscpt_peft.model.base_names import is_hub_id, is_packaged
 
 
 def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
@@ -42,20 +43,30 @@ def base_of(config: JSCPTConfig, adapter: str) -> str:
     The package's own small CLIP is stored as its path on the machine of the training: here it has another.
 
     Raises:
-        ValueError: it is not named, or was a folder of another machine.
+        ValueError: it is not named, or is a folder that is not there.
     """
     base = config.base_model_name_or_path
     if not base:
         raise ValueError(f"`adapter` {adapter} does not name its base model: give --model_name_or_path.")
-    path = Path(base)
-    if path.exists() or not (path.is_absolute() or PureWindowsPath(base).is_absolute()):
+    if os.path.exists(base) or is_hub_id(base):
         return base
-    if PureWindowsPath(base).parts[-3:] == TINY_CLIP.parts[-3:]:
+    if is_packaged(base):
         return str(TINY_CLIP)
     raise ValueError(
         f"`adapter` {adapter} was trained on the model in {base}, which is not on this machine: say where it is with "
         "--model_name_or_path."
     )
+
+
+def task_of(config: JSCPTConfig, task: str | None) -> str:
+    """The task that was asked for, or the only one.
+
+    Raises:
+        ValueError: none was asked for, and there are several.
+    """
+    if task is None and len(config.tasks) > 1:
+        raise ValueError(f"`--task` is missing: name one of {', '.join(config.tasks)}.")
+    return next(iter(config.tasks)) if task is None else task
 
 
 def load_adapter(
@@ -73,6 +84,8 @@ def load_adapter(
         ValueError: the weights are not those that the configuration tells of, or do not fit the base.
         OSError: something cannot be read.
     """
+    if base and not (os.path.exists(base) or is_hub_id(base)):
+        raise ValueError(f"`model_name_or_path` {base} is neither a folder nor a name on the Hub.")
     source = base or base_of(config, adapter)
     clip = CLIPModel.from_pretrained(source, dtype="float32")
     try:

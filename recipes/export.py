@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from adapter import adapter_config, load_adapter
+from adapter import adapter_config, load_adapter, task_of
 from peft import PeftModel
 from rich.console import Console
 from told_errors import one_voice
@@ -40,11 +40,9 @@ def main(command_line: list[str] | None = None) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     config = adapter_config(arguments.adapter, arguments.revision)
+    task = task_of(config, arguments.task)
     model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
     processor = CLIPImageProcessorPil.from_pretrained(source)
-    if arguments.task is None and len(model.task_names) > 1:
-        raise ValueError(f"`--task` is missing: name one of {', '.join(model.task_names)}.")
-    task = arguments.task or model.task_names[0]
     directory = model.export_task(
         task,
         arguments.output,

@@ -10,7 +10,7 @@ import argparse
 import warnings
 from pathlib import Path
 
-from adapter import adapter_config, load_adapter
+from adapter import adapter_config, load_adapter, task_of
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -33,22 +33,26 @@ def main(command_line: list[str] | None = None) -> None:
     arguments = parser.parse_args(command_line)
     with one_voice(console):
         predictions = predict(arguments)
-    table = Table("picture", *(f"{place}." for place in range(1, arguments.top + 1)))
+    shown = min(arguments.top, len(predictions[0]))  # a task may have fewer classes
+    table = Table("picture", *(f"{place}." for place in range(1, shown + 1)))
     for path, prediction in zip(arguments.images, predictions, strict=True):
-        best = list(prediction.items())[: arguments.top]
+        best = list(prediction.items())[:shown]
         table.add_row(*map(escape, (str(path), *(f"{name} {probability:.1%}" for name, probability in best))))
     console.print(table)
 
 
 def predict(arguments: argparse.Namespace) -> list[dict[str, float]]:
+    if arguments.top < 1:
+        raise ValueError(f"`--top` is {arguments.top}: give the number of classes to print, at least 1.")
     for path in arguments.images:
         if not path.is_file():
             raise ValueError(f"image {path} does not exist.")
     config = adapter_config(arguments.adapter, arguments.revision)
+    task = task_of(config, arguments.task)
     model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
     processor = CLIPImageProcessorPil.from_pretrained(source)
     statistics = {"image_mean": processor.image_mean, "image_std": processor.image_std}
-    return model.predict(arguments.images, task=arguments.task, **statistics)  # reads them one batch after the other
+    return model.predict(arguments.images, task=task, **statistics)  # reads them one batch after the other
 
 
 if __name__ == "__main__":

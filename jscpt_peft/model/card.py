@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, get_peft_model_state_dict
 
+from .base_names import is_hub_id, is_packaged, public_name
 from .versions import package_versions
 
 CARD_FILE = "README.md"
@@ -37,11 +36,27 @@ TRANSFORMERS_DESCRIPTION = (
 
 
 @dataclass(frozen=True)
+class DataRecord:
+    """Which images a run has learned from.
+
+    Attributes:
+        task_set: name.
+        seed: by which the images were drawn.
+        sources: data -> what they were read from and which part of them is trained with, for the table.
+    """
+
+    task_set: str
+    seed: int
+    sources: Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class TrainingRecord:
     """What a run adds to the card of its adapter; what is empty is left out.
 
     Attributes:
         configuration: setting -> value, of all that decides what a step does.
+        data: the images, as far as they are known.
         steps: optimizer steps after which the weights are as they are saved.
         split: where the accuracies were counted, such as `test`.
         accuracies: task -> accuracy in [0, 1] of these weights; also the front matter's `model-index`.
@@ -53,6 +68,7 @@ class TrainingRecord:
     """
 
     configuration: Mapping[str, Any] = field(default_factory=dict)
+    data: DataRecord | None = None
     steps: int = 0
     split: str = "test"
     accuracies: Mapping[str, float] = field(default_factory=dict)
@@ -90,7 +106,7 @@ def adapter_card(
     config = model.peft_config[adapter]
     tensors = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False).values()
     base = config.base_model_name_or_path or model.get_base_model().name_or_path
-    on_hub = _is_hub_id(base)
+    on_hub, packaged, base_name = is_hub_id(base), is_packaged(base), public_name(base)
     data = ModelCardData(
         base_model=base if on_hub else None,
         library_name="peft",
@@ -100,7 +116,13 @@ def adapter_card(
         **_model_index(title, run),
         **metadata,
     )
-    unnamed = f"{Path(base).name!r}, a folder that is not on the Hub" if base else "unknown"
+    if on_hub:
+        base_model_text, base_model_code = f"[`{base}`](https://huggingface.co/{base})", _code(base)
+    elif packaged:
+        base_model_text, base_model_code = f"the small CLIP of the package, `{base_name}`", "TINY_CLIP"
+    else:
+        base_model_text = f"{base_name!r}, a folder that is not on the Hub" if base else "unknown"
+        base_model_code = _code("path/of/the/base-model")
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -109,8 +131,9 @@ def adapter_card(
         tasks=[_task(task, names) for task, names in config.tasks.items()],
         parameters=sum(tensor.numel() for tensor in tensors),
         stored_bytes=sum(tensor.nbytes for tensor in tensors),
-        base_model_text=f"[`{base}`](https://huggingface.co/{base})" if on_hub else unnamed,
-        base_model_code=_code(base if on_hub else "path/of/the/base-model"),
+        base_model_text=base_model_text,
+        base_model_code=base_model_code,
+        packaged=packaged,
         adapter_code=_code(name or "path/or/hub-id"),
         folder="" if adapter == "default" else f"{adapter}/",
         subfolder_code="" if adapter == "default" else f", subfolder={_code(adapter)}",
@@ -166,16 +189,6 @@ def _digest(card: ModelCard) -> str:
 
 def _empty_card(description: str) -> str:
     return ModelCard.from_template(ModelCardData(), model_description=description).text.strip()
-
-
-def _is_hub_id(name: str | None) -> bool:
-    if not name or Path(name).exists():
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _task(task: str, names: Sequence[str]) -> dict[str, Any]:

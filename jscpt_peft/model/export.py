@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .attention import KeysValues, block, keys_values
+from .base_names import public_name
 from .evaluation_mode import evaluation_mode
 from .intervention import select_features
 from .routing import task_index
@@ -37,7 +38,8 @@ PROGRAM, DESCRIPTION, MANUAL = "classifier.pt2", "classifier.json", "README.md"
 MANUAL_TEXT = """# Classifier of the task `{task}`
 
 `classifier.pt2` needs nothing but PyTorch. It takes normalised images `[batch, 3, {size}, {size}]` ({input_dtype}, any
-batch size) and gives logits `[batch, {classes}]`; `classifier.json` holds the class names and the normalisation.
+batch size) and gives logits `[batch, {classes}]`; `classifier.json` holds the class names and the normalisation. These
+lines read images with up to 16 bits a channel:
 
 ```python
 import json, torch
@@ -49,7 +51,11 @@ classifier = torch.export.load("classifier.pt2").module()
 
 def pixels(image):
     image = ImageOps.exif_transpose(image)  # upright, and transparency over white, as in training
-    if image.has_transparency_data:
+    if image.mode in ("I", "F"):
+        raise ValueError("greyscale of 32 bits does not say which level is white: save the picture with 8 or 16 bits")
+    if image.mode.startswith("I;16"):  # greyscale of 16 bits, of which convert("RGB") would make white
+        image = image.convert("I").point(lambda level: level / 257 + 0.5).convert("L")
+    elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     side, shortest = about["image_size"], min(image.size)
@@ -181,7 +187,7 @@ def export_task(
             "dtype": str(dtype).removeprefix("torch."),
             "input_dtype": str(input_dtype).removeprefix("torch."),
             "class_template": model.active_jscpt_config.class_template,
-            "base_model": model.active_jscpt_config.base_model_name_or_path,
+            "base_model": public_name(model.active_jscpt_config.base_model_name_or_path),
             "versions": package_versions(("jscpt-peft", "torch", "transformers", "peft")),
             "sha256": hashlib.sha256((whole / PROGRAM).read_bytes()).hexdigest(),
         }

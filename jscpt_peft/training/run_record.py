@@ -17,13 +17,14 @@ from jscpt_peft.model.card import TrainingRecord
 
 from .arguments import JSCPTTrainingArguments
 from .configuration import OPTIMIZERS
+from .data_record import MANIFEST, data_record
 from .distributed import world_size
 from .step_log import HISTORY_FILE
 
 # What may lie beside the card: the recipe's results, the history and the pictures of it.
 RESULTS, RESULTS_TABLE = "results.json", "results.md"
 FILES = {
-    "manifest.json": "which image is in which split",
+    MANIFEST: "which image is in which split",
     HISTORY_FILE: "what the scheduler did, one row a step",
 }
 PICTURES = {
@@ -54,15 +55,17 @@ def training_record(
         log: of the run.
         steps: after which the weights were as they are now.
         evaluations: what of the log is of these weights.
-        configuration: `settings` of the run.
+        configuration: `settings` of the run; its `train images` tell whether a manifest is of the run.
         task_names: [N].
     """
     output = Path(args.output_dir)
     split, accuracies = last_accuracies(evaluations, task_names)
     results = results_of(output, accuracies)
     known = [accuracy for accuracy in accuracies.values() if not math.isnan(accuracy)]
+    sizes = dict(zip(task_names, configuration.get("train images", ()), strict=False))
     return TrainingRecord(
         configuration=configuration,
+        data=data_record(output, sizes),
         steps=steps,
         split=split,
         accuracies=accuracies,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 import shlex
 
 import prompted
@@ -181,6 +182,77 @@ def test_somebody_elses_results_are_passed_over(trained):
     (output / "results.json").mkdir()
     run.create_model_card()
     assert "mine" not in (output / "README.md").read_text()
+
+
+# The training images of the small run, as a manifest of several benchmarks would name them.
+IMAGES = {
+    task: {"train": [f"{task}/{number}.png" for number in range(size)], "validation": [], "dev": [], "test": []}
+    for task, size in zip(prompted.TASKS, small_run.SIZES["train"], strict=True)
+}
+FOOD = "ethz/food101@e06acf2a88084f04bce4d4a525165d68e0a36c38"
+
+
+def training_section(run, output, **manifest) -> str:
+    content = {"task_set": "folder", "seed": 9, "options": {}, "tasks": IMAGES, **manifest}
+    (output / "manifest.json").write_text(json.dumps(content))
+    run.create_model_card()
+    return (output / "README.md").read_text().split("## Training")[1].split("## Evaluation")[0]
+
+
+@pytest.mark.parametrize(
+    ("task_set", "options", "rows"),
+    [
+        (
+            "food101,office_home",
+            {"sources": {"food101": FOOD, "office_home": "office_home"}},
+            [
+                f"| food101 | `{FOOD}` on the Hub | up to 5 of each class |",
+                "| office_home | the folder `office_home` | 10 % of each class |",
+            ],
+        ),
+        (
+            "food101",
+            {"shots": 16, "sources": {"food101": "/home/me/data/food-101"}},
+            ["| food101 | the folder `food-101` | up to 16 of each class |"],
+        ),
+        ("folder", {"train_fraction": 0.125}, ["| folder | folders of pictures | 12.5 % of each class |"]),
+        ("folder", {}, ["| folder | folders of pictures | all training images |"]),
+        (
+            "shapes",
+            {"images_per_class": {"train": 16}},
+            ["| shapes | drawn by `jscpt_peft` | up to 16 of each class |"],
+        ),
+    ],
+    ids=["benchmarks", "folder of a benchmark", "folder", "all of a folder", "shapes"],
+)
+def test_the_data_are_those_of_the_manifest(trained, task_set, options, rows):
+    text = training_section(*trained, task_set=task_set, options=options)
+    assert f"on the task set `{task_set}`, drawn with seed 9:" in text
+    assert re.findall(r"^\| .* \|$", text.split("The settings:")[0], re.MULTILINE)[1:] == rows
+    assert "/home/me" not in text
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {"tasks": {**IMAGES, "photo": {**IMAGES["photo"], "train": ["one.png"]}}},
+        {"tasks": {task: IMAGES[task] for task in ("photo", "clipart")}},
+        {"tasks": {task: {"test": []} for task in IMAGES}},
+        {"task_set": ["folder"]},
+        {"task_set": "of somebody else"},
+        {"seed": None},
+        {"options": {"train_fraction": "much"}},
+        {"options": {"shots": 2.5}},
+        {"options": []},
+    ],
+    ids=[
+        *("other images", "other tasks", "no split", "list as name", "unknown name", "no seed"),
+        *("words as fraction", "fraction as shots", "list as options"),
+    ],
+)
+def test_another_runs_or_somebody_elses_manifest_is_passed_over(trained, manifest):
+    assert "task set" not in training_section(*trained, **manifest)
+    assert "task set" in training_section(*trained)
 
 
 def test_an_edited_card_stays(trained):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import re
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import adapted
 import oracles
 import prompted
 import pytest
@@ -77,6 +79,30 @@ def test_the_lines_that_load_it_work(model, tmp_path, monkeypatch):
     assert printed[0][0] == pytest.approx(model.predict(image, task="photo")[0], abs=1e-6)  # float32, other batches
 
 
+def test_the_lines_that_load_it_on_the_packages_own_clip_work_on_any_machine(tmp_path, monkeypatch):
+    model = adapted.adapted_clip()
+    model.peft_config["default"].base_model_name_or_path = "/gone/site-packages/jscpt_peft/assets/tiny-clip"
+    card = saved_card(model, tmp_path / "path/or/hub-id")
+    assert card.data.base_model is None
+    assert "**Base model:** the small CLIP of the package, `jscpt_peft.assets.TINY_CLIP`\n" in card.text
+    assert "/gone" not in card.text
+    lines = re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1]
+    assert len([line for line in lines.splitlines() if line]) == 5
+    monkeypatch.chdir(tmp_path)
+    image, printed = Image.new("RGB", (40, 30), "orange"), []
+    exec(lines, {"image": image, "print": printed.append})
+    assert printed[0][0] == pytest.approx(model.predict(image, task="painting")[0])
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(15_740_000, "63.0 MB"), (31_130_000, "124.5 MB"), (300_000, "1.2 MB"), (1_425, "5.7 kB")]
+)
+def test_the_size_is_told_with_one_decimal(model, monkeypatch, count, size):
+    stored = {"weight": torch.empty(count, device="meta")}
+    monkeypatch.setattr(cards, "get_peft_model_state_dict", lambda *_, **__: stored)
+    assert f"these {count:,} parameters alone ({size})" in " ".join(cards.adapter_card(model).text.split())
+
+
 def test_a_base_model_that_is_on_this_machine_alone_is_not_named_by_its_path(model, tmp_path):
     """The Hub refuses a `base_model` that is no id, and nobody needs to know this machine's folders."""
     (tmp_path / "my-clip").mkdir()
@@ -85,6 +111,18 @@ def test_a_base_model_that_is_on_this_machine_alone_is_not_named_by_its_path(mod
     assert card.data.base_model is None
     assert "'my-clip', a folder that is not on the Hub" in card.text
     assert str(tmp_path) not in card.text
+
+
+def test_the_data_of_a_run(model):
+    sources = {"food101": ("`ethz/food101@c0ffee` on the Hub", "up to 5 of each class"), "a|b": ("x|y", "10 %")}
+    data = cards.DataRecord(task_set="food101,a|b", seed=7, sources=sources)
+    text = sections(cards.adapter_card(model, run=replace(RUN, data=data)))["Training"]
+    introduction = "(Algorithm 1 of the paper, as these settings have it), 4 steps, on the task set `food101,a|b`, "
+    assert f"{introduction}drawn with seed 7:\n\n| data | read from | trained with |\n" in text
+    assert "| food101 | `ethz/food101@c0ffee` on the Hub | up to 5 of each class |\n" in text
+    assert "| a\\|b | x\\|y | 10 % |\n\nThe settings:\n\n| setting | value |\n" in text
+    without = sections(cards.adapter_card(model, run=RUN))["Training"]
+    assert "as these settings have it), 4 steps:\n\n| setting | value |\n" in without
 
 
 def test_what_a_run_adds(model):

@@ -15,6 +15,8 @@ from hub_server import TOKEN, Hub
 from huggingface_hub import ModelCard
 from PIL import Image
 
+from jscpt_peft.assets import TINY_CLIP
+
 pytestmark = pytest.mark.slow  # every program is a process of its own
 
 TESTS = Path(__file__).parents[1]
@@ -260,8 +262,17 @@ def test_the_recipe_publishes_results_and_pictures(hub, pictures, tmp_path):
     results = json.loads(files["results.json"])["tasks"]
     accuracies = {result.dataset_name: result.metric_value for result in published.data.eval_results}
     assert {task: row["trained"] for task, row in results.items()}.items() <= accuracies.items()
+    assert "on the task set `folder`, drawn with seed 3:" in published.text
+    assert "| folder | folders of pictures | all training images |" in published.text
     assert published.data.base_model is None  # the package's own CLIP is not on the Hub
-    assert str(tmp_path) not in published.text
+    config = json.loads(files["adapter_config.json"])
+    # PEFT's own field, by which a local adapter finds its base; the recipe's tokenizer is the base's.
+    assert {config.pop(name) for name in ("base_model_name_or_path", "tokenizer_name_or_path")} == {str(TINY_CLIP)}
+    texts = {path: content.decode() for path, content in files.items() if not path.endswith((".png", ".safetensors"))}
+    assert len(texts) >= 7
+    texts["adapter_config.json"] = json.dumps(config)
+    for place in (tmp_path, pictures, TESTS.parent, Path(sys.prefix)):
+        assert [path for path, text in texts.items() if f"{place}/" in text] == []
 
 
 def test_the_recipe_says_at_once_that_it_may_not_publish(hub, pictures, tmp_path):

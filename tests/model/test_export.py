@@ -160,22 +160,70 @@ def test_the_description(tmp_path):
     assert about["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("size", [(50, 37), (21, 64), (32, 32)])
-def test_the_lines_of_its_readme_give_what_predict_gives_with_torch_and_pillow_alone(tmp_path, size):
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        ("user/clip", "user/clip"),
+        ("/gone/jscpt_peft/assets/tiny-clip", "jscpt_peft.assets.TINY_CLIP"),
+        ("/home/me/my-clip", "my-clip"),
+        ("C:\\me\\my-clip", "my-clip"),
+        (None, None),
+    ],
+)
+def test_the_base_model_goes_by_a_name_that_others_understand(tmp_path, base, name):
     model = prompted.prompted_clip(torch.float32)
-    statistics = {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.2, 0.3, 0.25)}
-    directory = model.export_task("sketch", tmp_path / "sketch", **statistics)
-    noise = torch.randint(0, 256, (size[1], size[0], 3), dtype=torch.uint8)
-    Image.fromarray(noise.numpy()).save(directory / "picture.jpg")
+    model.peft_config["default"].base_model_name_or_path = base
+    directory = model.export_task("sketch", tmp_path / "sketch")
+    assert json.loads((directory / "classifier.json").read_text())["base_model"] == name
+
+
+def noise(width: int, height: int, mode: str) -> Image.Image:
+    """A picture of random pixels; greyscale of 16 bits is mostly above 255."""
+    if mode == "RGB":
+        return Image.fromarray(torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).numpy())
+    levels = torch.randint(0, 2**16, (height, width), dtype=torch.int32).numpy()
+    return Image.fromarray(levels.astype({"I;16": "uint16", "I;16B": ">u2", "I": "int32", "F": "float32"}[mode]))
+
+
+def serve(directory: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the lines of the README on picture.jpg, where PyTorch and Pillow are all that there is."""
     (lines,) = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(), flags=re.DOTALL)
     blocked = ("jscpt_peft", "peft", "transformers", "safetensors", "accelerate", "datasets", "huggingface_hub")
     script = f"import sys\nsys.modules.update(dict.fromkeys({blocked}))\n{lines}"
-    run = subprocess.run(
-        [sys.executable, "-c", script], cwd=directory, capture_output=True, text=True, check=True, timeout=120
-    )
+    return subprocess.run([sys.executable, "-c", script], cwd=directory, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "file_format"),
+    [
+        ((50, 37), "RGB", "JPEG"),
+        ((21, 64), "RGB", "JPEG"),
+        ((32, 32), "RGB", "JPEG"),
+        ((50, 37), "I;16", "PNG"),
+        ((50, 37), "I;16B", "TIFF"),
+    ],
+)
+def test_the_lines_of_its_readme_give_what_predict_gives_with_torch_and_pillow_alone(
+    tmp_path, size, mode, file_format
+):
+    model = prompted.prompted_clip(torch.float32)
+    statistics = {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.2, 0.3, 0.25)}
+    directory = model.export_task("sketch", tmp_path / "sketch", **statistics)
+    noise(*size, mode).save(directory / "picture.jpg", format=file_format)
+    assert Image.open(directory / "picture.jpg").mode == mode
+    run = serve(directory)
+    assert run.returncode == 0, run.stderr
     served = {name: float(p) for name, p in re.findall(r"'(\w+)': ([0-9.e-]+)", run.stdout)}
     (predicted,) = model.predict(Image.open(directory / "picture.jpg"), task="sketch", **statistics)
     assert served == pytest.approx(predicted, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_the_lines_of_its_readme_refuse_greyscale_that_has_no_white(tmp_path, mode):
+    directory = prompted.prompted_clip(torch.float32).export_task("sketch", tmp_path / "sketch")
+    noise(50, 37, mode).save(directory / "picture.jpg", format="TIFF")
+    run = serve(directory)
+    assert run.returncode == 1 and "ValueError: greyscale of 32 bits does not say which level is white" in run.stderr
 
 
 # ---- whole or not at all --------------------------------------------------------------------------------------------

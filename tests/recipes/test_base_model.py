@@ -8,7 +8,7 @@ import shutil
 import adapted
 import predict
 import pytest
-from adapter import adapter_config, base_of
+from adapter import adapter_config, base_of, load_adapter
 from PIL import Image
 
 from jscpt_peft.assets import TINY_CLIP
@@ -41,7 +41,14 @@ def test_the_packages_own_clip_of_another_machine(folder, elsewhere):
 
 
 @pytest.mark.parametrize(
-    ("base", "message"), [("/gone/clip", "was trained on the model in /gone/clip"), (None, "does not name its base")]
+    ("base", "message"),
+    [
+        ("/gone/clip", "was trained on the model in /gone/clip"),
+        ("C:\\gone\\clip", "was trained on the model in C:\\gone\\clip"),
+        ("runs/base/clip", "was trained on the model in runs/base/clip"),
+        ("/" + 300 * "x", "was trained on the model in /xxx"),  # a path that cannot even be looked for
+        (None, "does not name its base"),
+    ],
 )
 def test_any_other_one_is_asked_for(folder, tmp_path, capsys, base, message):
     trained_on(folder, base)
@@ -56,10 +63,8 @@ def test_any_other_one_is_asked_for(folder, tmp_path, capsys, base, message):
     assert "%" in capsys.readouterr().out
 
 
-def test_a_picture_too_large_to_be_one(folder, tmp_path, capsys):
-    """Pillow refuses it while reading, by an error that is no OSError."""
-    Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
-    with pytest.raises(SystemExit):
-        predict.main(["--adapter", str(folder), "--task", next(iter(adapted.TASKS)), str(tmp_path / "bomb.png")])
-    printed = capsys.readouterr().out
-    assert "bomb.png" in printed and "cannot be read" in printed and "Traceback" not in printed
+@pytest.mark.parametrize("base", ["/gone/clip", "runs/base/clip"])
+def test_a_base_that_is_given_but_not_there(folder, base):
+    config = adapter_config(str(folder), None)
+    with pytest.raises(ValueError, match=f"`model_name_or_path` {base} is neither a folder nor a name on the Hub"):
+        load_adapter(config, str(folder), base=base)
