@@ -26,13 +26,14 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from subject import METHODS, SubjectArguments, check_subject
-from tested_images import MANIFEST, check_output, load_tested, own_split
+from tested_images import check_output, load_tested, own_split
 from told_errors import one_voice
 from transformers import CLIPImageProcessorPil, ProgressCallback
 
 from jscpt_peft.choices import check_choice
 from jscpt_peft.data import ImageTaskDataset, Task, TaskSet, image_transform, read_column, to_rgb, write_manifest
 from jscpt_peft.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from jscpt_peft.data.manifest import MANIFEST_FILE
 from jscpt_peft.data.splits import ranked
 from jscpt_peft.evaluation import (
     Answers,
@@ -134,7 +135,7 @@ def run(data: DataArguments, arguments: SubjectArguments, training: EvaluationAr
         print_evaluation(evaluation, console)
         written = write_evaluation(evaluation, training.output_dir)
         written += draw_evaluation(evaluation, training.output_dir, examples)
-        written.append(Path(training.output_dir, MANIFEST))
+        written.append(Path(training.output_dir, MANIFEST_FILE))
         write_manifest(task_set.manifest, written[-1])
         console.print(f"Written to {training.output_dir}: {', '.join(path.name for path in written)}", soft_wrap=True)
     leave()

@@ -21,9 +21,8 @@ from train import load_data
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from jscpt_peft.data import TaskSet, read_manifest
-from jscpt_peft.data.manifest import UnfittingManifest, drawn_by, on_hub, seen_in_training
-
-MANIFEST = "manifest.json"
+from jscpt_peft.data.benchmark_tasks import mixture_name
+from jscpt_peft.data.manifest import MANIFEST_FILE, UnfittingManifest, drawn_by, on_hub, seen_in_training
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def own_split(adapter: str, revision: str | None) -> OwnSplit:
         path = next((path for path in _local_manifests(Path(adapter).resolve()) if path.is_file()), None)
     else:
         try:
-            path = Path(hf_hub_download(adapter, MANIFEST, revision=revision))
+            path = Path(hf_hub_download(adapter, MANIFEST_FILE, revision=revision))
         except EntryNotFoundError:  # nor is it kept here, where there is no network
             path = None
     if path is None:
@@ -109,13 +108,13 @@ def own_split(adapter: str, revision: str | None) -> OwnSplit:
         raise ValueError(
             f"`adapter` {adapter}: what it was trained with is unknown: {error} Or remove the file, if it is none."
         ) from error
-    return OwnSplit(adapter, path, str(path) if local else f"{adapter}/{MANIFEST}", manifest)
+    return OwnSplit(adapter, path, str(path) if local else f"{adapter}/{MANIFEST_FILE}", manifest)
 
 
 def _local_manifests(folder: Path) -> Iterator[Path]:
-    yield folder / MANIFEST
+    yield folder / MANIFEST_FILE
     if f"{PREFIX_CHECKPOINT_DIR}-" in folder.name:
-        yield folder.parent / MANIFEST
+        yield folder.parent / MANIFEST_FILE
 
 
 def load_tested(data: DataArguments, own: OwnSplit | None, seed: int, console: Console) -> Tested:
@@ -144,8 +143,8 @@ def load_tested(data: DataArguments, own: OwnSplit | None, seed: int, console: C
     if own.manifest is None:
         _say(
             console,
-            f"Warning: `adapter` {own.adapter} has no {MANIFEST}, so that nobody knows whether it was trained with "
-            "some of the test images.",
+            f"Warning: `adapter` {own.adapter} has no {MANIFEST_FILE}, so that nobody knows whether it was trained "
+            "with some of the test images.",
         )
     else:
         unchecked = _check_unseen(own, data, tested.task_set, console)
@@ -154,19 +153,19 @@ def load_tested(data: DataArguments, own: OwnSplit | None, seed: int, console: C
 
 def check_output(output_dir: str, manifest: dict) -> None:
     """Raises a ValueError where `manifest`, in `output_dir`, would pass for what an adapter there was trained with."""
-    output, kept = Path(output_dir), Path(output_dir, MANIFEST)
+    output, kept = Path(output_dir), Path(output_dir, MANIFEST_FILE)
     if not (output / CONFIG_NAME).is_file() and not any(output.glob(f"*{PREFIX_CHECKPOINT_DIR}-*")):
         return
     if not kept.is_file() or read_manifest(kept) != manifest:
         raise ValueError(
-            f"`output_dir` {output_dir} holds an adapter, and the {MANIFEST} of this evaluation is not that of its "
-            "training: choose another."
+            f"`output_dir` {output_dir} holds an adapter, and the {MANIFEST_FILE} of this evaluation is not that of "
+            "its training: choose another."
         )
 
 
 def _decides(manifest: dict, data: DataArguments) -> bool:
     """Whether an adapter's manifest is of this task set, and nothing asks for another split than its own."""
-    named = ",".join(part.strip() for part in data.task_set.split(","))
+    named = mixture_name(data.task_set)
     if manifest["task_set"] != named or named == "shapes":  # whose pictures are drawn, by the seed
         return False
     asked = data.train_fraction, data.shots
@@ -209,14 +208,14 @@ def _remedy(trained: dict, data: DataArguments) -> str:
         "data_revision": data.data_revision,
     }
     given = [f"--{name}" for name, value in asked.items() if value is not None]
-    if trained["task_set"] != ",".join(part.strip() for part in data.task_set.split(",")):
+    if trained["task_set"] != mixture_name(data.task_set):
         own = {"seed": trained["seed"], "train_fraction": train_fraction, "shots": shots}
         options = " ".join(f"--{name} {value}" for name, value in own.items() if value is not None)
         remedy = f"Give --task_set {trained['task_set']}, as in its training, or the same {options}."
     elif given:
-        remedy = f"Leave out {' and '.join(given)}: then its own {MANIFEST} decides about the split."
+        remedy = f"Leave out {' and '.join(given)}: then its own {MANIFEST_FILE} decides about the split."
     else:
-        remedy = f"Give the data that its own {MANIFEST} was written for."
+        remedy = f"Give the data that its own {MANIFEST_FILE} was written for."
     return remedy + ("" if "sources" in trained["options"] else " Other pictures of the same names need other names.")
 
 

@@ -34,6 +34,7 @@ from zero_shot import zero_shot_model
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.data import ImageTaskDataset, TaskSet, image_transform, load_task_set, read_manifest, write_manifest
+from jscpt_peft.data.manifest import MANIFEST_FILE
 from jscpt_peft.evaluation import draw_pictures, print_results, results_table, write_results
 from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
@@ -57,7 +58,7 @@ def main(command_line: list[str] | None = None) -> None:
 
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
     resume = by_first_process(lambda: prepare_output(training))
-    manifest = Path(training.output_dir, "manifest.json")
+    manifest = Path(training.output_dir, MANIFEST_FILE)
     if resume and data.task_set != "shapes" and data.manifest is None and manifest.exists():
         # Go on with the run's own split, whatever has come into the folder or repository since.
         data = replace(data, manifest=str(manifest), shots=None, train_fraction=None)

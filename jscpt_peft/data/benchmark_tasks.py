@@ -66,7 +66,7 @@ def benchmark_task_set(
         raise ValueError("`manifest` fixes the training images: leave out `train_fraction` and `shots`.")
     if data_root is not None and revision is not None:
         raise ValueError(f"`revision` is {revision!r}, which is for the Hub, but `data_root` is given: leave one out.")
-    name = ",".join(part.strip() for part in name.split(","))
+    name = mixture_name(name)
     benchmarks = _benchmarks(name)
     # A manifest from the Hub names rows, which are those of one commit.
     origins = manifest["options"].get("sources", {}) if manifest is not None and data_root is None else {}
@@ -105,6 +105,11 @@ def benchmark_task_set(
         for task_id, (task, splits) in enumerate(chosen.items())
     ]
     return TaskSet(name=name, tasks=tuple(tasks), manifest=manifest)
+
+
+def mixture_name(name: str) -> str:
+    """A task set's name as manifests have it: without blanks around commas."""
+    return ",".join(part.strip() for part in name.split(","))
 
 
 def _readable(benchmark: Benchmark, source: Source) -> Source:

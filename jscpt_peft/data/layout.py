@@ -48,8 +48,8 @@ def find_images(data_root: str | Path, skip_bad_images: bool = False) -> dict[st
     if all(task.name.lower() in SPLIT_FOLDERS for task in tasks):
         names = ", ".join(task.name for task in tasks)
         raise ValueError(
-            f"`data_root` {str(data_root)!r} has folders for splits ({names}) where its "
-            f"tasks should be: {LAYOUT}. Put them into a folder with the task's name."
+            f"`data_root` {str(data_root)!r} has folders for splits ({names}) where its tasks should be: {LAYOUT}. "
+            "Put them into a folder with the task's name."
         )
     search = ImageSearch(root)
     found = {task.name: search.task(task) for task in tasks}

@@ -12,6 +12,7 @@ from jscpt_peft.data.benchmarks import BENCHMARKS
 from jscpt_peft.data.found import FoundTask
 from jscpt_peft.data.task import SPLITS
 
+MANIFEST_FILE = "manifest.json"  # what a run calls it, in its output directory
 FIELDS = ("task_set", "seed", "options", "tasks")
 
 

@@ -97,16 +97,13 @@ class JSCPTConfig(PeftConfig):
             raise ValueError("`tasks` is empty: give a dict of task name -> list of class names.")
         if not isinstance(self.tasks, dict):
             raise ValueError(f"`tasks` is {self.tasks!r}: give a dict of task name -> list of class names.")
-        for task, names in self.tasks.items():
-            if not isinstance(
-                names, list | tuple
-            ):  # of a string the letters would be classes, of a set the order none
-                raise ValueError(f"`tasks[{task!r}]` is {names!r}: give a list of class names.")
         self.task_order = list(self.task_order or self.tasks)
         if sorted(self.task_order) != sorted(self.tasks):
             raise ValueError(f"`task_order` {self.task_order} must name each of `tasks` {list(self.tasks)} once.")
-        self.tasks = {task: list(self.tasks[task]) for task in self.task_order}
         for task, names in self.tasks.items():
+            # Of a string the letters would be the classes, and a set has no order.
+            if not isinstance(names, list | tuple):
+                raise ValueError(f"`tasks[{task!r}]` is {names!r}: give a list of class names.")
             if not all(isinstance(name, str) for name in names):
                 raise ValueError(f"`tasks[{task!r}]` is {names}: class names are strings.")
             if not names:
@@ -114,6 +111,7 @@ class JSCPTConfig(PeftConfig):
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
                 raise ValueError(f"`tasks[{task!r}]` names {repeated} more than once: class names must differ.")
+        self.tasks = {task: list(self.tasks[task]) for task in self.task_order}
         if self.class_token_ids is None:
             return
         surplus = sorted(set(self.class_token_ids) - set(self.tasks))

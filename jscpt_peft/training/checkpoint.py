@@ -150,17 +150,12 @@ def set_aside_after(run: Path, step: int, prefix: str) -> list[Path]:
     Returns:
         They under their new names.
     """
-    later = [path for path in checkpoints(run) if step_of(path) > step]
+    later = [path for path in checkpoints(run) if int(path.name.rpartition("-")[2]) > step]
     aside = [checkpoint.with_name(prefix + checkpoint.name) for checkpoint in later]
     for checkpoint, place in zip(later, aside, strict=True):
         shutil.rmtree(place, ignore_errors=True)
         checkpoint.rename(place)
     return aside
-
-
-def step_of(checkpoint: Path) -> int:
-    """Step of a directory `checkpoint-<step>`."""
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def checkpoints(run: Path) -> list[Path]:

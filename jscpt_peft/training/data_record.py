@@ -7,10 +7,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from jscpt_peft.data import read_manifest
-from jscpt_peft.data.manifest import drawn_by, on_hub
+from jscpt_peft.data.manifest import MANIFEST_FILE, drawn_by, on_hub
 from jscpt_peft.model.card import DataRecord
 
-MANIFEST = "manifest.json"
 # Task sets whose manifests name no sources.
 ORIGINS = {
     "shapes": "drawn by `jscpt_peft`",
@@ -27,7 +26,7 @@ def data_record(output: Path, sizes: Mapping[str, int]) -> DataRecord | None:
         sizes: task -> number of training images of the run.
     """
     try:
-        manifest = read_manifest(output / MANIFEST)
+        manifest = read_manifest(output / MANIFEST_FILE)
         if {task: len(splits["train"]) for task, splits in manifest["tasks"].items()} != sizes:
             return None
         task_set, options = manifest["task_set"], manifest["options"]

@@ -89,11 +89,13 @@ def hessian_chunks(batches: Sequence[Batch], batch_size: int | None, chunk_size:
         chunk_size: pieces of one task and at most so many of its images; `None`: the batches as they are, or what
             `batch_size` takes of them in one piece, whose graph then serves all products.
     """
+    if batch_size is None and chunk_size is None:
+        return [batch for batch in batches if len(batch.labels)]
     if batch_size is not None:
         batches = _evenly_spread(batches, batch_size, process_index(), world_size())
     whole = Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
     if chunk_size is None:
-        return [batch for batch in (batches if batch_size is None else [whole]) if len(batch.labels)]
+        return [whole] if len(whole.labels) else []
     return [
         whole.rows(piece)
         for task in whole.task_ids.unique()

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import ExportableState
+from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
 from transformers.utils import logging
 
@@ -26,7 +26,6 @@ from .checkpoint import (
     set_aside_after,
     staging_directory,
     start_checkpoint,
-    step_of,
 )
 from .distributed import by_first_process, gather_objects, wait_for_all
 
@@ -94,7 +93,7 @@ class ResumableTrainer(Trainer):
                 raise ValueError(f"`resume_from_checkpoint` {asked} cannot be used: {reason}. {remedy}") from reason
             newest = Path(asked)
             if newest.resolve().parent == run.resolve():
-                self._abandon_after(step_of(newest))
+                self._abandon_after(TrainerState.load_from_json(str(newest / TRAINER_STATE_NAME)).global_step)
         elif newest is None:
             reasons = "; ".join(f"{path.name}: {reason}" for path, reason in refused.items())
             raise ValueError(

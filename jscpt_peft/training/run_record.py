@@ -12,19 +12,20 @@ from typing import Any
 import torch
 from peft import PeftConfig
 
+from jscpt_peft.data.manifest import MANIFEST_FILE
 from jscpt_peft.model import JSCPTConfig
 from jscpt_peft.model.card import TrainingRecord
 
 from .arguments import JSCPTTrainingArguments
 from .configuration import OPTIMIZERS
-from .data_record import MANIFEST, data_record
+from .data_record import data_record
 from .distributed import world_size
 from .step_log import HISTORY_FILE
 
 # What may lie beside the card: the recipe's results, the history and the pictures of it.
 RESULTS, RESULTS_TABLE = "results.json", "results.md"
 FILES = {
-    MANIFEST: "which image is in which split",
+    MANIFEST_FILE: "which image is in which split",
     HISTORY_FILE: "what the scheduler did, one row a step",
 }
 PICTURES = {

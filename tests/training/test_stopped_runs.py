@@ -139,6 +139,15 @@ def test_what_was_trained_after_a_step_that_one_goes_back_to_is_set_aside(tmp_pa
     assert [row["step"] for row in read_history(tmp_path / HISTORY_FILE)] == list(range(1, 9))
 
 
+def test_going_back_to_a_checkpoint_of_another_name(tmp_path):
+    """Its state says of which step it is."""
+    options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "no", "max_steps": 4}
+    new_run(tmp_path, {}, **options).train()
+    (tmp_path / "checkpoint-2").rename(tmp_path / "checkpoint-2-good")
+    new_run(tmp_path, {}, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2-good"))
+    assert checkpoints(tmp_path) == {"checkpoint-2-good", "abandoned-checkpoint-4", "checkpoint-4"}
+
+
 def test_a_checkpoint_of_another_folder_sets_nothing_aside(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "no", "max_steps": 4}
     for name in ("one", "other"):
