@@ -44,7 +44,8 @@ demo: $(VENV)/.installed ## train on the drawn shapes, on the CPU without data: 
 	@$(BIN)/python recipes/predict.py --adapter $(DEMO_OUTPUT) --task flat $(DEMO_OUTPUT)/heart.png
 
 test: $(VENV)/.test-installed ## run all tests, the slow ones too
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@# Two files at a time, each on one thread: most tests are too small for more, or wait for processes to start.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.ruff-installed ## check style and format
 	@$(BIN)/ruff check .
