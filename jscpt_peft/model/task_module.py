@@ -1,16 +1,19 @@
-"""Parameters of each task's own, stacked `[N, ...]`: they can grow by a task, and one task can be trained alone."""
+"""Parameters that tasks share beside parameters of each task's own, which can grow by a task or train one alone."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from .start import Start
 
-class TaskStack(nn.Module):
-    """A module that holds parameters of N tasks in stacks `[N, ...]`, beside others that the tasks share.
+
+class TaskModule(nn.Module):
+    """A part of an adapter: parameters that all tasks share, and stacks `[N, ...]` of parameters of each task's own.
+
+    Subclasses make their parameters in `__init__` with `share` and `own`, and read them through `tensors()`.
 
     A gradient of zero does not keep a task's slice of a stack as it is: weight decay and momentum move it all the
     same. A task that is trained alone therefore has parameters of its own, `[1, ...]`, that lie over its slices of the
@@ -18,22 +21,35 @@ class TaskStack(nn.Module):
     files do not tell how they were trained; such a stack is a copy: write into it by `load_state_dict` alone.
 
     Args:
-        num_tasks: N.
-        stacked: names of the parameters and buffers that are stacks.
+        start: sizes and random numbers that the parameters begin with.
 
     Attributes:
+        num_tasks: N.
+        stacked: names of the stacks.
         trained: position of the task that is trained alone, or `None`.
         rows: that task's parameters, by the names of their stacks; empty otherwise.
     """
 
-    def __init__(self, num_tasks: int, stacked: Sequence[str]) -> None:
+    def __init__(self, start: Start) -> None:
         super().__init__()
-        self.num_tasks = num_tasks
-        self.stacked = tuple(stacked)
+        self.num_tasks = start.num_tasks
+        self.stacked: tuple[str, ...] = ()
         self.trained: int | None = None
         self.rows = nn.ParameterDict()
         self.register_state_dict_post_hook(_fold)
         self.register_load_state_dict_pre_hook(_unfold)
+
+    def share(self, name: str, value: Tensor) -> None:
+        """Adds a parameter that all tasks share."""
+        self.register_parameter(name, nn.Parameter(value))
+
+    def own(self, name: str, value: Tensor, learned: bool = True) -> None:
+        """Adds a stack `[N, ...]`, a slice per task; as a buffer unless `learned`."""
+        if learned:
+            self.register_parameter(name, nn.Parameter(value))
+        else:
+            self.register_buffer(name, value)
+        self.stacked += (name,)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every parameter and buffer by name, the stacks with the slices that are trained alone in their places."""
@@ -43,18 +59,30 @@ class TaskStack(nn.Module):
             for name, tensor in held.items()
         }
 
+    def shared(self) -> list[nn.Parameter]:
+        """The parameters that several tasks share."""
+        own = {*self.stacked, *(f"rows.{name}" for name in self.rows)}
+        return [parameter for name, parameter in self.named_parameters() if name not in own]
+
     @property
     def has_own_parameters(self) -> bool:
         """Whether a task has parameters here that no other task has."""
         return any(name in self._parameters for name in self.stacked)
 
-    def append(self, other: Self) -> None:
-        """Appends the slices of a module that was made like this one, for further tasks."""
-        new = other.tensors()
+    def append(self, other: Self, copied_from: int | None = None) -> None:
+        """Appends the slices of a module that was made like this one, for further tasks.
+
+        Args:
+            other: the further tasks' module.
+            copied_from: take the slices of this task instead, where they are parameters.
+        """
+        new, held = other.tensors(), self.tensors()
         for name in self.stacked:
             parameter = self._parameters.get(name)
             stack = self.get_buffer(name) if parameter is None else parameter
-            grown = torch.cat([stack.detach(), new[name].detach().to(stack)])
+            copied = copied_from is not None and parameter is not None
+            slices = held[name][copied_from, None] if copied else new[name]
+            grown = torch.cat([stack.detach(), slices.detach().to(stack)])
             if parameter is None:
                 self.register_buffer(name, grown)
             else:
@@ -78,22 +106,24 @@ class TaskStack(nn.Module):
     def freeze_others(self) -> None:
         """No gradients for what is not to be trained; the optimizers of an earlier training find none either."""
         if self.trained is not None:
-            for parameter in self.parameters(recurse=False):
-                parameter.requires_grad_(False)
-                parameter.grad = None
+            trained = set(self.rows.values())
+            for parameter in self.parameters():
+                if parameter not in trained:
+                    parameter.requires_grad_(False)
+                    parameter.grad = None
 
 
 def _with_row(stack: Tensor, row: Tensor, task: int) -> Tensor:
     return torch.cat([stack[:task], row, stack[task + 1 :]])
 
 
-def _fold(module: TaskStack, state_dict: dict[str, Tensor], prefix: str, _metadata: Any) -> None:
+def _fold(module: TaskModule, state_dict: dict[str, Tensor], prefix: str, _metadata: Any) -> None:
     for name in module.rows:
         row = state_dict.pop(f"{prefix}rows.{name}")
         state_dict[f"{prefix}{name}"] = _with_row(state_dict[f"{prefix}{name}"], row, module.trained)
 
 
-def _unfold(module: TaskStack, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _unfold(module: TaskModule, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     for name in module.rows:
         if f"{prefix}{name}" in state_dict:
             stack = state_dict[f"{prefix}{name}"]

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from transformers.activations import QuickGELUActivation
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention, CLIPEncoderLayer
 
-from . import second_order
+from ..task_context import is_deterministic
+from . import double_backward
 
 QUICK_GELU_SLOPE = 1.702
 
@@ -97,10 +98,10 @@ def _attend(
     attention: CLIPAttention, normed: torch.Tensor, seen: KeysValues, mask: torch.Tensor | None
 ) -> torch.Tensor:
     queries = _heads(attention, attention.q_proj(normed))
-    dropout = attention.dropout if attention.training else 0.0
+    dropout = attention.dropout if attention.training and not is_deterministic() else 0.0
     implementation = attention.config._attn_implementation
-    if second_order.second_order():
-        mixed = second_order.attention(queries, *seen, mask, dropout, attention.scale)
+    if double_backward.is_double_backward():
+        mixed = double_backward.attention(queries, *seen, mask, dropout, attention.scale)
     elif implementation == "sdpa":
         mixed = F.scaled_dot_product_attention(
             queries, *seen, attn_mask=mask, dropout_p=dropout, scale=attention.scale
@@ -130,7 +131,7 @@ def feed_forward(mlp: CLIPMLP, hidden: torch.Tensor) -> torch.Tensor:
     if not (plain and isinstance(mlp.activation_fn, QuickGELUActivation)):
         return mlp(hidden)
     wide = _scaled_linear(mlp.fc1, hidden.flatten(0, -2), QUICK_GELU_SLOPE, QUICK_GELU_SLOPE)
-    return _scaled_linear(mlp.fc2, second_order.silu(wide), 1 / QUICK_GELU_SLOPE, 1.0).view_as(hidden)
+    return _scaled_linear(mlp.fc2, double_backward.silu(wide), 1 / QUICK_GELU_SLOPE, 1.0).view_as(hidden)
 
 
 def _scaled_linear(linear: nn.Linear, rows: torch.Tensor, product_scale: float, bias_scale: float) -> torch.Tensor:

@@ -1,16 +1,15 @@
-"""From features to predictions: class texts, task logits (Eq. 1) and task losses (Eq. 3)."""
+"""From features to predictions: task logits (Eq. 1) and task losses (Eq. 3)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from .encoder import read_out_positions
-from .routing import tasks_in_use
+from .task_context import tasks_in_use
 
 
 @dataclass
@@ -20,6 +19,8 @@ class JSCPTOutput(ModelOutput):
     Args:
         loss: mean of the losses of the tasks present; `None` without labels.
         task_losses: `[N]` mean loss of each task's images (Eq. 3), nan where a task is absent; `None` without labels.
+        loss_sums: `[N]` the same summed over the images, 0 where a task is absent; `None` without labels.
+        task_counts: `[N]` images of each task; `None` without labels.
         logits: `[B, C]`, -inf beyond the classes of a sample's task.
         image_embeds: `[B, D]` x, not normalised.
         selected_embeds: `[B, D]` x̄ (Eq. 2), not normalised.
@@ -32,61 +33,8 @@ class JSCPTOutput(ModelOutput):
     image_embeds: torch.Tensor | None = None
     selected_embeds: torch.Tensor | None = None
     class_embeds: torch.Tensor | None = None
-
-
-class ClassTexts(NamedTuple):
-    """The texts of all classes of all tasks, S in all, ready for the text tower.
-
-    Attributes:
-        start_id: id of `[SOS]`.
-        words: `[S, W]` ids after `[SOS]`, right-padded with `[EOS]`.
-        read_out: `[S]` position of `[EOS]` among the words.
-        task_ids: `[S]` task of each text.
-        labels: `[S]` label of each text within its task.
-        num_classes: `[N]` number of classes of each task.
-    """
-
-    start_id: int
-    words: torch.Tensor
-    read_out: torch.Tensor
-    task_ids: torch.Tensor
-    labels: torch.Tensor
-    num_classes: torch.Tensor
-
-    @classmethod
-    def from_token_ids(
-        cls, class_token_ids: dict[str, list[list[int]]], eos_token_id: int, device: torch.device
-    ) -> ClassTexts:
-        """From unpadded ids a class, `[SOS]` first and `[EOS]` last."""
-        texts = [
-            (task, label, ids) for task, each in enumerate(class_token_ids.values()) for label, ids in enumerate(each)
-        ]
-        longest = max(len(ids) for _, _, ids in texts)
-        padded = torch.tensor([[*ids, *[ids[-1]] * (longest - len(ids))] for _, _, ids in texts])
-        return cls(
-            start_id=int(padded[0, 0]),
-            words=padded[:, 1:].to(device),
-            read_out=(read_out_positions(padded, eos_token_id) - 1).to(device),
-            task_ids=torch.tensor([task for task, _, _ in texts], device=device),
-            labels=torch.tensor([label for _, label, _ in texts], device=device),
-            num_classes=torch.tensor([len(each) for each in class_token_ids.values()], device=device),
-        )
-
-    def of_tasks(self, tasks: torch.Tensor) -> ClassTexts:
-        """The texts of some of the tasks, `tasks` their ids; `num_classes` stays that of all."""
-        chosen = torch.isin(self.task_ids, tasks)
-        read_out = self.read_out[chosen]
-        return self._replace(
-            words=self.words[chosen, : int(read_out.max()) + 1 if len(read_out) else 0],
-            read_out=read_out,
-            task_ids=self.task_ids[chosen],
-            labels=self.labels[chosen],
-        )
-
-    def by_task(self, features: torch.Tensor) -> torch.Tensor:
-        """Features `[S, D]` of the texts as `[N, C, D]`, zero beyond a task's classes."""
-        shape = len(self.num_classes), int(self.num_classes.max()), features.shape[-1]
-        return features.new_zeros(shape).index_put((self.task_ids, self.labels), features)
+    loss_sums: torch.Tensor | None = None
+    task_counts: torch.Tensor | None = None
 
 
 def task_logits(
@@ -94,16 +42,16 @@ def task_logits(
     class_embeds: torch.Tensor,
     num_classes: torch.Tensor,
     task_ids: torch.Tensor,
-    scale: torch.Tensor,
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Cosine similarity times the logit scale, over the classes of each sample's own task (Eq. 1).
+    """Logits over the classes of each sample's own task (Eq. 1).
 
     Args:
         embeds: `[B, D]` image features.
         class_embeds: `[N, C, D]` class features.
         num_classes: `[N]`.
         task_ids: `[B]`.
-        scale: scalar 1/τ.
+        logits_of: what the base model makes of cosine similarities: their product with 1/τ, for CLIP.
 
     Returns:
         `[B, C]` in float32 or better; -inf beyond a task's classes.
@@ -115,7 +63,7 @@ def task_logits(
     classes, broken_classes = _finite_rows(class_embeds[:, :most].to(precise))
     with torch.autocast(embeds.device.type, enabled=False):
         every_task = torch.einsum("bd,ncd->bnc", F.normalize(images, dim=-1), F.normalize(classes, dim=-1))
-    logits = every_task[torch.arange(len(embeds), device=embeds.device), rows] * scale.to(precise)
+    logits = logits_of(every_task[torch.arange(len(embeds), device=embeds.device), rows])
     logits = logits.masked_fill((broken_images | broken_classes.any(1)[rows])[:, None], torch.nan)
     beyond = torch.arange(most, device=logits.device) >= num_classes[task_ids, None]
     return F.pad(logits.masked_fill(beyond, -torch.inf), (0, num_columns - most), value=-torch.inf)
@@ -130,8 +78,12 @@ def _finite_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(broken[..., None], 0, features), broken
 
 
-def task_losses(logits: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tensor, num_tasks: int) -> torch.Tensor:
-    """Mean cross-entropy of each task's samples `[N]` (Eq. 3), nan where a task has no sample.
+def task_loss_sums(
+    logits: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tensor, num_tasks: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy summed over each task's samples `[N]` (Eq. 3), and their numbers `[N]`.
+
+    Sums and counts, since batches, chunks and processes add up: they are divided once, by whoever has all of them.
 
     Args:
         logits: `[B, C]`.
@@ -140,8 +92,12 @@ def task_losses(logits: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tens
         num_tasks: N.
     """
     losses = F.cross_entropy(logits, labels, reduction="none")
-    counts = torch.bincount(task_ids, minlength=num_tasks)
     sums = losses.new_zeros(num_tasks).index_add(0, task_ids, losses)
+    return sums, torch.bincount(task_ids, minlength=num_tasks)
+
+
+def mean_losses(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Mean losses `[N]`, nan where a task has no sample."""
     return (sums / counts.clamp(min=1)).masked_fill(counts == 0, torch.nan)
 
 

@@ -1,16 +1,36 @@
-"""Which task does a sample belong to?
-
-`CLIPModel` hands the keyword `task_ids` down to its two towers, but calls `visual_projection` without keywords. The
-router is what the tuner's layers share: the task set by `set_task`, and the task ids of the images under way.
-"""
+"""Which task is meant, and what one thread does with a model that other threads use too."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
+from torch import Tensor, nn
 
 from jscpt_peft.choices import nearest
+
+_deterministic: ContextVar[bool] = ContextVar("deterministic", default=False)
+_disabled: ContextVar[tuple] = ContextVar("disabled", default=())
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Within, this thread's passes drop nothing out, whatever the modules' modes.
+
+    `model.eval()` would change the model under other threads that use it.
+    """
+    token = _deterministic.set(True)
+    try:
+        yield
+    finally:
+        _deterministic.reset(token)
+
+
+def is_deterministic() -> bool:
+    """Whether `deterministic` is open in this thread."""
+    return _deterministic.get()
 
 
 def task_index(name: str, task_names: Sequence[str], argument: str = "task") -> int:
@@ -28,7 +48,7 @@ def task_index(name: str, task_names: Sequence[str], argument: str = "task") -> 
     )
 
 
-def tasks_in_use(by_task: torch.Tensor, task_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def tasks_in_use(by_task: Tensor, task_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Entries of `by_task` `[N, ...]` whose tasks occur in `task_ids` `[B]`, and each sample's place among them `[B]`.
 
     Tasks without a sample cost nothing then, and change nothing: not even the last bits, which depend on the shapes.
@@ -37,25 +57,39 @@ def tasks_in_use(by_task: torch.Tensor, task_ids: torch.Tensor) -> tuple[torch.T
     return by_task[tasks], rows
 
 
-class TaskRouter:
-    """State shared by the wrapped layers of one model.
+class TaskContext:
+    """What the wrapped layers of one model share.
 
     Attributes:
         task: name of the task chosen by `set_task`, or `None`.
-        image_task_ids: `[B]` task ids of the images whose features are being projected, or `None` between calls.
+        adapters: adapter name -> `TaskAdapter`; held, as a module, by the layer that PEFT finds them in.
     """
 
     def __init__(self) -> None:
         self.task: str | None = None
-        self.image_task_ids: torch.Tensor | None = None
+        self.adapters = nn.ModuleDict()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within, this thread sees the base model alone."""
+        token = _disabled.set((*_disabled.get(), self))
+        try:
+            yield
+        finally:
+            _disabled.reset(token)
+
+    @property
+    def is_disabled(self) -> bool:
+        """Whether `disabled` is open in this thread."""
+        return any(context is self for context in _disabled.get())
 
     def resolve(
         self,
-        task_ids: torch.Tensor | Sequence[int] | int | None,
+        task_ids: Tensor | Sequence[int] | int | None,
         rows: int,
-        task_names: list[str],
+        task_names: Sequence[str],
         device: torch.device,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Task ids `[rows]` of `rows` images or texts.
 
         Args:
@@ -74,22 +108,22 @@ class TaskRouter:
             ids = ids.expand(rows)
         if ids.numel() != rows:
             raise ValueError(
-                f"`task_ids` has {ids.numel()} entries for {rows} rows: give one id for all or one id a row. Where "
+                f"`task_ids` has {ids.numel()} entries for {rows} rows: give one id for all or one id per row. Where "
                 "images and texts differ in number, choose one task with `set_task(name)`."
             )
         if rows and not (int(ids.min()) >= 0 and int(ids.max()) < len(task_names)):
             raise ValueError(
-                f"`task_ids` must lie in 0..{len(task_names) - 1} (tasks {task_names}), got values from "
+                f"`task_ids` must lie in 0..{len(task_names) - 1} (tasks {list(task_names)}), got values from "
                 f"{int(ids.min())} to {int(ids.max())}."
             )
         return ids
 
-    def _default_task(self, task_names: list[str]) -> int:
+    def _default_task(self, task_names: Sequence[str]) -> int:
         if self.task is not None:
             return task_index(self.task, task_names)
         if len(task_names) == 1:
             return 0
         raise ValueError(
             "`task_ids` is missing and no task is set: pass `task_ids=` (for `predict`, `task=`) or call "
-            f"`set_task(name)` with one of {task_names}."
+            f"`set_task(name)` with one of {list(task_names)}."
         )

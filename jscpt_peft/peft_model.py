@@ -1,34 +1,87 @@
-"""`JSCPTPeftModel`: the `PeftModel` around a `JSCPTModel`, which can tell what it is on a card and when it loads.
-
-PEFT chooses the class of a `PeftModel` by `task_type`, which `AutoPeftModel` refuses, and has no other way to extend
-it. So a plain `PeftModel` becomes one of these at the moment a `JSCPTModel` is put into it. Nothing of PEFT is
-replaced, and the `PeftModel`s of other methods stay what they are.
-"""
+"""`JSCPTPeftModel`: the `PeftModel` that a user holds, with the methods of a `JSCPTModel` and a card that tells of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import torch
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError
-from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import logging
 
-from .card import adapter_card, default_adapter, write_card
-from .tuner import JSCPTModel
+from .model import JSCPTModel
 
 logger = logging.get_logger(__name__)
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def _of_tuner(
+    method: Callable[Concatenate[JSCPTModel, Parameters], Result],
+) -> Callable[Concatenate[JSCPTPeftModel, Parameters], Result]:
+    """A method that calls the tuner's: seen by `dir()`, by `help()` and by type checkers."""
+
+    @wraps(method)
+    def call(self: JSCPTPeftModel, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        return method(self.base_model, *args, **kwargs)
+
+    return call
+
 
 class JSCPTPeftModel(PeftModel):
-    """A `PeftModel` whose `save_pretrained` and `push_to_hub` write the card of a JSCPT adapter.
+    """A base model under a JSCPT adapter: what `get_peft_model` and `PeftModel.from_pretrained` return.
 
-    A card that somebody has written or edited is left alone, in a folder and on the Hub.
+    `save_pretrained` and `push_to_hub` write a card beside the adapter. A card that somebody has written or edited is
+    left alone, in a folder and on the Hub.
     """
+
+    classify = _of_tuner(JSCPTModel.classify)
+    class_embeds = _of_tuner(JSCPTModel.class_embeds)
+    predict = _of_tuner(JSCPTModel.predict)
+    prompt_tokens = _of_tuner(JSCPTModel.prompt_tokens)
+    task_parameters = _of_tuner(JSCPTModel.task_parameters)
+    set_task = _of_tuner(JSCPTModel.set_task)
+    add_task = _of_tuner(JSCPTModel.add_task)
+    train_only = _of_tuner(JSCPTModel.train_only)
+
+    @property
+    def task_names(self) -> list[str]:
+        """The active adapter's tasks, in the order of `task_ids`."""
+        return self.base_model.task_names
+
+    @property
+    def trained_task(self) -> str | None:
+        """The task of `train_only`, or `None`."""
+        return self.base_model.trained_task
+
+    def export_task(
+        self,
+        task: str,
+        directory: str | Path,
+        dtype: torch.dtype = torch.float32,
+        image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
+        image_std: Sequence[float] = OPENAI_CLIP_STD,
+    ) -> Path:
+        """Writes a task's classifier into a folder, to be served with PyTorch alone; see `serving.export_task`."""
+        from .serving.export import export_task
+
+        return export_task(self.base_model, task, directory, dtype, image_mean, image_std)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Within, this thread sees the base model alone; other threads go on with the adapter."""
+        with self.base_model.backbone.context.disabled():
+            yield
+
+    # ---- saving and loading -----------------------------------------------------------------------------------------
 
     def save_pretrained(
         self,
@@ -40,6 +93,8 @@ class JSCPTPeftModel(PeftModel):
         **kwargs: Any,
     ) -> None:
         """As `PeftModel`'s; the card is of an adapter that is saved."""
+        from .serving.card import default_adapter
+
         super().save_pretrained(
             save_directory, safe_serialization, selected_adapters, save_embedding_layers, is_main_process, **kwargs
         )
@@ -56,6 +111,8 @@ class JSCPTPeftModel(PeftModel):
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def _write_card(self, folder: str | Path, **about: Any) -> None:
+        from .serving.card import adapter_card, write_card
+
         try:
             write_card(adapter_card(self, **about), folder)
         except Exception as error:  # whatever it is: PEFT writes the card first, and the weights are what counts
@@ -79,12 +136,3 @@ class JSCPTPeftModel(PeftModel):
                 f"{WEIGHTS_NAME} of the adapter {str(model_id)!r} is a pickle of more than tensors, and nothing of it "
                 f"was executed: have the adapter published as {SAFETENSORS_WEIGHTS_NAME}."
             ) from error
-
-
-def _adopt(parent: nn.Module, _name: str, child: nn.Module | None) -> None:
-    if isinstance(child, JSCPTModel) and type(parent) is PeftModel:
-        parent.__class__ = JSCPTPeftModel
-
-
-# `ADOPTION.remove()` ends it: new models then stay plain `PeftModel`s.
-ADOPTION = register_module_module_registration_hook(_adopt)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
-_wanted: ContextVar[bool] = ContextVar("second_order", default=False)
+_wanted: ContextVar[bool] = ContextVar("double_backward", default=False)
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def twice_differentiable(device_type: str) -> Iterator[None]:
         _wanted.reset(token)
 
 
-def second_order() -> bool:
+def is_double_backward() -> bool:
     """Whether `twice_differentiable` is open."""
     return _wanted.get()
 
@@ -74,7 +74,7 @@ def attention(
 
 def silu(x: Tensor) -> Tensor:
     """`F.silu`, within `twice_differentiable` with the second derivative of this module."""
-    return _SiLU.apply(x) if second_order() else F.silu(x)
+    return _SiLU.apply(x) if is_double_backward() else F.silu(x)
 
 
 class _SiLU(Function):

@@ -1,4 +1,4 @@
-"""From pictures to class names with probabilities."""
+"""From images to class names with probabilities."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from .evaluation_mode import evaluation_mode
-from .routing import task_index
+from .task_context import deterministic, task_index
 
 if TYPE_CHECKING:
     from jscpt_peft.data.transforms import ImageTransform
 
     from .tuner import JSCPTModel
 
-Picture = Image.Image | str | os.PathLike
+__all__ = ["OPENAI_CLIP_MEAN", "OPENAI_CLIP_STD", "predict"]
+
+ImageLike = Image.Image | str | os.PathLike
 
 
 @torch.no_grad()
 def predict(
     model: JSCPTModel,
-    images: Picture | Iterable[Picture],
+    images: ImageLike | Iterable[ImageLike],
     task: str | None,
     batch_size: int,
     image_mean: Sequence[float],
@@ -42,12 +44,12 @@ def predict(
         images = [images]
     device = model.model.device
     task_id = None if task is None else task_index(task, model.task_names)
-    task_id = int(model.router.resolve(task_id, 1, model.task_names, device))
+    task_id = int(model.backbone.context.resolve(task_id, 1, model.task_names, device))
     class_names = model.active_jscpt_config.tasks[model.task_names[task_id]]
     transform = image_transform(model.model.config.vision_config.image_size, image_mean, image_std, train=False)
     precision = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()  # the caller's own stays on
     predictions = []
-    with evaluation_mode(model):
+    with deterministic():
         for pixels in pixel_batches(images, batch_size, transform):
             with precision:
                 logits = model.classify(pixels.to(device), task_id).logits[:, : len(class_names)]
@@ -57,8 +59,8 @@ def predict(
     return predictions
 
 
-def pixel_batches(images: Iterable[Picture], batch_size: int, transform: ImageTransform) -> Iterator[torch.Tensor]:
-    """Pixels `[B, 3, S, S]` of the pictures, one batch after the other; threads prepare the next one meanwhile.
+def pixel_batches(images: Iterable[ImageLike], batch_size: int, transform: ImageTransform) -> Iterator[torch.Tensor]:
+    """Pixels `[B, 3, S, S]` of the images, one batch after the other; threads prepare the next one meanwhile.
 
     No more than two batches are held at a time, so that `images` may be a generator of any length.
 
@@ -75,20 +77,20 @@ def pixel_batches(images: Iterable[Picture], batch_size: int, transform: ImageTr
 
 
 def _start(
-    pool: ThreadPoolExecutor, numbered: Iterable[tuple[int, Picture]], transform: ImageTransform
+    pool: ThreadPoolExecutor, numbered: Iterable[tuple[int, ImageLike]], transform: ImageTransform
 ) -> list[Future[torch.Tensor]]:
     started = []
     for position, image in numbered:
         started.append(pool.submit(_pixels, position, image, transform))
         if isinstance(image, Image.Image):
-            wait(started[-1:])  # the next picture may be the same object, as in Pillow's iterator of an image's frames
+            wait(started[-1:])  # the next image may be the same object, as in Pillow's iterator of an image's frames
     return started
 
 
-def _pixels(position: int, image: Picture, transform: ImageTransform) -> torch.Tensor:
+def _pixels(position: int, image: ImageLike, transform: ImageTransform) -> torch.Tensor:
     from jscpt_peft.data.transforms import UNREADABLE
 
-    if not isinstance(image, Picture):
+    if not isinstance(image, ImageLike):
         raise TypeError(
             f"`images[{position}]` is a {type(image).__name__}: give PIL images or paths of files (`classify` takes "
             "tensors)."
