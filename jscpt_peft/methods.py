@@ -1,4 +1,4 @@
-"""The methods that the library carries: name -> the few settings that make each, as `JSCPTConfig.for_method` takes them.
+"""The methods that the library carries: name -> the few settings that make each (`JSCPTConfig.for_method`).
 
 A method is what its `structure` says. `paper` are the settings that the JSCPT paper standardises all methods to
 (section 4.1), `original` those of the method's own publication; where both are silent, the defaults hold.

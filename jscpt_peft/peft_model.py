@@ -1,4 +1,4 @@
-"""`JSCPTPeftModel`: the `PeftModel` that a user holds, with the methods of a `JSCPTModel` and a card that tells of it."""
+"""`JSCPTPeftModel`: the `PeftModel` that a user holds, with the methods of a `JSCPTModel` and with a card."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def random_model(arguments: BenchmarkArguments) -> PeftModel:
     clip = CLIPModel(config).eval().to(arguments.device)
     model = get_peft_model(clip, JSCPTConfig(tasks=tasks, class_token_ids=token_ids))
     with torch.no_grad():  # the MLPs of Eq. 2 start as the identity, under which a difference in them would not show
-        for parameter in model.selection.parameters():
+        for parameter in model.task_adapter.head.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn_like(parameter))
     return model
@@ -141,11 +141,11 @@ def baseline_step(model: PeftModel, batch: Batch, dtype: str) -> tuple[Tensor, t
 
 def task_loss(model: PeftModel, task: int, pixels: Tensor, labels: Tensor) -> Tensor:
     """Eq. 3 of one task by the oracle, from the model's own parameters."""
-    clip, views = prompted.PlainClip(model.get_base_model()), model.task_views()
+    clip, views = prompted.PlainClip(model.get_base_model()), model.task_parameters()
     token_ids = list(model.active_jscpt_config.class_token_ids.values())[task]
     classes = oracles.text_features(clip, views["text"][task], token_ids, length=77)
     x = oracles.image_features(clip, views["vision"][task], pixels)
-    selection = {name.replace("mask", "mask_logits"): view[task] for name, view in model.selection.views().items()}
+    selection = {name.replace("mask", "mask_logits"): view[task] for name, view in model.task_adapter.head.task_parameters().items()}
     return oracles.task_loss(clip, oracles.intervention(x, **selection), classes, labels)
 
 
@@ -175,7 +175,7 @@ def lower_step(
     """A step of Algorithm 1 as `JSCPTTrainer` makes it, optimizer aside."""
     step = lower_sums(model, batches, dtype).means()
     plan = schedule(step, scheduler, model.active_jscpt_config.num_shared_tokens)
-    return scheduled_gradient(model.task_views(), trainable(model), step.gradients, plan.weights.detach())
+    return scheduled_gradient(model.task_parameters(), trainable(model), step.gradients, plan.weights.detach())
 
 
 def upper_step(
@@ -200,7 +200,7 @@ def upper_step(
     if terms:
         chunks = hessian_chunks(batches, batch_size, chunk_size)
         product = HessianProduct(model, parameters, chunks, plan.weights, method, kept)
-    views, omega = model.task_views(), list(scheduler.parameters())
+    views, omega = model.task_parameters(), list(scheduler.parameters())
     implicit_gradient(views, parameters, step.gradients, plan.weights, omega, dev, product, terms, step_size=1.0)
     return scheduled_gradient(views, parameters, step.gradients, plan.weights.detach())
 

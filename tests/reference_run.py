@@ -81,7 +81,7 @@ def train(seed: int, steps: int = 30, **options) -> dict[str, Tensor]:
     updates = [row["scheduler"] for row in rows if row["scheduler"] is not None]
     recorded = {name: _tensor([row[name] for row in rows]) for name in COLUMNS}
     recorded |= {f"scheduler/{name}": _tensor([update[name] for update in updates]) for name in UPPER_COLUMNS}
-    recorded |= {f"parameters/{name}": _sketch(each) for name, each in model.task_views().items()}
+    recorded |= {f"parameters/{name}": _sketch(each) for name, each in model.task_parameters().items()}
     return {name: tensor.contiguous() for name, tensor in recorded.items()}
 
 

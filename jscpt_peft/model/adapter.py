@@ -48,7 +48,7 @@ class TaskAdapter(nn.Module):
         """The prompt parameters that several tasks share: those of Eq. 5."""
         return self.prompts.shared()
 
-    # ---- growing by a task, and training one alone --------------------------------------------------------------------
+    # ---- growing by a task, and training one alone ------------------------------------------------------------------
 
     def append(self, added: TaskAdapter, prompts_from: int | None = None) -> None:
         """Appends the tasks of an adapter that was made like this one.

@@ -21,9 +21,9 @@ PEFT_TYPE = add_peft_type("JSCPT")
 TOWERS = {"both": ("vision", "text"), "vision": ("vision",), "text": ("text",)}
 
 
-def _field(default: Any, help: str, command_line: bool = True) -> Any:
-    """A field with its help; `command_line`: whether the recipes have an argument for it."""
-    return field(default=default, metadata={"help": help, "command_line": command_line})
+def _help(text: str, command_line: bool = True) -> dict[str, Any]:
+    """A field's metadata: its help, and whether the recipes have an argument for it."""
+    return {"help": text, "command_line": command_line}
 
 
 @dataclass
@@ -65,30 +65,50 @@ class JSCPTConfig(PeftConfig):
         ValueError: an argument is out of its range; the message names it, its value and the remedy.
     """
 
-    task_type: str | None = _field(TASK_TYPE, "What PEFT chooses the class of the model by.", command_line=False)
-    tasks: dict[str, list[str]] = field(
-        default_factory=dict, metadata={"help": "Task name -> class names.", "command_line": False}
+    task_type: str | None = field(
+        default=TASK_TYPE, metadata=_help("What PEFT chooses the class of the model by.", command_line=False)
     )
-    task_order: list[str] | None = _field(None, "Order of the tasks.", command_line=False)
-    method: str | None = _field(None, "Method whose settings these are.", command_line=False)
-    prompts: str = _field("concatenated", f"Where prompts come from: {', '.join(PROMPT_SOURCES)}.")
-    num_shared_tokens: int = _field(16, "Prompt tokens that all tasks share, per prompted block.")
-    num_task_tokens: int = _field(16, "Prompt tokens of each task, per prompted block.")
-    prompt_depth: int | None = _field(None, "Blocks with prompts of their own, from the first. Default: all.")
-    towers: str = _field("both", "Prompted encoders: both, vision or text.")
-    class_template: str | dict[str, str | list[str]] = _field("{}.", "Text of a class; {} stands for its name.")
-    tokenizer_name_or_path: str | None = _field(None, "Tokenizer of the class texts.", command_line=False)
-    class_token_ids: dict[str, list] | None = _field(None, "Token ids of the class texts.", command_line=False)
-    intervention: str = _field("mask_mlp", "Feature selection: mask_mlp (Eq. 2) or none.")
-    intervention_hidden: int = _field(8, "Hidden width of the MLPs of Eq. 2.")
-    intervention_shared: bool = _field(False, "One pair of MLPs for all tasks.")
-    learn_masks: bool = _field(True, "Learn the masks of Eq. 2; without, they stay at 0.5.")
-    prompt_init: str | None = _field(None, "Words that start the shared text prompts.")
-    prompt_init_token_ids: list[int] | None = _field(None, "Token ids of these words.", command_line=False)
-    prompt_init_std: float = _field(0.02, "Standard deviation of the prompts' random start.")
-    init_seed: int = _field(0, "Seed of that start.", command_line=False)
-    target_modules: str | list[str] | None = _field(None, "Wrapped modules.", command_line=False)
-    base_dimensions: dict[str, int] | None = _field(None, "Sizes of the base model.", command_line=False)
+    tasks: dict[str, list[str]] = field(
+        default_factory=dict, metadata=_help("Task name -> class names.", command_line=False)
+    )
+    task_order: list[str] | None = field(default=None, metadata=_help("Order of the tasks.", command_line=False))
+    method: str | None = field(default=None, metadata=_help("Method whose settings these are.", command_line=False))
+    prompts: str = field(
+        default="concatenated", metadata=_help(f"Where prompts come from: {', '.join(PROMPT_SOURCES)}.")
+    )
+    num_shared_tokens: int = field(
+        default=16, metadata=_help("Prompt tokens that all tasks share, per prompted block.")
+    )
+    num_task_tokens: int = field(default=16, metadata=_help("Prompt tokens of each task, per prompted block."))
+    prompt_depth: int | None = field(
+        default=None, metadata=_help("Blocks with prompts of their own, from the first. Default: all.")
+    )
+    towers: str = field(default="both", metadata=_help("Prompted encoders: both, vision or text."))
+    class_template: str | dict[str, str | list[str]] = field(
+        default="{}.", metadata=_help("Text of a class; {} stands for its name.")
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata=_help("Tokenizer of the class texts.", command_line=False)
+    )
+    class_token_ids: dict[str, list] | None = field(
+        default=None, metadata=_help("Token ids of the class texts.", command_line=False)
+    )
+    intervention: str = field(default="mask_mlp", metadata=_help("Feature selection: mask_mlp (Eq. 2) or none."))
+    intervention_hidden: int = field(default=8, metadata=_help("Hidden width of the MLPs of Eq. 2."))
+    intervention_shared: bool = field(default=False, metadata=_help("One pair of MLPs for all tasks."))
+    learn_masks: bool = field(default=True, metadata=_help("Learn the masks of Eq. 2; without, they stay at 0.5."))
+    prompt_init: str | None = field(default=None, metadata=_help("Words that start the shared text prompts."))
+    prompt_init_token_ids: list[int] | None = field(
+        default=None, metadata=_help("Token ids of these words.", command_line=False)
+    )
+    prompt_init_std: float = field(default=0.02, metadata=_help("Standard deviation of the prompts' random start."))
+    init_seed: int = field(default=0, metadata=_help("Seed of that start.", command_line=False))
+    target_modules: str | list[str] | None = field(
+        default=None, metadata=_help("Wrapped modules.", command_line=False)
+    )
+    base_dimensions: dict[str, int] | None = field(
+        default=None, metadata=_help("Sizes of the base model.", command_line=False)
+    )
 
     @classmethod
     def for_method(
@@ -122,11 +142,12 @@ class JSCPTConfig(PeftConfig):
         return {**super().to_dict(), "task_type": None}
 
     def __post_init__(self) -> None:
+        given, self.task_type = self.task_type, None  # PEFT checks for its own task types
         super().__post_init__()
-        self.peft_type = PEFT_TYPE
-        if self.task_type not in (None, TASK_TYPE):  # by it PEFT would choose a class made for language models
+        self.peft_type, self.task_type = PEFT_TYPE, given
+        if given not in (None, TASK_TYPE):  # by it PEFT would choose a class made for language models
             raise ValueError(
-                f"`task_type` is {str(self.task_type)!r}: a JSCPT adapter is for image classification alone; leave "
+                f"`task_type` is {str(given)!r}: a JSCPT adapter is for image classification alone; leave "
                 "`task_type` out."
             )
         self._check_tasks()

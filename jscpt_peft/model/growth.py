@@ -33,9 +33,7 @@ def add_task(
             f"(`num_task_tokens` is {model.active_jscpt_config.num_task_tokens}): leave it out."
         )
     # A configuration of its own: the user may have made another adapter with the same object.
-    config = grown_config(
-        model.active_jscpt_config, model.model.config, name, class_names, token_ids, class_template
-    )
+    config = grown_config(model.active_jscpt_config, model.model.config, name, class_names, token_ids, class_template)
     added = model.start_adapter(config, num_tasks=1, added_task=name)  # checks that the texts fit
     # What can fail is done.
     adapter.append(added, source)

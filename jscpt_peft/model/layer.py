@@ -82,7 +82,7 @@ class JSCPTLayer(nn.Module, BaseTunerLayer):
 
 
 class AdapterHolder(JSCPTLayer):
-    """The one layer of a model whose submodules are the adapters: there PEFT saves, casts, freezes and deletes them."""
+    """The one layer of a model that holds the adapters: here PEFT saves, casts, freezes and deletes them."""
 
     adapter_layer_names = ("jscpt_adapters",)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
 
@@ -37,9 +36,7 @@ def add_peft_type(name: str) -> PeftType:
     return member
 
 
-def register(
-    name: str, config_cls: type[PeftConfig], tuner_cls: type[BaseTuner], model_cls: type[PeftModel]
-) -> None:
+def register(name: str, config_cls: type[PeftConfig], tuner_cls: type[BaseTuner], model_cls: type[PeftModel]) -> None:
     """Registers a PEFT method; calling it again with the same classes does nothing.
 
     Args:

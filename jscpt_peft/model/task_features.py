@@ -28,7 +28,7 @@ class TaskFeatures(Tensor):
     """
 
     @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:  # noqa: ARG003
+    def __torch_function__(cls, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             result = function(*args, **(kwargs or {}))
             ids = task_ids_of(args[0]) if args and isinstance(args[0], TaskFeatures) else None

@@ -20,10 +20,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from jscpt_peft.model.attention import KeysValues, block, keys_values
-from jscpt_peft.model.evaluation_mode import evaluation_mode
-from jscpt_peft.model.intervention import select_features
-from jscpt_peft.model.routing import task_index
+from jscpt_peft.model.backbones.attention import KeysValues, block, keys_values
+from jscpt_peft.model.task_context import deterministic, task_index
 
 from .base_names import public_name
 from .versions import package_versions
@@ -95,8 +93,8 @@ class TaskClassifier(nn.Module):
     @torch.no_grad()
     def __init__(self, model: JSCPTModel, task_id: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.vision = copy.deepcopy(model.vision_tower.base_layer).to("cpu", dtype)
-        self.projection = copy.deepcopy(model.selection.base_layer).to("cpu", dtype)
+        self.vision = copy.deepcopy(model.backbone.vision.base_layer).to("cpu", dtype)
+        self.projection = copy.deepcopy(model.backbone.projection.base_layer).to("cpu", dtype)
         blocks = self.vision.encoder.layers
         prompts = model.prompt_tokens("vision")[task_id].to("cpu", dtype)  # [depth, n, d]
         depth, num_prompts, _ = prompts.shape
@@ -110,12 +108,15 @@ class TaskClassifier(nn.Module):
         if self.carrying:
             self.register_buffer("carried", prompts[-1, None].clone())
         precise = torch.promote_types(dtype, torch.float32)
-        views = model.selection.views()
-        own = {name: view[task_id, None].to("cpu", precise, copy=True) for name, view in views.items()}
-        self.selection = nn.ParameterDict(own)
+        adapter = model.backbone.vision.active_task_adapter
+        head = None if adapter is None else adapter.head
+        parameters = {} if head is None else head.task_parameters()
+        own = {name: each[task_id, None].to("cpu", precise, copy=True) for name, each in parameters.items()}
+        self.head_parameters = nn.ParameterDict(own)
+        self.select = None if head is None else head.select
         num_classes = len(model.active_jscpt_config.tasks[model.task_names[task_id]])
         class_embeds = F.normalize(model.class_embeds()[task_id, :num_classes].to("cpu", precise), dim=-1)
-        self.register_buffer("classes", (class_embeds * model.model.logit_scale.exp().to(class_embeds)).T.contiguous())
+        self.register_buffer("classes", model.backbone.logits(class_embeds).T.contiguous())
         self.requires_grad_(False).eval()
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -129,8 +130,8 @@ class TaskClassifier(nn.Module):
                 hidden = torch.cat([hidden[:, :1], self.carried[zeros], hidden[:, 1:]], dim=1)
             hidden = block(layer, hidden, prefix, zeros, read_out=zeros if index == last else None)
         selected = self.projection(self.vision.post_layernorm(hidden[:, 0]))
-        if self.selection:
-            selected = select_features(selected, zeros, self.selection)
+        if self.select is not None:
+            selected = self.select(selected, zeros, self.head_parameters)
         return F.normalize(selected.to(self.classes.dtype), dim=-1) @ self.classes
 
 
@@ -168,7 +169,7 @@ def export_task(
         raise ValueError(f"`dtype` is {dtype}: give one of {', '.join(map(str, DTYPES))}.")
     directory = Path(directory).resolve()
     _check_directory(directory)
-    with evaluation_mode(model):  # a dropout of the base model would disturb the class features
+    with deterministic():  # a dropout of the base model would disturb the class features
         classifier = TaskClassifier(model, task_id, dtype)
     size = model.model.config.vision_config.image_size
     input_dtype = torch.promote_types(dtype, torch.float32)

@@ -9,12 +9,12 @@ import torch
 from transformers.utils import logging
 
 from .arguments import JSCPTTrainingArguments
+from .bilevel import UpperLevel
 from .checkpoint import SPOILED, set_aside_after
 from .distributed import by_first_process
 from .faults import Snapshot
 from .resumable import ResumableTrainer
 from .task_gradients import TaskMeans
-from .upper_level import UpperLevel
 
 logger = logging.get_logger(__name__)
 

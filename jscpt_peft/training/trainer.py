@@ -17,8 +17,10 @@ from transformers.utils import logging
 
 from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate
 from jscpt_peft.model import JSCPTModel
+from jscpt_peft.scheduling import Weighting
 
 from .arguments import JSCPTTrainingArguments
+from .bilevel import UpperLevel
 from .callbacks import SaveAfterEvaluation, SetEpoch, StopOnInterrupt
 from .configuration import fixed_configuration, reproducing_configuration
 from .data_checks import check_same_data, check_tasks, check_trained_task
@@ -28,10 +30,9 @@ from .faults import faults_named
 from .guarded import GuardedTrainer
 from .hessian import KeptGraph, kept_graph
 from .publishing import PublishingTrainer
-from .schedule import schedule
 from .step_log import HISTORY_FILE, StepLog
-from .task_gradients import Batch, TaskSums, scheduled_gradient, task_gradients
-from .upper_level import UpperLevel
+from .task_gradients import Batch, TaskSums, scheduled_gradient, shared_gramian, task_gradients
+from .weightings import make_weighting
 
 logger = logging.get_logger(__name__)
 
@@ -51,14 +52,17 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
     Args:
         model: a `PeftModel` made with a `JSCPTConfig`.
         args: `JSCPTTrainingArguments`.
+        data_collator: as in `Trainer`; default: `jscpt_peft.data.collate`.
         train_dataset: training images of all tasks, or of those that its `task_ids` name, with the training transform.
-        dev_dataset: images of D_dev, disjoint from training and model selection, with the test transform.
         eval_dataset: images of model selection, or several such data sets by name.
         processing_class: saved beside checkpoints, as in `Trainer`.
+        dev_dataset: images of D_dev, disjoint from training and model selection, with the test transform.
+        weighting: what gives the tasks' weights; default: what `args` asks for (Eqs. 4-6).
         kwargs: further arguments of `Trainer`.
 
     Attributes:
-        upper_level: Ω (`upper_level.scheduler`), its optimizer and the number of its updates.
+        weighting: what gives the tasks' weights; its parameters are Ω.
+        upper_level: Ω's optimizer and the number of its updates.
         stop_asked: set it to end training, with a checkpoint, after the step under way; `stop_agreed` is then true in
             all processes (see `StopOnInterrupt`).
 
@@ -72,10 +76,13 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
         self,
         model: PeftModel,
         args: JSCPTTrainingArguments,
+        data_collator: Any = None,
         train_dataset: ImageTaskDataset | None = None,
-        dev_dataset: ImageTaskDataset | None = None,
         eval_dataset: ImageTaskDataset | dict[str, ImageTaskDataset] | None = None,
         processing_class: Any = None,
+        *,
+        dev_dataset: ImageTaskDataset | None = None,
+        weighting: Weighting | None = None,
         **kwargs: Any,
     ) -> None:
         if not (isinstance(model, PeftModel) and isinstance(model.base_model, JSCPTModel)):
@@ -84,11 +91,11 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
             )
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("`compute_loss_func` is not supported: L_i is the cross-entropy of Eq. 3. Leave it out.")
-        kwargs.setdefault("data_collator", collate)
         kwargs.setdefault("compute_metrics", self.multi_task_accuracy)
         super().__init__(
             model=model,
             args=args,
+            data_collator=data_collator or collate,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -104,8 +111,10 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
             check_trained_task(train_dataset, model.trained_task, self.task_names)
         # Ω in float32, or better where θ is.
         precision = torch.promote_types(next(model.get_base_model().parameters()).dtype, torch.float32)
-        present = len(train_dataset.sizes) if train_dataset is not None else None
-        self.upper_level = UpperLevel(self.task_names, args, dev_dataset, precision, present)
+        weighting = make_weighting(args, len(self.task_names)) if weighting is None else weighting
+        self.weighting = weighting.to(args.device, precision)
+        present = len(self.task_names) if train_dataset is None else len(train_dataset.sizes)
+        self.upper_level = UpperLevel(self.weighting, self.task_names, args, dev_dataset, present)
         if train_dataset is not None and self.upper_level.learns:
             self.upper_level.check(model)
         self.add_callback(SaveAfterEvaluation())
@@ -170,15 +179,12 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
         batch = Batch.of(self._prepare_inputs(inputs))
         upper = self.upper_level.due(self.state.global_step + 1)
         kept = None
+        reference = self.args.reference if self.weighting.needs_reference else None
         if upper and self.args.keeps_lower_graph and self.current_gradient_accumulation_steps == 1:
-            kept = kept_graph(self.model, batch, self.args.reference, present_tasks_only=True)
+            kept = kept_graph(self.model, batch, reference)
             sums = kept.sums.detach()
         else:
-            autocast = self.compute_loss_context_manager()
-            sums, _ = task_gradients(
-                self.model, *batch, self.args.reference, forward_context=autocast, present_tasks_only=True
-            )
-            sums = sums.detach()
+            sums, _ = task_gradients(self.model, batch, reference, forward_context=self.compute_loss_context_manager())
         if upper:
             self._batches.append(batch)
         self._sums = sums if self._sums is None else self._sums + sums
@@ -198,25 +204,25 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
         step = sums.means()
         self.guard(step)
         number = self.state.global_step + 1
-        num_shared = self.model.active_jscpt_config.num_shared_tokens
-        scheduler = self.upper_level.scheduler
-        kinds = (self.args.causal_effect, self.args.affinity)
+        gramian = shared_gramian(self.model, step.gradients) if self.weighting.needs_gramian else None
+        learned = self.weighting.learned()
         try:
-            plan = schedule(step, scheduler, num_shared, *kinds, self.upper_level.aggregator, number)
+            weights = self.weighting(step.signals(number, gramian))
         except FloatingPointError as error:  # of an aggregator
             raise FloatingPointError(f"{error} {self.save_last_good_state()}") from error
         upper, usable = None, int(step.usable.sum())
-        if batches and self.upper_level.enough(usable):
+        if batches and self.weighting.depends_on_omega(usable):
             damping = self.args.neumann_damping
             if damping is None:  # what the optimizer applies, which a resumed run has from its checkpoint
                 damping = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)
-            upper = self.upper_level.update(self.model, batches, kept, step, plan.weights, damping)
+            upper = self.upper_level.update(self.model, batches, kept, step, weights, damping)
         parameters = self.trainable_parameters()
-        gradients = scheduled_gradient(self.model.task_views(), parameters, step.gradients, plan.weights.detach())
+        gradients = scheduled_gradient(self.model.task_parameters(), parameters, step.gradients, weights.detach())
         if usable:  # without a gradient, momentum and weight decay move nothing either
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
-        self.step_log.append(number, number / self._steps_per_epoch(), step, plan, scheduler, gradients, upper)
+        epoch, after = number / self._steps_per_epoch(), self.weighting.learned()
+        self.step_log.append(number, epoch, step, weights, self.weighting.log(), learned, after, gradients, upper)
 
     def _steps_per_epoch(self) -> int:
         batches = len(self.callback_handler.train_dataloader)

@@ -26,7 +26,7 @@ from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.data import load_task_set, read_column
 from jscpt_peft.data.corruptions import CORRUPTIONS, corrupt
 from jscpt_peft.evaluation import reliability
-from jscpt_peft.model.encoder import PromptedText
+from jscpt_peft.model.backbones.clip_text import PromptedCLIPText
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "recipes"

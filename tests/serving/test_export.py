@@ -104,7 +104,7 @@ def test_the_model_stays_as_it_is(tmp_path):
     model = prompted.prompted_clip()
     images = pixels(2)
     expected = wanted(model, "photo", images)
-    for layer in [*model.vision_tower.blocks, *model.text_tower.blocks]:
+    for layer in [*model.backbone.vision.blocks, *model.backbone.text.blocks]:
         layer.self_attn.dropout = 0.5
     before = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
     model.train()
@@ -134,7 +134,7 @@ def test_nothing_but_the_vision_tower_and_the_task_goes_along(tmp_path):
     tower = sum(
         p.nbytes for p in (*clip.vision_model.base_layer.parameters(), clip.visual_projection.base_layer.weight)
     )
-    views = model.task_views()
+    views = model.task_parameters()
     selection = sum(view[0].nbytes for name, view in views.items() if name not in ("vision", "text"))
     prompts = 2 * views["vision"][0].nbytes  # keys and values
     assert _weights(directory) == tower + selection + prompts + state["classes"].nbytes

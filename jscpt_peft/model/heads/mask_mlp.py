@@ -29,7 +29,8 @@ class MaskMLP(FeatureHead):
         add, copies = (self.share, 1) if config.intervention_shared else (self.own, tasks)
         hidden, generator = config.intervention_hidden, start.generator("selection")
         for mlp in ("inner", "outer"):
-            add(f"{mlp}_down", start.normal(generator, copies, width, hidden, std=1.0) / width**0.5)
+            down = torch.randn(copies, width, hidden, generator=generator) / width**0.5
+            add(f"{mlp}_down", down.to(start.like))
             add(f"{mlp}_down_bias", start.zeros(copies, hidden))
             add(f"{mlp}_up", start.zeros(copies, hidden, width))
             add(f"{mlp}_up_bias", start.zeros(copies, width))

@@ -1,4 +1,4 @@
-"""Task-shared and task-specific deep prompts side by side (paper, section 3.2): JSCPT, and with one part CoOp and VPT."""
+"""Task-shared and task-specific deep prompts side by side (paper, section 3.2); with one of the two, CoOp and VPT."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ConcatenatedPrompts(PromptSource):
     def shared_gradients(self, prompts: dict[str, Tensor], gradients: dict[str, Tensor]) -> Tensor:
         """As the base's, which here are slices of the gradients."""
         first = next(iter(gradients.values()))
-        slices = [gradients[tower][:, :, : self.num_shared_tokens].flatten(1) for tower in prompts if tower in gradients]
+        slices = [gradients[tower][:, :, : self.num_shared_tokens].flatten(1) for tower in prompts]
         return torch.cat([first.new_zeros(len(first), 0), *slices], dim=1)
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging
 
 from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate
-from jscpt_peft.scheduling import GradientAggregator, InverseHVP, TaskPromptScheduler
+from jscpt_peft.scheduling import InverseHVP, Weighting
 
 from .arguments import JSCPTTrainingArguments
 from .faults import ignore_interrupts
@@ -54,70 +54,38 @@ class UpperStep:
 
 
 class UpperLevel:
-    """Ω = {α, β} and all that changes it.
+    """Ω, the parameters of the weighting, and all that changes them.
 
     Args:
+        weighting: holds Ω, for JSCPT {α, β}.
         task_names: [N] names, for messages.
         args: the arguments of Algorithm 1.
         dev_dataset: D_dev.
-        dtype: of Ω.
         num_present: tasks that training has images of.
 
     Attributes:
-        scheduler: `TaskPromptScheduler`, holding Ω.
-        aggregator: what takes the place of the affinity factor (`gradient_aggregator`), or `None`.
         updates: how often Ω has been updated.
     """
 
     def __init__(
         self,
+        weighting: Weighting,
         task_names: list[str],
         args: JSCPTTrainingArguments,
         dev_dataset: ImageTaskDataset | None,
-        dtype: torch.dtype = torch.float32,
-        num_present: int | None = None,
+        num_present: int,
     ) -> None:
+        self.weighting = weighting
         self.task_names = task_names
         self.args = args
         self.dev_dataset = dev_dataset
-        self.num_present = len(task_names) if num_present is None else num_present
-        self.scheduler = TaskPromptScheduler(
-            len(task_names),
-            affinity_direction=args.affinity_direction,
-            weight_normalization=args.weight_normalization,
-            parameterization=args.scheduler_parameterization,
-            prompt_scheduling=args.prompt_scheduling,
-            task_scheduling=args.task_scheduling,
-        ).to(args.device, dtype)
-        self.aggregator = None
-        if args.gradient_aggregator is not None:
-            self.aggregator = GradientAggregator(
-                args.gradient_aggregator,
-                len(task_names),
-                seed=args.seed,
-                cagrad_c=args.cagrad_c,
-                fairgrad_alpha=args.fairgrad_alpha,
-                krum_byzantine=args.krum_byzantine,
-                krum_selected=args.krum_selected,
-            )
-        optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[args.scheduler_optimizer]
-        self.optimizer = optimizer(self.scheduler.parameters(), lr=args.scheduler_learning_rate)
+        self.learns = args.learn_scheduler and weighting.depends_on_omega(num_present)
+        self.optimizer = None
+        if any(True for _ in weighting.parameters()):
+            optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[args.scheduler_optimizer]
+            self.optimizer = optimizer(weighting.parameters(), lr=args.scheduler_learning_rate)
         self.updates = 0
         self._dev_batches: Iterator[dict[str, Tensor]] | None = None
-
-    @property
-    def learns(self) -> bool:
-        """Whether there is anything to learn: weights that depend on Ω, and leave to change it."""
-        by_affinity = self.args.task_scheduling and self.aggregator is None
-        depends = self.enough(self.num_present) and (self.args.prompt_scheduling or by_affinity)
-        return self.args.learn_scheduler and depends
-
-    def enough(self, tasks: int) -> bool:
-        """Whether the weights of so many tasks depend on Ω: normalised to their sum, that of a single one does not.
-
-        Its gradient would be rounding errors, which Adam makes whole steps of.
-        """
-        return tasks > (self.args.weight_normalization == "sum")
 
     def check(self, model: PeftModel) -> None:
         """Raises a `ValueError` where Ω is to be learned but cannot be."""
@@ -161,12 +129,9 @@ class UpperLevel:
             weights: `[N]` φ with its graph.
             damping: λ, added to the Hessian's diagonal.
         """
-        args, omega = self.args, list(self.scheduler.parameters())
-        parameters = [
-            parameter
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad and (args.hessian_parameters == "all" or name.endswith(".shared"))
-        ]
+        args, omega = self.args, list(self.weighting.parameters())
+        among = model.parameters() if args.hessian_parameters == "all" else model.task_adapter.shared_prompts()
+        parameters = [parameter for parameter in among if parameter.requires_grad]
         dev_batch = Batch.of({name: tensor.to(args.device) for name, tensor in next(self._batches()).items()})
         dev_chunks = hessian_chunks([dev_batch], None, args.hypergradient_chunk_size)
         dev, gradient = dev_gradient(model, parameters, dev_chunks)
@@ -177,7 +142,7 @@ class UpperLevel:
             kept = None if bool(step.nonfinite.any()) else kept
             product = HessianProduct(model, parameters, chunks, weights, args.hvp, kept)
         gradients, inverse = implicit_gradient(
-            model.task_views(),
+            model.task_parameters(),  # anew: differences have moved θ there and back
             parameters,
             step.gradients,
             weights,
@@ -205,12 +170,11 @@ class UpperLevel:
         return UpperStep(dev_loss, norm, inverse, product.graph_bytes if product is not None else 0)
 
     def _step(self) -> None:
-        names = ("alpha", "beta")
-        before = [getattr(self.scheduler, name).detach().clone() for name in names]
+        before = self.weighting.learned()
         self.optimizer.step()
-        for name, old in zip(names, before, strict=True):
-            new = getattr(self.scheduler, name).detach()
-            turned = [task for task, was, now in zip(self.task_names, old, new, strict=True) if was > 0 >= now]
+        for name, new in self.weighting.learned().items():
+            pairs = zip(self.task_names, before[name], new, strict=True)
+            turned = [task for task, was, now in pairs if was > 0 >= now]
             if turned:
                 logger.warning(
                     f"Update {self.updates + 1} of the scheduler: {name} of {turned} is no longer positive, so that "
@@ -248,17 +212,15 @@ class UpperLevel:
     def state_dict(self) -> dict[str, Any]:
         """Ω, its optimizer and the number of updates, for a checkpoint that loads with `weights_only=True`."""
         return {
-            "scheduler": self.scheduler.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "weighting": self.weighting.state_dict(),
+            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
             "updates": self.updates,
-            "aggregator": {} if self.aggregator is None else self.aggregator.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state_dict` was taken."""
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.weighting.load_state_dict(state["weighting"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
         self.updates = state["updates"]
-        if self.aggregator is not None:
-            self.aggregator.load_state_dict(state.get("aggregator", {}))
         self.forget_batches()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from jscpt_peft.model import second_order
+from jscpt_peft.model.backbones import double_backward
 
 
 def products(function, inputs, vector_seed=1):
@@ -34,10 +34,10 @@ def same(ours, theirs, inputs):
 
 def test_silu():
     x = torch.linspace(-9, 9, 60, dtype=torch.float64).view(4, 15)
-    with second_order.twice_differentiable("cpu"):
-        same(second_order.silu, F.silu, [x])
-        assert second_order.silu(x.requires_grad_()).grad_fn.name() == "_SiLUBackward"
-    assert second_order.silu(x).grad_fn.name() == "SiluBackward0"
+    with double_backward.twice_differentiable("cpu"):
+        same(double_backward.silu, F.silu, [x])
+        assert double_backward.silu(x.requires_grad_()).grad_fn.name() == "_SiLUBackward"
+    assert double_backward.silu(x).grad_fn.name() == "SiluBackward0"
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -52,14 +52,14 @@ def test_attention(masked):
         scores = queries @ keys.transpose(-2, -1) * 0.7
         return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1) @ values
 
-    same(lambda *parts: second_order.attention(*parts, mask, 0.0, 0.7), theirs, [queries, keys, values])
+    same(lambda *parts: double_backward.attention(*parts, mask, 0.0, 0.7), theirs, [queries, keys, values])
 
 
 def test_the_context_ends_with_an_error_too():
-    with pytest.raises(KeyError), second_order.twice_differentiable("cpu"):
-        assert second_order.second_order()
+    with pytest.raises(KeyError), double_backward.twice_differentiable("cpu"):
+        assert double_backward.is_double_backward()
         raise KeyError
-    assert not second_order.second_order()
+    assert not double_backward.is_double_backward()
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -67,7 +67,7 @@ def test_the_model_is_the_same_function_within(implementation):
     model = prompted.prompted_clip(implementation=implementation)
     batch = prompted.batch(model)
     plain = model.classify(*batch).task_losses
-    with second_order.twice_differentiable("cpu"):
+    with double_backward.twice_differentiable("cpu"):
         torch.testing.assert_close(model.classify(*batch).task_losses, plain, atol=1e-12, rtol=1e-12)
 
 
@@ -80,7 +80,7 @@ SETTINGS = {
 }
 PROGRAM = """
 import torch
-from jscpt_peft.model.second_order import full_precision
+from jscpt_peft.model.backbones.double_backward import full_precision
 {setting}
 backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 before = [backend.fp32_precision for backend in backends]
