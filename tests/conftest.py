@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests must never look for a network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors here are tiny: threads would only wait for each other
 
 import pytest
 import torch
-
-torch.set_num_threads(1)  # tensors here are tiny: threads would only wait for each other
 
 
 @pytest.fixture(autouse=True)

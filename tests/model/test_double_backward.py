@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
+import fork_server
 import prompted
 import pytest
 import torch
@@ -95,8 +95,8 @@ print(before)
 def test_full_precision_whoever_has_asked_for_less():
     """By PyTorch's old way or its new one, which must not be mixed; each in a process of its own."""
     programs = [PROGRAM.format(setting=setting) for setting in SETTINGS.values()]
-    runs = [subprocess.Popen([sys.executable, "-c", each], stdout=subprocess.PIPE, text=True) for each in programs]
-    found = dict(zip(SETTINGS, (run.communicate(timeout=120)[0].strip() for run in runs), strict=True))
+    runs = [fork_server.run([sys.executable, "-c", each]) for each in programs]
+    found = dict(zip(SETTINGS, (run.stdout.strip() for run in runs), strict=True))
     assert all(run.returncode == 0 for run in runs)
     assert found["none"] == "['none', 'none']"
     assert all("tf32" in found[name] for name in SETTINGS if name != "none")

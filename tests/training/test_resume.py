@@ -8,12 +8,12 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import fork_server
 import killed_program
 import numpy as np
 import prompted
@@ -265,8 +265,9 @@ def killed_runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("killed")
     options = json.dumps({**COMMON, **VARIANTS["sgd"], "save_steps": 2, "save_total_limit": 1})
     command = [sys.executable, killed_program.__file__, str(root), options]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
-    return root, json.loads(printed.splitlines()[-1])
+    done = fork_server.run(command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root, json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("kill", killed_program.KILLS)
