@@ -93,8 +93,8 @@ def forbidden_imports(package: Path) -> list[str]:
 
 
 def imports_from_outside(package: Path, tests: Path) -> list[str]:
-    """Imports of recipes, of tests or of modules beside them, none of which is installed with the package."""
-    folders = (tests, tests.parent / "recipes")
+    """Imports of recipes, tools, tests or of modules beside them, none of which is installed with the package."""
+    folders = (tests, *(tests.parent / name for name in ("recipes", "tools")))
     outside = {name for folder in folders for name in (folder.name, *(file.stem for file in folder.glob("*.py")))}
     outside.discard("evaluate")  # recipes/evaluate.py hands over to the library of that name, which a test shows
     return [

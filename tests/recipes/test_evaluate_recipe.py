@@ -90,8 +90,8 @@ def fails(capsys, *arguments):
 
 
 def test_every_figure_is_that_of_predict(pictures, adapter, tmp_path):
-    chosen = ["fog", "gaussian_noise"]
-    options = ["--corruptions", "fog, gaussian_noise", "--corruption_images", "5", "--per_device_eval_batch_size", "4"]
+    chosen = ["gaussian_blur", "gaussian_noise"]
+    options = ["--corruptions", "gaussian_blur, gaussian_noise", "--corruption_images", "5", "--per_device_eval_batch_size", "4"]
     found = run(pictures, tmp_path / "out", "--adapter", adapter, *options)
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {*PICTURES, "robustness.png", "corruptions.png"}
 
@@ -213,7 +213,7 @@ def test_wrong_arguments_give_one_clear_line(pictures, adapter, tmp_path, capsys
         ([*folder, "--adapter", tmp_path], "Can't find 'adapter_config.json' at"),
         ([*named, "--method", "zero_shot"], "but --method zero_shot has none: leave out one"),
         ([*named, "--method", "zeroshot"], "`method` must be one of 'adapter', 'zero_shot', got 'zeroshot'. Did you"),
-        ([*named, "--corruptions", "fog,jepg"], "got 'jepg'. Did you mean 'jpeg'?"),
+        ([*named, "--corruptions", "contrast,jepg"], "got 'jepg'. Did you mean 'jpeg'?"),
         ([*named, "--corruption_images", "0"], "`corruption_images` must be at least 1, got 0"),
         ([*named, "--adaptor", "x"], "unknown argument '--adaptor'. Did you mean 'adapter'?"),
     ):
