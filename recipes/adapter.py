@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os.path
+from pathlib import PureWindowsPath
 
+from arguments import TINY_CLIP
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from peft import PeftConfig, PeftModel
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig  # importing jscpt_peft registers the PEFT type
-from jscpt_peft.assets import TINY_CLIP
-from jscpt_peft.model.base_names import is_hub_id, is_packaged
+from jscpt_peft.model.base_names import is_hub_id
 
 
 def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
@@ -40,7 +41,7 @@ def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
 def base_of(config: JSCPTConfig, adapter: str) -> str:
     """Name or path of the model that an adapter was trained on.
 
-    The package's own small CLIP is stored as its path on the machine of the training: here it has another.
+    The small CLIP of the recipes is stored as its path on the machine of the training: here it has another.
 
     Raises:
         ValueError: it is not named, or is a folder that is not there.
@@ -50,7 +51,7 @@ def base_of(config: JSCPTConfig, adapter: str) -> str:
         raise ValueError(f"`adapter` {adapter} does not name its base model: give --model_name_or_path.")
     if os.path.exists(base) or is_hub_id(base):
         return base
-    if is_packaged(base):
+    if PureWindowsPath(base).parts[-2:] == TINY_CLIP.parts[-2:]:  # takes both kinds of slashes
         return str(TINY_CLIP)
     raise ValueError(
         f"`adapter` {adapter} was trained on the model in {base}, which is not on this machine: say where it is with "

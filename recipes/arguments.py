@@ -17,6 +17,7 @@ from jscpt_peft.choices import nearest
 from jscpt_peft.data.benchmarks import TASK_SET_MEMBERS
 
 CONFIGS = Path(__file__).parent / "configs"
+TINY_CLIP = Path(__file__).parent / "assets" / "tiny-clip"
 
 
 # What --help shows of TrainingArguments beside the arguments that this project adds or sets otherwise.
@@ -82,7 +83,7 @@ class ModelArguments:
 
     _argument_group_name: ClassVar[str] = "model"
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A CLIPModel: Hub id or folder. Default: the small CLIP in the package."}
+        default=None, metadata={"help": "A CLIPModel: Hub id or folder. Default: the small CLIP of the recipes."}
     )
     num_shared_tokens: int = field(default=16, metadata={"help": "Prompt tokens shared by all tasks, per block."})
     num_task_tokens: int = field(default=16, metadata={"help": "Prompt tokens of each task, per block."})

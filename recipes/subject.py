@@ -9,12 +9,11 @@ from typing import ClassVar
 
 import yaml
 from adapter import adapter_config, load_adapter
-from arguments import own_configuration
+from arguments import TINY_CLIP, own_configuration
 from peft import PeftModel
 from transformers import CLIPModel
 from zero_shot import zero_shot_model
 
-from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.choices import check_choice, nearest
 from jscpt_peft.data import TaskSet
 
@@ -33,7 +32,7 @@ class SubjectArguments:
         default=None,
         metadata={
             "help": "A CLIPModel: Hub id or folder. Default: the one the adapter was trained on; for zero_shot the "
-            "one that the task set is trained with, or the small CLIP in the package."
+            "one that the task set is trained with, or the small CLIP of the recipes."
         },
     )
 
@@ -78,7 +77,7 @@ def load_zero_shot(arguments: SubjectArguments, task_set: TaskSet) -> Subject:
 
 
 def default_model(task_set: str) -> str:
-    """The base model that a task set is trained with, if its own configuration names one; else the package's."""
+    """The base model that a task set is trained with, if its own configuration names one; else the small CLIP."""
     own = own_configuration(task_set)
     settings = yaml.safe_load(own.read_text(encoding="utf-8")) if own.exists() else {}
     return settings.get("model_name_or_path", str(TINY_CLIP))

@@ -23,7 +23,7 @@ from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from arguments import DataArguments, ModelArguments, parse
+from arguments import TINY_CLIP, DataArguments, ModelArguments, parse
 from peft import get_peft_model
 from rich.console import Console
 from told_errors import one_voice
@@ -32,7 +32,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from zero_shot import zero_shot_model
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.data import ImageTaskDataset, TaskSet, image_transform, load_task_set, read_manifest, write_manifest
 from jscpt_peft.data.manifest import MANIFEST_FILE
 from jscpt_peft.evaluation import draw_pictures, print_results, results_table, write_results

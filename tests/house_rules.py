@@ -12,7 +12,6 @@ from pathlib import Path
 # A floor may import the floors named beside it, and nothing else of the package. The package's own `__init__` is the
 # roof: it may import all of them, and none of them may import it.
 FLOORS = {
-    "assets": (),
     "choices": (),
     "data": ("choices",),
     "model": ("choices", "data"),

@@ -16,13 +16,13 @@ import torch
 import train
 import yaml
 from arguments import DataArguments, parse
+from paths import TINY_CLIP
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image, ImageDraw
 from subject import SubjectArguments, default_model
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.data import load_task_set, read_column
 from jscpt_peft.data.corruptions import CORRUPTIONS, corrupt
 from jscpt_peft.evaluation import reliability

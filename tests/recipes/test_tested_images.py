@@ -12,12 +12,12 @@ import evaluation
 import pytest
 import train
 from hub_server import Hub
+from paths import TINY_CLIP
 from peft import get_peft_model
 from PIL import Image
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.data import load_task_set, read_manifest, write_manifest
 from jscpt_peft.data.benchmarks import BENCHMARKS
 

@@ -11,11 +11,11 @@ import pytest
 import train
 import yaml
 from arguments import DataArguments, ModelArguments, parse
+from paths import TINY_CLIP
 from peft import PeftModel
 from PIL import Image, ImageDraw
 from transformers import CLIPModel
 
-from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.evaluation import read_history
 from jscpt_peft.training import JSCPTTrainingArguments
 
