@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os.path
 from pathlib import PureWindowsPath
@@ -9,10 +10,32 @@ from pathlib import PureWindowsPath
 from arguments import TINY_CLIP
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from peft import PeftConfig, PeftModel
-from transformers import CLIPModel
+from transformers import CLIPImageProcessorPil, CLIPModel
 
 from jscpt_peft import JSCPTConfig  # importing jscpt_peft registers the PEFT type
 from jscpt_peft.model.base_names import is_hub_id
+
+
+def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what `load_for_task` reads."""
+    parser.add_argument("--adapter", required=True, help="folder or Hub id of a trained adapter")
+    parser.add_argument("--revision", help="branch, tag or commit of the adapter on the Hub; default: main")
+    parser.add_argument("--task", help="the adapter's task; may be left out where there is one only")
+    parser.add_argument("--model_name_or_path", help="base model; default: the one that the adapter was trained on")
+
+
+def load_for_task(arguments: argparse.Namespace) -> tuple[PeftModel, str, CLIPImageProcessorPil]:
+    """The adapted model, the task that was asked for, or the only one, and the image processor of the base.
+
+    Raises:
+        ValueError: no task was asked for, and there are several; or as `load_adapter`.
+    """
+    config, task = adapter_config(arguments.adapter, arguments.revision), arguments.task
+    if task is None and len(config.tasks) > 1:
+        raise ValueError(f"`--task` is missing: name one of {', '.join(config.tasks)}.")
+    model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
+    processor = CLIPImageProcessorPil.from_pretrained(source)
+    return model, next(iter(config.tasks)) if task is None else task, processor
 
 
 def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
@@ -28,9 +51,7 @@ def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
     except (KeyError, TypeError) as error:
         raise ValueError(f"`adapter` {adapter}: its adapter_config.json is no JSCPT adapter's ({error!r}).") from error
     except ValueError as error:
-        if isinstance(
-            error.__cause__, HfHubHTTPError | LocalEntryNotFoundError
-        ):  # more telling than PEFT's "Can't find"
+        if isinstance(error.__cause__, HfHubHTTPError | LocalEntryNotFoundError):  # says more than "Can't find"
             raise ValueError(f"`adapter` {adapter}: {error.__cause__}") from error
         raise
     if not isinstance(config, JSCPTConfig):
@@ -57,17 +78,6 @@ def base_of(config: JSCPTConfig, adapter: str) -> str:
         f"`adapter` {adapter} was trained on the model in {base}, which is not on this machine: say where it is with "
         "--model_name_or_path."
     )
-
-
-def task_of(config: JSCPTConfig, task: str | None) -> str:
-    """The task that was asked for, or the only one.
-
-    Raises:
-        ValueError: none was asked for, and there are several.
-    """
-    if task is None and len(config.tasks) > 1:
-        raise ValueError(f"`--task` is missing: name one of {', '.join(config.tasks)}.")
-    return next(iter(config.tasks)) if task is None else task
 
 
 def load_adapter(
