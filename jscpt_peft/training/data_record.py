@@ -13,7 +13,7 @@ from jscpt_peft.model.card import DataRecord
 # Task sets whose manifests name no sources.
 ORIGINS = {
     "shapes": "drawn by `jscpt_peft`",
-    "emoji": "Fluent 3D, Noto, OpenMoji and Twemoji from npm, by `recipes/prepare_emoji.py`",
+    "emoji": "Fluent 3D, Noto, OpenMoji and Twemoji from npm, by `tools/prepare_emoji.py`",
     "folder": "folders of pictures",
 }
 

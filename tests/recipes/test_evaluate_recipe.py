@@ -9,17 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import evaluation
 import numpy as np
 import pytest
 import torch
 import train
 import yaml
-from arguments import DataArguments, parse
-from paths import TINY_CLIP
+from arguments import default_model, parse
+from evaluated_model import EvaluatedModelArguments
+from paths import RECIPES, TINY_CLIP, load_recipe
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image, ImageDraw
-from subject import SubjectArguments, default_model
+from task_data import DataArguments
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from jscpt_peft import JSCPTConfig
@@ -28,8 +28,7 @@ from jscpt_peft.data.corruptions import CORRUPTIONS, corrupt
 from jscpt_peft.evaluation import reliability
 from jscpt_peft.model.encoder import PromptedText
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "recipes"
+evaluation = load_recipe("evaluate")
 CLASSES = {"circle": "red", "diamond": "yellow", "square": "blue"}
 TASKS = ("my photos", "scans")
 PICTURES = ["accuracy.png", "confusion.png", "reliability.png"]
@@ -191,7 +190,7 @@ def test_configuration_file_of_training_serves_again(pictures, adapter, tmp_path
 
 def test_base_model_of_an_adapter_is_its_own_whatever_the_task_set_is_trained_with():
     _, subject, arguments = evaluation.parse(
-        (DataArguments, SubjectArguments, evaluation.EvaluationArguments),
+        (DataArguments, EvaluatedModelArguments, evaluation.EvaluationArguments),
         "",
         ["--task_set", "office_home", "--output_dir", "x"],
         left_out=evaluation.OF_TRAINING,
@@ -259,7 +258,7 @@ def test_a_training_configuration_publishes_nothing(tmp_path):
     """`push_to_hub` in a YAML that also serves training is not for an evaluation."""
     path = tmp_path / "mine.yaml"
     path.write_text("push_to_hub: true\nhub_model_id: user/name\neval_strategy: epoch\n")
-    kinds = (DataArguments, SubjectArguments, evaluation.EvaluationArguments)
+    kinds = (DataArguments, EvaluatedModelArguments, evaluation.EvaluationArguments)
     arguments = parse(kinds, "", [str(path), "--output_dir", str(tmp_path)], left_out=evaluation.OF_TRAINING)[2]
     assert not arguments.push_to_hub
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 import train
 import yaml
-from arguments import DataArguments, ModelArguments, parse
+from arguments import ModelArguments, parse
+from task_data import DataArguments
 
 from jscpt_peft.scheduling import AGGREGATORS
 from jscpt_peft.training import JSCPTTrainingArguments

@@ -8,12 +8,14 @@ import shutil
 
 import predict
 import pytest
+import task_data
 import train
 import yaml
-from arguments import DataArguments, ModelArguments, parse
+from arguments import ModelArguments, parse
 from paths import TINY_CLIP
 from peft import PeftModel
 from PIL import Image, ImageDraw
+from task_data import DataArguments
 from transformers import CLIPModel
 
 from jscpt_peft.evaluation import read_history
@@ -169,7 +171,7 @@ class TestBadInput:
         assert str(tmp_path / "none") in message.replace(" ", "") or "none" in message
 
     def test_processes_with_other_images(self, capsys, pictures, tmp_path, monkeypatch):
-        monkeypatch.setattr(train, "gather_objects", lambda digest: [digest, "another"])
+        monkeypatch.setattr(task_data, "gather_objects", lambda digest: [digest, "another"])
         data = ["--task_set", "folder", "--data_root", str(pictures), "--output_dir", str(tmp_path / "out"), *QUICK]
         assert "`task_set` 'folder' has other images in some processes than in others" in fails(capsys, *data)
 

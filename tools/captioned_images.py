@@ -1,4 +1,4 @@
-"""Captioned pictures for `pretrain_tiny_clip.py`: scenes of `shapes`, and emoji."""
+"""Captioned images for `pretrain_tiny_clip.py`: scenes of `shapes`, and emoji."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jscpt_peft.data.outlines import OUTLINES
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Pictures [n, 3, S, S] uint8 and what may be said of each: `captions[i]` are the captions of picture i."""
+    """Images [n, 3, S, S] uint8 and what may be said of each: `captions[i]` are the captions of image i."""
 
     pixels: Tensor
     captions: list[list[str]]

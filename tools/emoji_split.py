@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-SIGNS = ("Flags", "Symbols")  # categories whose members are signs, not pictures of things: for pretraining only
+SIGNS = ("Flags", "Symbols")  # categories whose members are signs, not images of things: for pretraining only
 SMALLEST_CLASS = 8  # emoji; 2 for testing, 1 for validation, 2 for training and 3 for pretraining
 PARTS = {"test": 0.2, "validation": 0.1, "train": 0.25}  # of a class, in this order; the rest is for pretraining
 

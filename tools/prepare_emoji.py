@@ -1,12 +1,12 @@
 """Builds the emoji task set: four vendors' drawings of the same things, as four tasks with 57 shared classes.
 
-    python recipes/prepare_emoji.py
+    python tools/prepare_emoji.py
 
 Downloads five npm packages (157 MB, kept for the next time) and writes below the output folder, by default the place
 where `--task_set emoji` looks:
 
-    tasks/<style>/{train,validation,test}/<class>/<emoji>.png  2732 pictures of 64 x 64 pixels
-    pretrain/<style>/<emoji>.png                               4676 pictures of other emoji, to pretrain a small CLIP
+    tasks/<style>/{train,validation,test}/<class>/<emoji>.png  2732 images of 64 x 64 pixels
+    pretrain/<style>/<emoji>.png                               4676 images of other emoji, to pretrain a small CLIP
     captions.jsonl                                             name, keywords, class and split of every emoji
     LICENSES.md                                                whose drawings these are
 
@@ -20,47 +20,42 @@ import io
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 from emoji_split import Emoji, split_emoji
 from huggingface_hub import constants
-from npm_packages import Package, download, program, read_file, read_files
+from npm_packages import Package, download, program, read_files
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from told_errors import one_voice
 
 from jscpt_peft.data.emoji import check_emoji, default_root
 
 console = Console()
 
 SIZE = 64
-VARIATION = "-FE0F"  # "draw it as a picture": some vendors leave it out of their files' names
+VARIATION = "-FE0F"  # "draw it as an image": some vendors leave it out of their files' names
 
 GOOGLE = Package(
-    "emoji-datasource-google",
-    "16.0.0",
+    *("emoji-datasource-google", "16.0.0"),
     "sha512-ZRexfzs7MVoLnmzZmNsO4TKhnAJp5D++Vm6PpUpH/jEQQlemp3l88CjZ+DoZ2faM9R4QxZkOPJCoT8DlPhfQ3A==",
 )
 TWITTER = Package(
-    "emoji-datasource-twitter",
-    "16.0.0",
+    *("emoji-datasource-twitter", "16.0.0"),
     "sha512-7F+uCuHH+7Qnrc15P5tnbvKkg9E6tlzi4MnT2uW1RlN4pLYTza6cP/dstIfSDMtpjFLWuZewWg8jBbuL2eyELQ==",
 )
 OPENMOJI = Package(
-    "openmoji",
-    "17.0.0",
+    *("openmoji", "17.0.0"),
     "sha512-EBnYrNGdcdw+OSXmENeNE1yBNRu6tOraTmoOyUbJkTmvT/+XETp8RZLSJFzD3lrPc5N9CzsyPnRTk0Vp4UaI9w==",
 )
 FLUENT = Package(
-    "@lobehub/fluent-emoji-3d",
-    "1.1.0",
+    *("@lobehub/fluent-emoji-3d", "1.1.0"),
     "sha512-Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g==",
 )
 RESVG = Package(  # draws OpenMoji's SVG files
-    "@resvg/resvg-wasm",
-    "2.6.2",
+    *("@resvg/resvg-wasm", "2.6.2"),
     "sha512-FqALmHI8D4o6lk/LRWDnhw95z5eO+eAa6ORjVg09YRR7BkcM6oPHU9uyC0gtQG5vpFLvgpeU4+zEAz2H8APHNw==",
 )
 PACKAGES = (GOOGLE, TWITTER, OPENMOJI, FLUENT, RESVG)
@@ -80,8 +75,10 @@ def main(command_line: list[str] | None = None) -> None:
     downloads = Path(constants.HF_HOME, "jscpt_peft", "npm")
     parser.add_argument("--downloads", type=Path, default=downloads, help=f"where packages are kept ({downloads})")
     arguments = parser.parse_args(command_line)
-    with one_voice(console):
+    try:
         prepare(arguments.output, arguments.downloads)
+    except (OSError, ValueError) as error:
+        sys.exit(f"Error: {error}")
 
 
 def prepare(output: Path, downloads: Path) -> None:
@@ -110,18 +107,18 @@ def prepare(output: Path, downloads: Path) -> None:
 
 def build(root: Path, google: Path, twitter: Path, openmoji: Path, fluent: Path, resvg: Path) -> None:
     """Writes the task set into `root` from the packages' tarballs."""
-    pictures = {
+    images = {
         "google": _stems(read_files(google, "img/google/64/")),
         "twitter": _stems(read_files(twitter, "img/twitter/64/")),
         "openmoji": _stems(read_files(openmoji, "color/svg/")),
         "fluent3d": _stems(read_files(fluent, "assets/")),
     }
-    entries = json.loads(read_file(google, "emoji.json"))
+    entries = json.loads(read_files(google, "emoji.json")[""])
     drawn = {}  # code points -> style -> name of the file, of the emoji that every vendor has drawn
     for entry in entries:
         code_points = entry["unified"]
         names = [code_points.replace(VARIATION, ""), code_points]
-        files = {style: next((name for name in names if name in found), None) for style, found in pictures.items()}
+        files = {style: next((name for name in names if name in found), None) for style, found in images.items()}
         if None not in files.values():
             drawn[code_points] = files
     chosen = split_emoji(
@@ -130,15 +127,15 @@ def build(root: Path, google: Path, twitter: Path, openmoji: Path, fluent: Path,
         if entry["unified"] in drawn
     )
     wanted = {files["openmoji"] for files in drawn.values()}
-    pictures["openmoji"] = render({name: pictures["openmoji"][name] for name in wanted}, resvg)
-    for style, found in pictures.items():
+    images["openmoji"] = render({name: images["openmoji"][name] for name in wanted}, resvg)
+    for style, found in images.items():
         for emoji, split in track(chosen, style, console=console):
-            picture = on_white(Image.open(io.BytesIO(found[drawn[emoji.code_points][style]])))
+            image = on_white(Image.open(io.BytesIO(found[drawn[emoji.code_points][style]])))
             below = Path("pretrain", style) if split == "pretrain" else Path("tasks", style, split, emoji.class_name)
             path = root / below / f"{emoji.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(path, optimize=True)
-    texts = {entry["hexcode"]: entry for entry in json.loads(read_file(openmoji, "data/openmoji.json"))}
+            image.save(path, optimize=True)
+    texts = {entry["hexcode"]: entry for entry in json.loads(read_files(openmoji, "data/openmoji.json")[""])}
     lines = [_caption(emoji, split, texts[drawn[emoji.code_points]["openmoji"]]) for emoji, split in chosen]
     (root / "captions.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     (root / "LICENSES.md").write_text(LICENSES, encoding="utf-8")
@@ -151,7 +148,7 @@ def render(drawings: dict[str, bytes], resvg: Path) -> dict[str, bytes]:
         for folder in (package, svg, png):
             folder.mkdir()
         for name in ("index.mjs", "index_bg.wasm"):
-            (package / name).write_bytes(read_file(resvg, name))
+            (package / name).write_bytes(read_files(resvg, name)[""])
         for name, drawing in drawings.items():
             (svg / f"{name}.svg").write_bytes(drawing)
         console.print(f"Drawing {len(drawings)} SVG files")
@@ -162,12 +159,12 @@ def render(drawings: dict[str, bytes], resvg: Path) -> dict[str, bytes]:
         return {name: (png / f"{name}.png").read_bytes() for name in drawings}
 
 
-def on_white(picture: Image.Image) -> Image.Image:
-    """The picture in RGB, `SIZE` pixels wide and high, on white."""
-    picture = picture.convert("RGBA")
-    if picture.size != (SIZE, SIZE):
-        picture = picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+def on_white(image: Image.Image) -> Image.Image:
+    """The image in RGB, `SIZE` pixels wide and high, on white."""
+    image = image.convert("RGBA")
+    if image.size != (SIZE, SIZE):
+        image = image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 def _stems(files: dict[str, bytes]) -> dict[str, bytes]:

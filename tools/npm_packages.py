@@ -9,19 +9,12 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Package:
-    """One version of a package.
-
-    Args:
-        name: `name` or `@scope/name`.
-        version: the exact version.
-        integrity: `sha512-` and the base64 digest of its tarball, as npm's lock files state it.
-    """
+class Package(NamedTuple):
+    """One version of a package; `integrity` is the digest of its tarball as npm's lock files state it (sha512)."""
 
     name: str
     version: str
@@ -67,8 +60,7 @@ def download(package: Package, folder: Path) -> Path:
                 "Packages downloaded before are kept: run this again once npm reaches its registry."
             )
         (tarball,) = Path(partial).iterdir()
-        found = _integrity(tarball)
-        if found != package.integrity:
+        if (found := _integrity(tarball)) != package.integrity:
             raise OSError(
                 f"`npm pack {package}` brought another file than the one published (integrity {found} instead of "
                 f"{package.integrity}): run this again; if it stays so, ask who runs the registry that npm uses."
@@ -86,11 +78,6 @@ def read_files(tarball: Path, prefix: str = "") -> dict[str, bytes]:
             for member in archive
             if member.isfile() and member.name.startswith(prefix)
         }
-
-
-def read_file(tarball: Path, name: str) -> bytes:
-    """Content of one of the package's files."""
-    return read_files(tarball, name)[""]
 
 
 def _integrity(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Pretrain the tiny CLIP of `recipes/assets/tiny-clip` on captioned `shapes` scenes and, if there are any, emoji.
 
-    python recipes/pretrain_tiny_clip.py --output_dir outputs/tiny-clip --emoji_root ../emoji
-    python recipes/pretrain_tiny_clip.py --evaluate_only recipes/assets/tiny-clip --emoji_root ../emoji
+    python tools/pretrain_tiny_clip.py --output_dir outputs/tiny-clip --emoji_root ../emoji
+    python tools/pretrain_tiny_clip.py --evaluate_only recipes/assets/tiny-clip --emoji_root ../emoji
 
 Of the emoji it reads only those that `captions.jsonl` assigns to pretraining: the emoji of the tasks stay unseen.
 """
@@ -44,7 +44,7 @@ class PretrainingArguments:
         default=None, metadata={"help": "A folder made by prepare_emoji.py: pretrain/, tasks/ and captions.jsonl."}
     )
     steps: int = field(default=1500, metadata={"help": "Optimizer steps."})
-    batch_size: int = field(default=128, metadata={"help": "Captioned pictures a step."})
+    batch_size: int = field(default=128, metadata={"help": "Captioned images per step."})
     muon_learning_rate: float = field(default=0.02, metadata={"help": "Peak, for the blocks' matrices."})
     adam_learning_rate: float = field(default=1e-3, metadata={"help": "Peak, for all else."})
     scenes: int = field(default=24000, metadata={"help": "Scenes of `shapes` to draw."})
@@ -124,7 +124,7 @@ def grid_positions(side: int, width: int) -> Tensor:
 
 
 def augment(pixels: Tensor, processor: CLIPImageProcessorPil, generator: torch.Generator) -> Tensor:
-    """Move, zoom, mirror and tint uint8 pictures [B, 3, S, S], each by itself, and normalise them."""
+    """Move, zoom, mirror and tint uint8 images [B, 3, S, S], each by itself, and normalise them."""
     count = len(pixels)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -142,7 +142,7 @@ def augment(pixels: Tensor, processor: CLIPImageProcessorPil, generator: torch.G
 
 
 def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, same: Tensor) -> Tensor:
-    """CLIP's symmetric loss; a picture matches every caption that reads like its own (`same` [B, B])."""
+    """CLIP's symmetric loss; an image matches every caption that reads like its own (`same` [B, B])."""
     logits = logit_scale.exp() * normalize(image_embeds, dim=-1) @ normalize(text_embeds, dim=-1).T
     targets = same.float() / same.sum(dim=1, keepdim=True)
     return (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
@@ -151,7 +151,7 @@ def contrastive_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Ten
 def build_optimizers(model: CLIPModel, arguments: PretrainingArguments) -> tuple[list[Optimizer], list[LambdaLR]]:
     """Muon for the matrices of the blocks, AdamW for all else; both with warm-up and cosine decay.
 
-    A small ViT sits on a plateau under AdamW alone: with Muon it needs about a tenth of the pictures.
+    A small ViT sits on a plateau under AdamW alone: with Muon it needs about a tenth of the images.
     """
     matrices = [weight for name, weight in model.named_parameters() if weight.ndim == 2 and ".layers." in name]
     others = [weight for name, weight in model.named_parameters() if weight.ndim != 2 or ".layers." not in name]
@@ -173,7 +173,7 @@ def pretrain(
     sources: list[tuple[CaptionedImages, int]],
     arguments: PretrainingArguments,
 ) -> None:
-    """Train in place; every batch has `count` pictures of each (pictures, count) in `sources`."""
+    """Train in place; every batch has `count` images of each (images, count) in `sources`."""
     rng, generator = Random(f"{arguments.seed}/batches"), torch.Generator().manual_seed(arguments.seed)
     optimizers, schedulers = build_optimizers(model, arguments)
     model.train()
