@@ -39,15 +39,15 @@ EPILOG = "Every other argument of transformers.TrainingArguments works too: --he
 FILLED = {"tokenizer_name_or_path", "init_seed", "target_modules"}
 
 
-def _config_fields() -> Iterator[tuple[str, Any, Field]]:
-    """Name, type and field of all that a command line can say of a JSCPTConfig: numbers, words, and choices.
+def config_fields(config: type[PeftConfig]) -> Iterator[tuple[str, Any, Field]]:
+    """Name, type and field of all that a command line can say of a configuration: numbers, words and choices.
 
     Where a field takes a mapping or a list as well, configuration files can give it; where it takes nothing else, as
     `tasks`, it is no argument.
     """
     left_out = FILLED.union(each.name for each in fields(PeftConfig))
-    types = get_type_hints(JSCPTConfig)
-    for each in fields(JSCPTConfig):
+    types = get_type_hints(config)
+    for each in fields(config):
         kind = types[each.name]
         kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         plain = [kind for kind in kinds if kind in (str, int, float, bool) or get_origin(kind) is Literal]
@@ -62,7 +62,7 @@ MODEL = field(
 )
 ModelArguments = make_dataclass(
     "ModelArguments",
-    [("model_name_or_path", str | None, MODEL), *_config_fields()],
+    [("model_name_or_path", str | None, MODEL), *config_fields(JSCPTConfig)],
     namespace={"__doc__": "The base model, and the fields of `JSCPTConfig`.", "_argument_group_name": "model"},
 )
 
