@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from arguments import RecipeParser
 from measuring import count_flops, measure
 from peft import PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, HfArgumentParser
+from transformers import CLIPConfig, CLIPModel
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.scheduling import TaskPromptScheduler
@@ -301,4 +302,4 @@ def main(arguments: BenchmarkArguments) -> dict:
 if __name__ == "__main__":
     if not KEEP_MEMORY.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**KEEP_MEMORY, **os.environ})
-    main(HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses()[0])
+    main(RecipeParser(BenchmarkArguments, description=__doc__).parse_dataclasses(None)[0])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from paths import TINY_CLIP
 from peft import PeftModel, get_peft_model
 from PIL import Image
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.assets import TINY_CLIP
 
 # Tasks with different numbers of classes, whose names have different lengths.
 TASKS = {

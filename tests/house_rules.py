@@ -12,7 +12,6 @@ from pathlib import Path
 # A floor may import the floors named beside it, and nothing else of the package. The package's own `__init__` is the
 # roof: it may import all of them, and none of them may import it.
 FLOORS = {
-    "assets": (),
     "choices": (),
     "data": ("choices",),
     "model": ("choices", "data"),
@@ -96,7 +95,7 @@ def imports_from_outside(package: Path, tests: Path) -> list[str]:
     """Imports of recipes, tools, tests or of modules beside them, none of which is installed with the package."""
     folders = (tests, *(tests.parent / name for name in ("recipes", "tools")))
     outside = {name for folder in folders for name in (folder.name, *(file.stem for file in folder.glob("*.py")))}
-    outside.discard("evaluate")  # recipes/evaluate.py hands over to the library of that name, which a test shows
+    outside.discard("evaluate")  # evaluation/metric.py means the library of that name
     return [
         f"{place(package, file, line)}: imports `{name}`"
         for file in modules(package)

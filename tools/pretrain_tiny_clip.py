@@ -1,7 +1,7 @@
-"""Pretrain the tiny CLIP of `jscpt_peft/assets/tiny-clip` on captioned `shapes` scenes and, if there are any, emoji.
+"""Pretrain the tiny CLIP of `recipes/assets/tiny-clip` on captioned `shapes` scenes and, if there are any, emoji.
 
     python tools/pretrain_tiny_clip.py --output_dir outputs/tiny-clip --emoji_root ../emoji
-    python tools/pretrain_tiny_clip.py --evaluate_only jscpt_peft/assets/tiny-clip --emoji_root ../emoji
+    python tools/pretrain_tiny_clip.py --evaluate_only recipes/assets/tiny-clip --emoji_root ../emoji
 
 Of the emoji it reads only those that `captions.jsonl` assigns to pretraining: the emoji of the tasks stay unseen.
 """

@@ -1,6 +1,8 @@
 """What a run has achieved: accuracies, the results table, the scheduler's history and its pictures."""
 
-from .accuracy import MultiTaskAccuracy, multi_task_accuracy, worst_task
+from typing import TYPE_CHECKING, Any
+
+from .accuracy import multi_task_accuracy, worst_task
 from .calibration import Reliability, reliability
 from .confusion import confusion_matrix, macro_f1
 from .evaluation_pictures import draw_evaluation
@@ -19,6 +21,9 @@ from .report import (
     results_table,
     write_results,
 )
+
+if TYPE_CHECKING:
+    from .metric import MultiTaskAccuracy
 
 __all__ = [
     "LITERAL_NEUTRAL_EFFECT",
@@ -51,3 +56,12 @@ __all__ = [
     "write_evaluation",
     "write_results",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`MultiTaskAccuracy`, imported when it is asked for: see `metric.py`."""
+    if name == "MultiTaskAccuracy":
+        from .metric import MultiTaskAccuracy
+
+        return MultiTaskAccuracy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

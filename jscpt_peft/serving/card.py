@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, get_peft_model_state_dict
 
-from .base_names import is_hub_id, is_packaged, public_name
+from .base_names import is_hub_id, public_name
 from .versions import package_versions
 
 CARD_FILE = "README.md"
@@ -106,7 +106,7 @@ def adapter_card(
     config = model.peft_config[adapter]
     tensors = get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False).values()
     base = config.base_model_name_or_path or model.get_base_model().name_or_path
-    on_hub, packaged, base_name = is_hub_id(base), is_packaged(base), public_name(base)
+    on_hub = is_hub_id(base)
     data = ModelCardData(
         base_model=base if on_hub else None,
         library_name="peft",
@@ -118,10 +118,8 @@ def adapter_card(
     )
     if on_hub:
         base_model_text, base_model_code = f"[`{base}`](https://huggingface.co/{base})", _code(base)
-    elif packaged:
-        base_model_text, base_model_code = f"the small CLIP of the package, `{base_name}`", "TINY_CLIP"
     else:
-        base_model_text = f"{base_name!r}, a folder that is not on the Hub" if base else "unknown"
+        base_model_text = f"{public_name(base)!r}, a folder that is not on the Hub" if base else "unknown"
         base_model_code = _code("path/of/the/base-model")
     return ModelCard.from_template(
         data,
@@ -133,7 +131,6 @@ def adapter_card(
         stored_bytes=sum(tensor.nbytes for tensor in tensors),
         base_model_text=base_model_text,
         base_model_code=base_model_code,
-        packaged=packaged,
         adapter_code=_code(name or "path/or/hub-id"),
         folder="" if adapter == "default" else f"{adapter}/",
         subfolder_code="" if adapter == "default" else f", subfolder={_code(adapter)}",

@@ -14,7 +14,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 
 from jscpt_peft.data import ImageTaskDataset
-from jscpt_peft.evaluation import MultiTaskAccuracy
+from jscpt_peft.evaluation import multi_task_accuracy
 
 from .arguments import DEFAULT_METRIC
 from .faults import faults_named, ignore_interrupts
@@ -112,10 +112,11 @@ class MultiTaskEvaluator(Trainer):
         """Accuracies of gathered predictions, for `compute_metrics`."""
         labels, task_ids, *groups = prediction.label_ids
         answers = prediction.predictions
-        return MultiTaskAccuracy(self.task_names).compute(
+        return multi_task_accuracy(
             predictions=answers[0] if isinstance(answers, tuple) else answers.argmax(-1),
             references=labels,
             task_ids=task_ids,
+            task_names=self.task_names,
             groups=groups[0] if groups else None,
         )
 

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 from hub_server import TOKEN, Hub
 from huggingface_hub import ModelCard
+from paths import TINY_CLIP
 from PIL import Image
-
-from jscpt_peft.assets import TINY_CLIP
 
 pytestmark = pytest.mark.slow  # every program is a process of its own
 

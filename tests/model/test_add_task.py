@@ -9,12 +9,12 @@ import oracles
 import prompted
 import pytest
 import torch
+from paths import TINY_CLIP
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.assets import TINY_CLIP
 
 NEW = ["owl", "hen", "emu", "kiwi", "rook"]  # more classes than any other task has
 NEW_IDS = [[oracles.TINY_SOS, *range(3 + label, 8 + 2 * label), oracles.TINY_EOS] for label in range(len(NEW))]

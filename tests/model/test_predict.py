@@ -11,11 +11,11 @@ import adapted
 import numpy as np
 import pytest
 import torch
+from paths import TINY_CLIP
 from peft import PeftModel
 from PIL import Image, ImageSequence
 from transformers import AutoImageProcessor
 
-from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.data import to_rgb
 
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-import adapted
 import oracles
 import prompted
 import pytest
@@ -77,21 +76,6 @@ def test_the_lines_that_load_it_work(model, tmp_path, monkeypatch):
     image, printed = Image.new("RGB", (40, 30), "orange"), []
     exec(lines, {"image": image, "print": printed.append})
     assert printed[0][0] == pytest.approx(model.predict(image, task="photo")[0], abs=1e-6)  # float32, other batches
-
-
-def test_the_lines_that_load_it_on_the_packages_own_clip_work_on_any_machine(tmp_path, monkeypatch):
-    model = adapted.adapted_clip()
-    model.peft_config["default"].base_model_name_or_path = "/gone/site-packages/jscpt_peft/assets/tiny-clip"
-    card = saved_card(model, tmp_path / "path/or/hub-id")
-    assert card.data.base_model is None
-    assert "**Base model:** the small CLIP of the package, `jscpt_peft.assets.TINY_CLIP`\n" in card.text
-    assert "/gone" not in card.text
-    lines = re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1]
-    assert len([line for line in lines.splitlines() if line]) == 5
-    monkeypatch.chdir(tmp_path)
-    image, printed = Image.new("RGB", (40, 30), "orange"), []
-    exec(lines, {"image": image, "print": printed.append})
-    assert printed[0][0] == pytest.approx(model.predict(image, task="painting")[0])
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,6 @@ def test_the_description(tmp_path):
     ("base", "name"),
     [
         ("user/clip", "user/clip"),
-        ("/gone/jscpt_peft/assets/tiny-clip", "jscpt_peft.assets.TINY_CLIP"),
         ("/home/me/my-clip", "my-clip"),
         ("C:\\me\\my-clip", "my-clip"),
         (None, None),

@@ -6,12 +6,12 @@ import prompted
 import pytest
 import small_run
 import torch
+from paths import TINY_CLIP
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.data import ImageTaskDataset, image_transform, load_task_set
 from jscpt_peft.evaluation import read_history
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments

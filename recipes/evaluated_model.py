@@ -7,20 +7,18 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import ClassVar
 
-import yaml
 from adapter import adapter_config, load_adapter
-from arguments import own_configuration
+from arguments import default_model
 from peft import PeftModel
 from transformers import CLIPModel
 from zero_shot import zero_shot_model
 
-from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.choices import check_choice, nearest
 from jscpt_peft.data import TaskSet
 
 
 @dataclass
-class SubjectArguments:
+class EvaluatedModelArguments:
     """What is evaluated."""
 
     _argument_group_name: ClassVar[str] = "what is evaluated"
@@ -32,14 +30,14 @@ class SubjectArguments:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "A CLIPModel: Hub id or folder. Default: the one the adapter was trained on; for zero_shot the "
-            "one that the task set is trained with, or the small CLIP in the package."
+            "help": "A CLIPModel: Hub id or folder. Default: the one that the adapter was trained on; for zero_shot "
+            "the one that the task set is trained with, or the small CLIP of the recipes."
         },
     )
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluatedModel:
     """A model to evaluate.
 
     Attributes:
@@ -53,7 +51,7 @@ class Subject:
     task_ids: list[int]
 
 
-def check_subject(arguments: SubjectArguments) -> None:
+def check_evaluated(arguments: EvaluatedModelArguments) -> None:
     """Raises a ValueError where the arguments do not say what to evaluate."""
     check_choice("method", arguments.method, METHODS)
     if arguments.method == "adapter" and arguments.adapter is None:
@@ -64,27 +62,20 @@ def check_subject(arguments: SubjectArguments) -> None:
         )
 
 
-def load_adapted(arguments: SubjectArguments, task_set: TaskSet) -> Subject:
+def load_adapted(arguments: EvaluatedModelArguments, task_set: TaskSet) -> EvaluatedModel:
     config = adapter_config(arguments.adapter, arguments.revision)
     task_ids = known_tasks(arguments.adapter, config.tasks, task_set)
     model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
-    return Subject(model, source, task_ids)
+    return EvaluatedModel(model, source, task_ids)
 
 
-def load_zero_shot(arguments: SubjectArguments, task_set: TaskSet) -> Subject:
+def load_zero_shot(arguments: EvaluatedModelArguments, task_set: TaskSet) -> EvaluatedModel:
     source = arguments.model_name_or_path or default_model(task_set.name)
     clip = CLIPModel.from_pretrained(source, dtype="float32")
-    return Subject(zero_shot_model(clip, source, task_set), source, list(range(len(task_set))))
+    return EvaluatedModel(zero_shot_model(clip, source, task_set), source, list(range(len(task_set))))
 
 
-def default_model(task_set: str) -> str:
-    """The base model that a task set is trained with, if its own configuration names one; else the package's."""
-    own = own_configuration(task_set)
-    settings = yaml.safe_load(own.read_text(encoding="utf-8")) if own.exists() else {}
-    return settings.get("model_name_or_path", str(TINY_CLIP))
-
-
-METHODS: dict[str, Callable[[SubjectArguments, TaskSet], Subject]] = {
+METHODS: dict[str, Callable[[EvaluatedModelArguments, TaskSet], EvaluatedModel]] = {
     "adapter": load_adapted,
     "zero_shot": load_zero_shot,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,9 +12,13 @@ from safetensors import SafetensorError
 
 from jscpt_peft.training.distributed import give_up, process_index, world_size
 
+console = Console()
+# PEFT asks transformers for a property by its old name; nothing that a user of the recipes could change.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+
 
 @contextmanager
-def one_voice(console: Console) -> Iterator[None]:
+def cli_errors() -> Iterator[None]:
     """Within, only the first process prints; an error that a user can mend ends any of them with one line."""
     console.quiet = process_index() > 0
     try:
