@@ -11,7 +11,7 @@ from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig  # importing jscpt_peft registers the PEFT type
 from jscpt_peft.assets import TINY_CLIP
-from jscpt_peft.model.base_names import is_hub_id, is_packaged
+from jscpt_peft.serving.base_names import is_hub_id, is_packaged
 
 
 def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:

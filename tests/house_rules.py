@@ -18,7 +18,8 @@ FLOORS = {
     "model": ("choices", "data"),
     "scheduling": ("choices",),
     "evaluation": ("choices", "data", "model", "scheduling"),
-    "training": ("choices", "data", "model", "scheduling", "evaluation"),
+    "serving": ("choices", "data", "model"),
+    "training": ("choices", "data", "model", "scheduling", "evaluation", "serving"),
 }
 
 # What PEFT has no public way to do, and `register_peft_method`, which belongs beside it.

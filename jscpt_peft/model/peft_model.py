@@ -18,7 +18,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from transformers.utils import logging
 
-from .card import adapter_card, default_adapter, write_card
+from jscpt_peft.serving.card import adapter_card, default_adapter, write_card
+
 from .tuner import JSCPTModel
 
 logger = logging.get_logger(__name__)

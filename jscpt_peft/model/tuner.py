@@ -18,7 +18,6 @@ from .class_tokens import fill_token_ids
 from .classifier import JSCPTOutput, check_labels, task_logits, task_losses
 from .config import JSCPTConfig
 from .encoder import PromptedText, PromptedTower, PromptedVision
-from .export import export_task
 from .growth import add_task, train_only, trained_task
 from .intervention import FeatureSelection, Views, complement_features, select_features
 from .layer import JSCPTLayer
@@ -257,7 +256,9 @@ class JSCPTModel(BaseTuner):
         image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
         image_std: Sequence[float] = OPENAI_CLIP_STD,
     ) -> Path:
-        """Writes a task's classifier into a folder, to be served with PyTorch alone: see `model/export.py`."""
+        """Writes a task's classifier into a folder, to be served with PyTorch alone: see `serving/export.py`."""
+        from jscpt_peft.serving.export import export_task  # which knows the model
+
         return export_task(self, task, directory, dtype, image_mean, image_std)
 
     def add_task(

@@ -8,7 +8,7 @@ from typing import Any
 
 from jscpt_peft.data import read_manifest
 from jscpt_peft.data.manifest import MANIFEST_FILE, drawn_by, on_hub
-from jscpt_peft.model.card import DataRecord
+from jscpt_peft.serving.card import DataRecord
 
 # Task sets whose manifests name no sources.
 ORIGINS = {

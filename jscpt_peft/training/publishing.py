@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Train
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress, hf_api
 
-from jscpt_peft.model.card import adapter_card, write_card
+from jscpt_peft.serving.card import adapter_card, write_card
 
 from .checkpoint import ABANDONED, INCOMPLETE, REPLACED, SPOILED
 from .distributed import by_first_process

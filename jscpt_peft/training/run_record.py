@@ -14,7 +14,7 @@ from peft import PeftConfig
 
 from jscpt_peft.data.manifest import MANIFEST_FILE
 from jscpt_peft.model import JSCPTConfig
-from jscpt_peft.model.card import TrainingRecord
+from jscpt_peft.serving.card import TrainingRecord
 
 from .arguments import JSCPTTrainingArguments
 from .configuration import OPTIMIZERS

@@ -20,15 +20,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .attention import KeysValues, block, keys_values
+from jscpt_peft.model.attention import KeysValues, block, keys_values
+from jscpt_peft.model.evaluation_mode import evaluation_mode
+from jscpt_peft.model.intervention import select_features
+from jscpt_peft.model.routing import task_index
+
 from .base_names import public_name
-from .evaluation_mode import evaluation_mode
-from .intervention import select_features
-from .routing import task_index
 from .versions import package_versions
 
 if TYPE_CHECKING:
-    from .tuner import JSCPTModel
+    from jscpt_peft.model.tuner import JSCPTModel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 PROGRAM, DESCRIPTION, MANUAL = "classifier.pt2", "classifier.json", "README.md"

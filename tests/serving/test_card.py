@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.model import card as cards
+from jscpt_peft.serving import card as cards
 
 METHOD_CARD = Path(__file__).parents[2] / "MODEL_CARD.md"
 RUN = cards.TrainingRecord(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jscpt_peft.model import export
+from jscpt_peft.serving import export
 
 OPTIONS = {
     "every block": {},
