@@ -107,7 +107,7 @@ def test_an_error_of_ones_own_code_is_not_a_dead_worker(tmp_path, workers):
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="out of memory"), lost_processes_named(1):
         raise RuntimeError("out of memory")
-    with pytest.raises(RuntimeError, match="NCCL error"), lost_processes_named(1):  # of one process, which has no other
+    with pytest.raises(RuntimeError, match="NCCL error"), lost_processes_named(1):  # there is no other one
         raise RuntimeError("NCCL error")
 
 
