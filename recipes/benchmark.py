@@ -27,6 +27,7 @@ from typing import Literal
 
 import torch
 from arguments import RecipeParser
+from jscpt_peft.training.schedule import schedule
 from measuring import count_flops, measure
 from peft import PeftModel, get_peft_model
 from rich.console import Console
@@ -38,7 +39,6 @@ from jscpt_peft import JSCPTConfig
 from jscpt_peft.scheduling import TaskPromptScheduler
 from jscpt_peft.training.hessian import HessianProduct, hessian_chunks, kept_graph
 from jscpt_peft.training.implicit_gradient import dev_gradient, implicit_gradient
-from jscpt_peft.training.schedule import schedule
 from jscpt_peft.training.task_gradients import Batch, TaskSums, scheduled_gradient, task_gradients
 
 # The baseline is the oracle of the tests: a second copy of it could be made slower, or another function, unnoticed.

@@ -25,8 +25,8 @@ TAGS = ("peft", "jscpt", "clip", "adapter", "prompt-learning", "multi-task-learn
 PACKAGES = ("jscpt-peft", "peft", "transformers", "torch", "huggingface_hub")
 MOST_NAMES = 12  # class names of a task that the card spells out
 # The last line of a card; until somebody edits the rest, it holds that one's digest.
-SEAL = "<!-- Written by jscpt_peft, and anew at every save until somebody edits it: {} -->"
-SEALED = re.compile(r"\s*" + SEAL.format(r"(\w+)") + r"\s*$")
+SIGNATURE = "<!-- Written by jscpt_peft, and anew at every save until somebody edits it: {} -->"
+SIGNED = re.compile(r"\s*" + SIGNATURE.format(r"(\w+)") + r"\s*$")
 # What PEFT adds to an empty card, and what transformers describes the model with in its own.
 PEFT_VERSION = re.compile(r"\s*### Framework versions\s+(- PEFT \S+\s*)+$")
 TRANSFORMERS_DESCRIPTION = (
@@ -146,7 +146,7 @@ def default_adapter(model: PeftModel) -> str:
 
 
 def write_card(card: ModelCard, folder: str | Path) -> bool:
-    """Writes a card into a folder, with a seal, unless there is one that somebody has written or edited.
+    """Writes a card into a folder, signed, unless there is one that somebody has written or edited.
 
     Tags of the card that is replaced are kept, but for the base model's, which PEFT gives by its path.
 
@@ -159,7 +159,7 @@ def write_card(card: ModelCard, folder: str | Path) -> bool:
             return False
         kept = [tag for tag in ModelCard.load(path).data.tags or () if not tag.startswith("base_model:")]
         card.data.tags = list(dict.fromkeys((*card.data.tags, *kept)))
-    card.text = f"{card.text.rstrip()}\n\n{SEAL.format(_digest(card))}\n"
+    card.text = f"{card.text.rstrip()}\n\n{SIGNATURE.format(_digest(card))}\n"
     card.save(path)
     return True
 
@@ -170,9 +170,9 @@ def is_written_by_hand(path: Path) -> bool:
         card = ModelCard.load(path)
     except Exception:  # whatever is wrong with its front matter: it is nothing that a program has written
         return True
-    seal = SEALED.search(card.text)
-    if seal:
-        return seal[1] != _digest(card)
+    signature = SIGNED.search(card.text)
+    if signature:
+        return signature[1] != _digest(card)
     text = PEFT_VERSION.sub("", card.text).strip()
     return text not in {_empty_card(description) for description in ("", TRANSFORMERS_DESCRIPTION)}
 
@@ -180,7 +180,7 @@ def is_written_by_hand(path: Path) -> bool:
 def _digest(card: ModelCard) -> str:
     """Of text and front matter without the tags, which `push_to_hub(tags=...)` may add to."""
     metadata = {name: value for name, value in card.data.to_dict().items() if name != "tags"}
-    text = SEALED.sub("", card.text).strip()
+    text = SIGNED.sub("", card.text).strip()
     return hashlib.sha256(json.dumps([metadata, text], sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -37,8 +37,11 @@ PROGRAM, DESCRIPTION, MANUAL = "classifier.pt2", "classifier.json", "README.md"
 MANUAL_TEXT = """# Classifier of the task `{task}`
 
 `classifier.pt2` needs nothing but PyTorch. It takes normalised images `[batch, 3, {size}, {size}]` ({input_dtype}, any
-batch size) and gives logits `[batch, {classes}]`; `classifier.json` holds the class names and the normalisation. These
-lines read images with up to 16 bits a channel:
+batch size) and gives logits `[batch, {classes}]`; `classifier.json` holds the class names and the normalisation.
+
+`torch.export.load` can run code that is hidden in a file: load this one only if you trust whoever made it.
+`jscpt_peft.serving.export.load_task` first compares its digest with that in `classifier.json`, which finds damage, not
+malice. These lines read images with up to 16 bits a channel:
 
 ```python
 import json, torch
@@ -200,6 +203,23 @@ def export_task(
         (whole / MANUAL).write_text(manual, encoding="utf-8")
         _put_in_place(whole, directory, Path(aside, "earlier"))
     return directory
+
+
+def load_task(directory: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Loads what `export_task` wrote; only of somebody whom you trust, since loading can run code.
+
+    Returns:
+        The classifier, images `[B, 3, size, size]` -> logits `[B, C]`, and its description (`classifier.json`).
+
+    Raises:
+        ValueError: the classifier is not the one that the description is of: cut off, altered, or of another export.
+    """
+    path, description = Path(directory, PROGRAM), json.loads(Path(directory, DESCRIPTION).read_text(encoding="utf-8"))
+    if hashlib.sha256(path.read_bytes()).hexdigest() != description["sha256"]:
+        raise ValueError(
+            f"{path} is not what {DESCRIPTION} beside it describes (its digest differs): copy both again."
+        )
+    return torch.export.load(path).module(), description
 
 
 def _program(classifier: TaskClassifier, example: torch.Tensor) -> torch.export.ExportedProgram:

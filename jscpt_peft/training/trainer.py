@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer
-from transformers.trainer_utils import TrainOutput
-from transformers.utils import logging
+from transformers import EvalPrediction, Trainer
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate
 from jscpt_peft.model import JSCPTModel
@@ -22,24 +22,19 @@ from jscpt_peft.scheduling import Weighting
 from .arguments import JSCPTTrainingArguments
 from .bilevel import UpperLevel
 from .callbacks import SaveAfterEvaluation, SetEpoch, StopOnInterrupt
-from .configuration import fixed_configuration, reproducing_configuration
-from .data_checks import check_same_data, check_tasks, check_trained_task
+from .checkpointing import Checkpointing
+from .data_checks import check_data, check_same_data
 from .distributed import process_index, world_size
-from .evaluating import MultiTaskEvaluator
-from .faults import faults_named
-from .guarded import GuardedTrainer
+from .evaluating import Answers, accuracies, answers, classes_and_losses, mean_loss
 from .hessian import KeptGraph, kept_graph
-from .publishing import PublishingTrainer
+from .lost_processes import ignore_interrupts, lost_processes_named
+from .publishing import Publishing
 from .step_log import HISTORY_FILE, StepLog
 from .task_gradients import Batch, TaskSums, scheduled_gradient, shared_gramian, task_gradients
 from .weightings import make_weighting
 
-logger = logging.get_logger(__name__)
 
-SCHEDULER_FILE = "task_scheduler.pt"
-
-
-class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
+class JSCPTTrainer(Publishing, Checkpointing):
     """Trains the prompts of a JSCPT model with scheduled gradients, and the scheduler with implicit gradients.
 
     A lower step computes every task's loss and gradient in one backward, the causal effects Δ (Eq. 4), the affinities
@@ -92,6 +87,10 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("`compute_loss_func` is not supported: L_i is the cross-entropy of Eq. 3. Leave it out.")
         kwargs.setdefault("compute_metrics", self.multi_task_accuracy)
+        # Metrics of one's own, losses alone and several data sets have no mean accuracy to compare by.
+        others = kwargs["compute_metrics"] != self.multi_task_accuracy or isinstance(eval_dataset, dict)
+        if (others or args.prediction_loss_only) and not args.needs_a_metric:
+            args.metric_for_best_model = None
         super().__init__(
             model=model,
             args=args,
@@ -103,12 +102,7 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean: nothing is to be divided by a number of items
         self.task_names = model.task_names
-        for name, given in {"train": train_dataset, "dev": dev_dataset, "eval": eval_dataset}.items():
-            for dataset in given.values() if isinstance(given, dict) else [given]:
-                if dataset is not None:
-                    check_tasks(f"{name}_dataset", dataset, model.active_jscpt_config.tasks)
-        if train_dataset is not None:
-            check_trained_task(train_dataset, model.trained_task, self.task_names)
+        check_data(model, train_dataset=train_dataset, dev_dataset=dev_dataset, eval_dataset=eval_dataset)
         # Ω in float32, or better where θ is.
         precision = torch.promote_types(next(model.get_base_model().parameters()).dtype, torch.float32)
         weighting = make_weighting(args, len(self.task_names)) if weighting is None else weighting
@@ -125,7 +119,6 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
         self.stop_asked = self.stop_agreed = False
         self._sums: TaskSums | None = None
         self._batches: list[Batch] = []  # of a step that updates Ω
-        self.forget_faults()
         history = Path(self.args.output_dir, HISTORY_FILE) if self.is_world_process_zero() else None
         self.step_log = StepLog(self.task_names, history)
         self.upper_level.forget_batches()
@@ -145,10 +138,25 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
         self.pop_callback(SetEpoch)
         self.add_callback(SetEpoch(sampler))
         persistent = self.args.dataloader_num_workers > 0 and self.args.dataloader_persistent_workers
-        return self.make_loader(self.train_dataset, batch_sampler=sampler, persistent_workers=persistent)
+        return self._loader(self.train_dataset, batch_sampler=sampler, persistent_workers=persistent)
+
+    def _loader(self, dataset: ImageTaskDataset, **options: Any) -> DataLoader:
+        """A loader whose workers leave Ctrl-C to the main process and are given up after `dataloader_timeout`."""
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            dataset,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            worker_init_fn=ignore_interrupts,
+            timeout=self.args.dataloader_timeout if workers else 0,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
+            **options,
+        )
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `ResumableTrainer.train`; where a worker, an image or a process fails, the error names it."""
+        """As `Checkpointing.train`; where a worker, an image or a process fails, the error names it."""
         self._forget()
         if not self.trainable_parameters():
             raise ValueError(
@@ -156,7 +164,7 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
                 "is_trainable=True)`."
             )
         try:
-            with faults_named(self.args.ddp_timeout):
+            with lost_processes_named(self.args.ddp_timeout):
                 check_same_data({"train_dataset": self.train_dataset, "dev_dataset": self.upper_level.dev_dataset})
                 return super().train(*args, **kwargs)
         finally:
@@ -243,34 +251,52 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
         self.step_log.flush()
         super().log({**logs, **self.step_log.drain()} if "loss" in logs else logs, start_time)
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        self.step_log.flush()  # a run that goes on from here finds its history whole
-        super()._save_checkpoint(model, trial)
+    def compute_loss_context_manager(self) -> AbstractContextManager:
+        """Autocast: accelerate puts it around `model.forward` alone, which is not what computes the losses here."""
+        return self.accelerator.autocast()
 
-    def fixed_configuration(self) -> dict[str, Any]:
-        fixed = fixed_configuration(self.model.active_jscpt_config, self.args)
-        return {**fixed, "trained_task": self.model.trained_task}  # the optimizer's state is that of its parameters
+    # ---- evaluation -------------------------------------------------------------------------------------------------
 
-    def reproducing_configuration(self) -> dict[str, Any]:
-        datasets = {"train": self.train_dataset, "dev": self.upper_level.dev_dataset}
-        sizes = {name: [] if dataset is None else dataset.sizes for name, dataset in datasets.items()}
-        base = self.model.active_peft_config.base_model_name_or_path
-        return reproducing_configuration(self.args, sizes, base)
+    def get_eval_dataloader(self, eval_dataset: str | ImageTaskDataset | None = None) -> DataLoader:
+        """As `Trainer`'s, with the bound on how long a data worker may take."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        if dataset is None:
+            raise ValueError("`eval_dataset` is missing: give one to the trainer or to `evaluate`.")
+        return self.get_test_dataloader(dataset)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            state = {**self.upper_level.state_dict(), "nonfinite_steps": self.nonfinite_steps}
-            torch.save(state, Path(output_dir, SCHEDULER_FILE))
+    def get_test_dataloader(self, test_dataset: ImageTaskDataset) -> DataLoader:
+        """As `Trainer`'s, likewise."""
+        return self.accelerator.prepare(self._loader(test_dataset, batch_size=self.args.eval_batch_size))
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        path = Path(checkpoint, SCHEDULER_FILE)
-        if not path.exists():
-            logger.warning(f"{path} does not exist (saved with `save_only_model`?): the scheduler starts anew.")
-            return
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self.nonfinite_steps = state.pop("nonfinite_steps")
-        self.upper_level.load_state_dict(state)
+    def prediction_step(
+        self, _model: torch.nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, **_: Any
+    ) -> Answers:
+        """Loss, logits `[B, C]` and `(labels, task_ids[, groups])` of one batch."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return answers(self.model, self._prepare_inputs(inputs), prediction_loss_only)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer`'s; of every image its predicted class and its loss are gathered, not the logits of all classes.
+
+        With a `compute_metrics` or `preprocess_logits_for_metrics` of one's own the logits are.
+        """
+        given = self.preprocess_logits_for_metrics
+        if given is None and self.compute_metrics == self.multi_task_accuracy:
+            self.preprocess_logits_for_metrics = classes_and_losses
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self.preprocess_logits_for_metrics = given
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As `Trainer`'s, with the exact mean loss where logits or losses are gathered."""
+        with lost_processes_named(self.args.ddp_timeout):
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if output.predictions is not None and self.preprocess_logits_for_metrics in (None, classes_and_losses):
+            output.metrics[f"{metric_key_prefix}_loss"] = mean_loss(output)
+        return output
+
+    def multi_task_accuracy(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Accuracies of gathered predictions, for `compute_metrics`."""
+        return accuracies(prediction, self.task_names)

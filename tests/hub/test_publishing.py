@@ -99,8 +99,8 @@ for strategy in ("end", "every_save", "checkpoint", "all_checkpoints"):
         hub_private_repo=strategy == "end", hub_token="hf_owner", **saving
     )
     trainer.train()
-    (place / strategy / ".incomplete-checkpoint-9").mkdir()
-    (place / strategy / ".incomplete-checkpoint-9" / "optimizer.pt").write_bytes(b"0")
+    (place / strategy / ".unfinished-checkpoint-9").mkdir()
+    (place / strategy / ".unfinished-checkpoint-9" / "optimizer.pt").write_bytes(b"0")
     trainer.evaluate()
     trainer.push_to_hub(license="mit")
     assert b"hf_owner" not in (place / strategy / "training_args.bin").read_bytes()

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from jscpt_peft.serving import export
+from jscpt_peft.serving.base_names import public_name
 
 OPTIONS = {
     "every block": {},
@@ -32,7 +33,7 @@ OPTIONS = {
 
 
 def load(directory: Path):
-    return torch.export.load(directory / "classifier.pt2").module()
+    return export.load_task(directory)[0]
 
 
 def pixels(count: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -104,7 +105,7 @@ def test_the_model_stays_as_it_is(tmp_path):
     model = prompted.prompted_clip()
     images = pixels(2)
     expected = wanted(model, "photo", images)
-    for layer in [*model.backbone.vision.blocks, *model.backbone.text.blocks]:
+    for layer in [*model.vision_tower.blocks, *model.text_tower.blocks]:
         layer.self_attn.dropout = 0.5
     before = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
     model.train()
@@ -134,7 +135,7 @@ def test_nothing_but_the_vision_tower_and_the_task_goes_along(tmp_path):
     tower = sum(
         p.nbytes for p in (*clip.vision_model.base_layer.parameters(), clip.visual_projection.base_layer.weight)
     )
-    views = model.task_parameters()
+    views = model.task_views()
     selection = sum(view[0].nbytes for name, view in views.items() if name not in ("vision", "text"))
     prompts = 2 * views["vision"][0].nbytes  # keys and values
     assert _weights(directory) == tower + selection + prompts + state["classes"].nbytes
@@ -162,18 +163,20 @@ def test_the_description(tmp_path):
 
 @pytest.mark.parametrize(
     ("base", "name"),
-    [
-        ("user/clip", "user/clip"),
-        ("/home/me/my-clip", "my-clip"),
-        ("C:\\me\\my-clip", "my-clip"),
-        (None, None),
-    ],
+    [("user/clip", "user/clip"), ("/home/me/my-clip", "my-clip"), ("C:\\me\\my-clip", "my-clip"), (None, None)],
 )
-def test_the_base_model_goes_by_a_name_that_others_understand(tmp_path, base, name):
-    model = prompted.prompted_clip(torch.float32)
-    model.peft_config["default"].base_model_name_or_path = base
-    directory = model.export_task("sketch", tmp_path / "sketch")
-    assert json.loads((directory / "classifier.json").read_text())["base_model"] == name
+def test_the_base_model_goes_by_a_name_that_others_understand(base, name):
+    assert public_name(base) == name
+
+
+def test_what_is_not_whole_is_not_loaded(tmp_path):
+    directory = prompted.prompted_clip(torch.float32).export_task("photo", tmp_path / "photo")
+    assert export.load_task(directory)[1]["task"] == "photo"
+    program = directory / "classifier.pt2"
+    program.write_bytes(program.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"classifier\.pt2 is not what classifier\.json beside it describes"):
+        export.load_task(directory)
+    assert "can run code" in (directory / "README.md").read_text()
 
 
 def noise(width: int, height: int, mode: str) -> Image.Image:

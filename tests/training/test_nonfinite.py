@@ -12,7 +12,8 @@ import torch
 from transformers import TrainerCallback
 
 from jscpt_peft.evaluation import read_history
-from jscpt_peft.training.faults import Snapshot, faults_named
+from jscpt_peft.training.lost_processes import lost_processes_named
+from jscpt_peft.training.nonfinite import Snapshot
 from jscpt_peft.training.task_gradients import TaskSums
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 3}
@@ -104,9 +105,9 @@ def test_an_error_of_ones_own_code_is_not_a_dead_worker(tmp_path, workers):
 
 
 def test_other_errors_pass():
-    with pytest.raises(RuntimeError, match="out of memory"), faults_named(1):
+    with pytest.raises(RuntimeError, match="out of memory"), lost_processes_named(1):
         raise RuntimeError("out of memory")
-    with pytest.raises(RuntimeError, match="NCCL error"), faults_named(1):  # of one process, which has no other
+    with pytest.raises(RuntimeError, match="NCCL error"), lost_processes_named(1):  # there is no other one
         raise RuntimeError("NCCL error")
 
 
@@ -135,7 +136,7 @@ def test_the_last_good_state_is_saved(tmp_path, optim):
     with pytest.raises(FloatingPointError, match="The last good state, of step 2, is saved in"):
         run.train()
     saved = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
-    assert saved == ["checkpoint-1", "checkpoint-2", "spoiled-checkpoint-3"]
+    assert saved == ["checkpoint-1", "checkpoint-2", "set_aside"]
     again = small_run.trainer(tmp_path / "run", **options)
     again.train(resume_from_checkpoint=True)
     for name, parameter in small_run.trained_parameters(whole).items():
