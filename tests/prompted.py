@@ -39,7 +39,7 @@ def prompted_clip(
     model = get_peft_model(clip, config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.task_adapter.head.parameters():
+        for parameter in [] if model.task_adapter.head is None else model.task_adapter.head.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(dtype))
     return model

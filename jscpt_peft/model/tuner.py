@@ -106,9 +106,13 @@ class JSCPTModel(BaseTuner):
             layer.jscpt_adapters[adapter_name] = self._made
             del self._made
         if layer is not target:
-            setattr(parent, target_name, layer)
+            self._replace_module(parent, target_name, layer, target)
         if adapter_name not in self.active_adapters:
             layer.set_requires_grad(adapter_name, False)  # a further adapter is not trained until it is set active
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:  # noqa: ARG002
+        # PEFT's own moves `weight` and `bias`, which towers do not have; parameters are made where they belong.
+        setattr(parent, child_name, new_module)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

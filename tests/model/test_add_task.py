@@ -48,7 +48,7 @@ def adapter_file(model, folder):
 
 def of_earlier_tasks(tensors, num_tasks, config):
     """The tensors of a file without a task that was added as number `num_tasks`."""
-    by_task = {"task", "mask"}
+    by_task = {"vision_task", "text_task", "mask"}
     if not config.intervention_shared:
         by_task |= {f"{mlp}_{part}" for mlp in ("inner", "outer") for part in ("down", "down_bias", "up", "up_bias")}
     return {
@@ -205,8 +205,8 @@ def test_other_adapters_stay(tmp_path):
     [
         ({"name": "photo"}, "`name` is 'photo'.*none of the adapter's tasks"),
         ({"name": ""}, "`name` is ''"),
-        ({"class_names": []}, r"`tasks\['birds'\]` has no class names"),
-        ({"class_names": "owl"}, "`class_names` is the text 'owl'"),
+        ({"class_names": []}, r"`class_names` has no class names"),
+        ({"class_names": "owl"}, "`class_names` is 'owl': give a list"),
         ({"class_names": ["owl", "owl"]}, r"names \['owl'\] more than once"),
         ({"class_token_ids": NEW_IDS}, "has 5 entries for 2 classes"),
         ({"class_token_ids": [NEW_IDS[0], [1, 2, 3]]}, "class 'hen' in task 'birds' must be"),
@@ -279,7 +279,7 @@ def test_plain_training_of_one_task_moves_nothing_else(tmp_path, options, optimi
     here, there = (of_earlier_tasks(tensors, num_tasks, config) for tensors in (before, after))
     assert all(torch.equal(here[name], there[name]) for name in here)
     moved = {name.rpartition(".")[2] for name in before if not torch.equal(before[name], after[name])}
-    assert {"task"} & moved or not config.num_task_tokens
+    assert {"vision_task", "text_task"} & moved or not config.num_task_tokens
     assert ("mask" in moved) == (config.learn_masks and config.intervention != "none")
     assert ("inner_up" in moved) == (config.intervention != "none" and not config.intervention_shared)
     assert equal(predictions(model, earlier_batch), predicted)
@@ -376,5 +376,5 @@ def test_a_file_with_fewer_tasks_is_refused_as_ever():
     model = prompted.prompted_clip()
     model.add_task("birds", NEW, class_token_ids=NEW_IDS)
     model.train_only("birds")
-    with pytest.raises(RuntimeError, match=r"size mismatch for .*jscpt_prompts.default.task"):
+    with pytest.raises(RuntimeError, match=r"size mismatch for .*jscpt_adapters.default.prompts.vision_task"):
         model.load_state_dict(small)

@@ -17,7 +17,7 @@ TASKS = prompted.TASKS
     ("options", "message"),
     [
         ({"tasks": {}}, "`tasks` is empty"),
-        ({"task_type": "FEATURE_EXTRACTION"}, "`task_type` must be None, got 'FEATURE_EXTRACTION'"),
+        ({"task_type": "FEATURE_EXTRACTION"}, "`task_type` is 'FEATURE_EXTRACTION'"),
         ({"tasks": {"photo": []}}, r"`tasks\['photo'\]` has no class names"),
         ({"tasks": {"photo": ["cat", "dog", "cat"]}}, r"names \['cat'\] more than once"),
         ({"towers": "visoin"}, "`towers` must be one of .*Did you mean 'vision'"),
@@ -65,7 +65,7 @@ def test_not_a_clip_model():
     from transformers import BertConfig, BertModel
 
     bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
-    with pytest.raises(ValueError, match="adapts a transformers `CLIPModel`, got a model of type 'bert'"):
+    with pytest.raises(ValueError, match="adapts a transformers `CLIPModel`, got a `BertModel`"):
         get_peft_model(bert, JSCPTConfig(tasks=TASKS))
 
 

@@ -127,9 +127,9 @@ def test_status_and_parameter_count(capsys):
     assert status.active_adapters == ["default"]
     assert status.trainable_params == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert {layer.module_type for layer in model.get_layer_status()} == {
-        "PromptedVision",
-        "PromptedText",
-        "FeatureSelection",
+        "PromptedCLIPVision",
+        "PromptedCLIPText",
+        "SelectingProjection",
     }
     model.print_trainable_parameters()
     assert f"trainable params: {status.trainable_params:,}" in capsys.readouterr().out
@@ -139,10 +139,10 @@ def test_copies_are_independent():
     model = prompted.prompted_clip()
     other = copy.deepcopy(model)
     other.set_task("sketch")
-    assert model.router.task is None
+    assert model.backbone.context.task is None
     with torch.no_grad():
-        other.backbone.vision.jscpt_prompts["default"].shared.zero_()
-    assert model.backbone.vision.jscpt_prompts["default"].shared.abs().sum() > 0
+        other.backbone.vision.jscpt_adapters["default"].prompts.vision_shared.zero_()
+    assert model.backbone.vision.jscpt_adapters["default"].prompts.vision_shared.abs().sum() > 0
 
 
 def test_start_of_the_prompts_depends_on_the_seed_alone():
@@ -215,13 +215,13 @@ def test_registration_is_idempotent_and_refuses_a_foreign_holder(monkeypatch):
 
     from jscpt_peft.model.registration import add_peft_type, register
 
-    register("jscpt", JSCPTConfig, jscpt_peft.JSCPTModel)
+    register("jscpt", JSCPTConfig, jscpt_peft.JSCPTModel, jscpt_peft.JSCPTPeftModel)
     member = add_peft_type("JSCPT")
     assert type(member)("JSCPT") is member
     assert member in list(type(member))
     monkeypatch.setitem(PEFT_TYPE_TO_CONFIG_MAPPING, member, LoraConfig)
     with pytest.raises(RuntimeError, match="already registered by `peft"):
-        register("jscpt", JSCPTConfig, jscpt_peft.JSCPTModel)
+        register("jscpt", JSCPTConfig, jscpt_peft.JSCPTModel, jscpt_peft.JSCPTPeftModel)
 
 
 def test_a_used_model_can_be_pickled_and_copied():
@@ -232,7 +232,7 @@ def test_a_used_model_can_be_pickled_and_copied():
         wanted = model.classify(pixels, task_ids).logits
         for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
             assert torch.equal(other.classify(pixels, task_ids).logits, wanted)
-            other.backbone.text.jscpt_prompts["default"].shared.zero_()
+            other.task_adapter.prompts.text_shared.zero_()
             assert not torch.equal(other.classify(pixels, task_ids).logits, wanted)
             assert torch.equal(model.classify(pixels, task_ids).logits, wanted)
 

@@ -70,7 +70,7 @@ def test_class_features_are_kept_while_nothing_changes():
     with torch.no_grad():
         kept = model.class_embeds()
         assert model.class_embeds() is kept
-        model.backbone.text.jscpt_prompts["default"].task.add_(0.1)
+        model.task_adapter.prompts.text_task.add_(0.1)
         assert model.class_embeds() is not kept
     assert model.class_embeds().requires_grad
 
@@ -78,16 +78,18 @@ def test_class_features_are_kept_while_nothing_changes():
 def test_class_features_are_kept_in_training_where_the_text_is_not_prompted():
     model = prompted.prompted_clip(towers="vision")
     kept = model.class_embeds()
-    assert model.class_embeds(model.task_parameters()) is kept
+    pixels, task_ids, labels = prompted.batch(model)
+    assert model.classify(pixels, task_ids, labels, present_tasks_only=True).class_embeds is kept
     assert not kept.requires_grad
 
 
-def test_views_other_than_the_parameters_are_used():
+def test_other_values_than_those_of_the_parameters_are_used():
     model = prompted.prompted_clip()
     with torch.no_grad():
-        kept, views = model.class_embeds(), model.task_parameters()
-        views["text"] = views["text"] + torch.randn_like(views["text"])
-        assert not torch.allclose(model.class_embeds(views), kept)
+        kept, others = model.class_embeds(), model.task_parameters()
+        others["text"] = others["text"] + torch.randn_like(others["text"])
+        pixels, task_ids, _ = prompted.batch(model)
+        assert not torch.allclose(model.classify(pixels, task_ids, task_parameters=others).class_embeds, kept)
 
 
 def test_features_kept_in_inference_mode_do_not_reach_training():

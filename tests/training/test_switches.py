@@ -11,6 +11,7 @@ import torch
 from cagrad import cagrad_weights
 
 from jscpt_peft.evaluation import read_history
+from jscpt_peft.scheduling import JointScheduling
 from jscpt_peft.training import JSCPTTrainer
 
 ALPHA, BETA = [1.5, 0.3, -0.8], [0.7, 4.0, -1.1]
@@ -41,7 +42,7 @@ def known(tmp_path_factory):
     model, tasks, labels = run.model, batch["task_ids"], batch["labels"]
     output = model.classify(batch["pixel_values"].double(), tasks, labels)
     parameters = dict(model.named_parameters())
-    shared = [parameter for name, parameter in parameters.items() if name.endswith(".shared")]
+    shared = [parameter for name, parameter in parameters.items() if name.endswith("_shared")]
     gradients = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in output.task_losses]
     mask = torch.sigmoid(next(parameter for name, parameter in parameters.items() if name.endswith(".mask")))
 
@@ -98,8 +99,8 @@ def weights_by_hand(known, options, factor=None):
 
 def first_row(run):
     """The history of the first step, from given Ω."""
-    scheduler = run.upper_level.scheduler
-    scheduler.load_state_dict({"alpha": torch.tensor(ALPHA), "beta": torch.tensor(BETA)})
+    if isinstance(run.weighting, JointScheduling):
+        run.weighting.scheduler.load_state_dict({"alpha": torch.tensor(ALPHA), "beta": torch.tensor(BETA)})
     run.train()
     return read_history(f"{run.args.output_dir}/scheduler_history.jsonl")[0]
 
@@ -142,7 +143,7 @@ def test_omega_of_a_factor_that_is_off_does_not_move(tmp_path, off, still):
     run = small_run.trainer(tmp_path, max_steps=2, lower_steps=1, neumann_terms=0, **{off: False})
     run.train()
     assert run.upper_level.updates == 2
-    moves = {name: (getattr(run.upper_level.scheduler, name) - 1).abs() for name in ("alpha", "beta")}
+    moves = {name: (getattr(run.weighting.scheduler, name) - 1).abs() for name in ("alpha", "beta")}
     assert moves.pop(still).max() == 0
     assert moves.popitem()[1].min() > 1e-6
 
@@ -157,7 +158,7 @@ def test_fixed_masks_stay_at_one_half_while_the_mlps_learn(tmp_path):
     assert not any(name.endswith("mask") for name in before)
     run.train()
     after = small_run.trained_parameters(run)
-    mlps = [name for name in before if "jscpt_intervention" in name]
+    mlps = [name for name in before if ".head." in name]
     assert len(mlps) == 8
     assert all(not torch.equal(before[name], after[name]) for name in before)
 
@@ -260,8 +261,8 @@ class TestGradientAggregator:
         run = small_run.trainer(tmp_path, max_steps=2, lower_steps=1, gradient_aggregator="upgrad")
         run.train()
         assert run.upper_level.updates == 2
-        assert torch.equal(run.upper_level.scheduler.beta, torch.ones(3))
-        assert (run.upper_level.scheduler.alpha - 1).abs().min() > 1e-6
+        assert torch.equal(run.weighting.scheduler.beta, torch.ones(3))
+        assert (run.weighting.scheduler.alpha - 1).abs().min() > 1e-6
 
     def test_there_is_nothing_to_learn_without_prompt_scheduling(self, tmp_path):
         options = {"gradient_aggregator": "mgda", "prompt_scheduling": False, "max_steps": 2, "lower_steps": 1}
@@ -279,7 +280,7 @@ class TestGradientAggregator:
         resumed = small_run.trainer(tmp_path, **options)
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
         assert read_history(tmp_path / "scheduler_history.jsonl") == history
-        expected, state = whole.upper_level.aggregator.state_dict(), resumed.upper_level.aggregator.state_dict()
+        expected, state = whole.weighting.aggregator.state_dict(), resumed.weighting.aggregator.state_dict()
         assert state.keys() == expected.keys()
         assert all(torch.equal(tensor, expected[key]) for key, tensor in state.items())
         for key, parameter in small_run.trained_parameters(whole).items():

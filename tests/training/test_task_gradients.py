@@ -6,12 +6,8 @@ import prompted
 import pytest
 import torch
 
-from jscpt_peft.training.task_gradients import (
-    scheduled_gradient,
-    shared_prompt_gradients,
-    task_gradients,
-    task_products,
-)
+from jscpt_peft.model.prompts import PromptSource
+from jscpt_peft.training.task_gradients import Batch, scheduled_gradient, shared_gramian, task_gradients, task_products
 
 VARIANTS = [{}, {"prompt_depth": 1}, {"intervention_shared": True}, {"num_task_tokens": 0}, {"towers": "text"}]
 
@@ -38,7 +34,7 @@ def test_one_backward_equals_one_a_task(options):
     model = prompted.prompted_clip(**options)
     batch = prompted.batch(model)
     separate = separate_gradients(model, batch)
-    sums, _ = task_gradients(model, *batch)
+    sums, _ = task_gradients(model, Batch(*batch))
     step, views = sums.means(), model.task_parameters()
     for task, reference in enumerate(separate):
         weights = torch.zeros(3, dtype=torch.float64)
@@ -53,7 +49,7 @@ def test_scheduled_gradient_is_that_of_the_weighted_loss():
     batch = prompted.batch(model)
     loss = (weights * model.classify(*batch).task_losses).sum()
     reference = flat(torch.autograd.grad(loss, trainable(model)))
-    step = task_gradients(model, *batch)[0].means()
+    step = task_gradients(model, Batch(*batch))[0].means()
     scheduled = flat(scheduled_gradient(model.task_parameters(), trainable(model), step.gradients, weights))
     torch.testing.assert_close(scheduled, reference, atol=1e-12, rtol=1e-10)
 
@@ -64,7 +60,7 @@ def test_products_with_every_tasks_gradient(options):
     batch = prompted.batch(model)
     separate = separate_gradients(model, batch)
     vector = torch.randn(separate.shape[1], dtype=torch.float64)
-    step = task_gradients(model, *batch)[0].means()
+    step = task_gradients(model, Batch(*batch))[0].means()
     products = task_products(model.task_parameters(), trainable(model), step.gradients, vector)
     torch.testing.assert_close(products, separate @ vector, atol=1e-12, rtol=1e-10)
 
@@ -72,15 +68,20 @@ def test_products_with_every_tasks_gradient(options):
 def test_shared_gradients_are_those_of_the_shared_prompts_of_both_towers():
     model = prompted.prompted_clip()
     batch = prompted.batch(model)
-    shared = [parameter for name, parameter in model.named_parameters() if name.endswith(".shared")]
+    shared = [parameter for name, parameter in model.named_parameters() if name.endswith("_shared")]
     assert len(shared) == 2
-    step = task_gradients(model, *batch)[0].means()
-    gradients = shared_prompt_gradients(step.gradients, num_shared_tokens=3)
-    for task in range(3):
-        loss = model.classify(*batch).task_losses[task]
-        reference = dict(zip(("text", "vision"), torch.autograd.grad(loss, shared), strict=True))
-        expected = torch.cat([reference["vision"].flatten(), reference["text"].flatten()])
-        torch.testing.assert_close(gradients[task], expected, atol=1e-12, rtol=1e-10)
+    step = task_gradients(model, Batch(*batch))[0].means()
+    losses = model.classify(*batch).task_losses
+    separate = torch.stack([flat(torch.autograd.grad(loss, shared, retain_graph=True)) for loss in losses])
+    source, prompts = model.task_adapter.prompts, model.task_adapter.prompts()
+    gradients = {tower: step.gradients[tower] for tower in prompts}
+    # By slices, as this source knows how, and by pulling back, as any source does.
+    for computed in (
+        source.shared_gradients(prompts, gradients),
+        PromptSource.shared_gradients(source, prompts, gradients),
+    ):
+        torch.testing.assert_close(computed, separate, atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(shared_gramian(model, step.gradients), separate @ separate.T)
 
 
 @pytest.mark.parametrize("pieces", [2, 4])
@@ -88,9 +89,10 @@ def test_micro_batches_add_up_to_the_union(pieces):
     model = prompted.prompted_clip()
     batch = prompted.batch(model, per_task=4)
     # Uneven in the tasks: pieces of consecutive images hold different tasks in different numbers.
-    union = task_gradients(model, *batch)[0].means()
+    union = task_gradients(model, Batch(*batch))[0].means()
     sums = [
-        task_gradients(model, *part)[0] for part in zip(*(each.tensor_split(pieces) for each in batch), strict=True)
+        task_gradients(model, Batch(*part))[0]
+        for part in zip(*(each.tensor_split(pieces) for each in batch), strict=True)
     ]
     step = sum(sums[1:], sums[0]).means()
     torch.testing.assert_close(step.losses, union.losses)
@@ -103,7 +105,7 @@ def test_absent_task_is_skipped():
     model = prompted.prompted_clip()
     pixels, task_ids, labels = prompted.batch(model)
     here = task_ids != 1
-    step = task_gradients(model, pixels[here], task_ids[here], labels[here])[0].means()
+    step = task_gradients(model, Batch(pixels[here], task_ids[here], labels[here]))[0].means()
     assert step.usable.tolist() == [True, False, True]
     assert not step.nonfinite.any()
     assert step.losses.isnan().tolist() == [False, True, False]
@@ -113,9 +115,9 @@ def test_absent_task_is_skipped():
 def test_task_that_is_not_finite_is_set_aside():
     model = prompted.prompted_clip()
     pixels, task_ids, labels = prompted.batch(model)
-    reference = task_gradients(model, pixels, task_ids, labels)[0].means()
+    reference = task_gradients(model, Batch(pixels, task_ids, labels))[0].means()
     pixels[task_ids == 2] = torch.inf
-    step = task_gradients(model, pixels, task_ids, labels)[0].means()
+    step = task_gradients(model, Batch(pixels, task_ids, labels))[0].means()
     assert step.nonfinite.tolist() == [False, False, True]
     assert step.usable.tolist() == [True, True, False]
     for name, gradient in step.gradients.items():
@@ -127,7 +129,7 @@ def test_task_that_is_not_finite_is_set_aside():
 def test_reference_losses(kind):
     model = prompted.prompted_clip()
     pixels, task_ids, labels = prompted.batch(model)
-    step = task_gradients(model, pixels, task_ids, labels, reference=kind)[0].means()
+    step = task_gradients(model, Batch(pixels, task_ids, labels), kind)[0].means()
     output = model.classify(pixels, task_ids)
     masks = torch.sigmoid(model.task_adapter.head.task_parameters()["mask"])[task_ids]
     view = output.image_embeds if kind == "original" else (1 - masks) * output.image_embeds

@@ -34,7 +34,7 @@ def trainable(model):
 def manual_schedule(model, batch, losses):
     """Ω at its start, Δ and A (Eqs. 4-5), from N separate backwards."""
     output = model.classify(batch["pixel_values"].to(model.dtype), batch["task_ids"])
-    shared = [parameter for name, parameter in model.named_parameters() if name.endswith(".shared")]
+    shared = [parameter for name, parameter in model.named_parameters() if name.endswith("_shared")]
     gradients = torch.stack(
         [torch.cat([g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True)]) for loss in losses]
     )
@@ -117,7 +117,7 @@ def test_accumulation_equals_the_large_batch(tmp_path, micro_batch, options):
     for name, parameter in one.items():
         torch.testing.assert_close(parameter, other[name], atol=1e-9, rtol=1e-9)
     for name in ("alpha", "beta"):
-        vectors = [getattr(run.upper_level.scheduler, name) for run in runs]
+        vectors = [getattr(run.weighting.scheduler, name) for run in runs]
         torch.testing.assert_close(*vectors, atol=1e-8, rtol=1e-8)
 
 
@@ -138,7 +138,7 @@ def test_omega_moves_and_everything_is_logged(tmp_path, terms, bf16):
     run = small_run.trainer(tmp_path, neumann_terms=terms, bf16=bf16)
     run.train()
     assert run.upper_level.updates == 2
-    for vector in (run.upper_level.scheduler.alpha, run.upper_level.scheduler.beta):
+    for vector in (run.weighting.scheduler.alpha, run.weighting.scheduler.beta):
         assert vector.isfinite().all()
         assert (vector - 1).abs().min() > 1e-6, "every task's α and β must have moved"
 
@@ -187,7 +187,7 @@ def test_update_of_omega_is_that_of_the_written_out_series(tmp_path, which):
         weight_decay=damping,
         **options,
     )
-    run.upper_level.scheduler.double()
+    run.weighting.scheduler.double()
     batch = batches_of(run, 1)[0]
     dev_sampler = TaskBalancedBatchSampler([4, 4, 4], 2, seed=run.args.seed + 1)
     dev_batch = collate([run.upper_level.dev_dataset[key] for key in dev_sampler.batch(0)])
@@ -196,7 +196,7 @@ def test_update_of_omega_is_that_of_the_written_out_series(tmp_path, which):
     parameters = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and (which == "all" or name.endswith(".shared"))
+        if parameter.requires_grad and (which == "all" or name.endswith("_shared"))
     }
 
     def losses(values, chosen):
@@ -221,7 +221,7 @@ def test_update_of_omega_is_that_of_the_written_out_series(tmp_path, which):
     run.train()
     assert read_history(tmp_path / "scheduler_history.jsonl")[0]["scheduler"]["neumann_terms"] == 2
     for name, gradient in zip(("alpha", "beta"), gradients, strict=True):
-        moved = getattr(run.upper_level.scheduler, name).detach() - 1
+        moved = getattr(run.weighting.scheduler, name).detach() - 1
         assert gradient.norm() > 1e-6
         torch.testing.assert_close(moved, -5.0 * gradient, rtol=1e-4, atol=1e-7)
 
@@ -237,7 +237,7 @@ def test_shared_prompts_only_in_the_hessian(tmp_path):
     run = small_run.trainer(tmp_path, hessian_parameters="shared", max_steps=2)
     run.train()
     assert run.upper_level.updates == 1
-    assert (run.upper_level.scheduler.alpha - 1).abs().min() > 1e-6
+    assert (run.weighting.scheduler.alpha - 1).abs().min() > 1e-6
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):
@@ -289,7 +289,7 @@ def test_resume_goes_on_as_if_never_stopped(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-3"))
     for name, parameter in small_run.trained_parameters(whole).items():
         assert torch.equal(parameter, small_run.trained_parameters(resumed)[name]), name
-    assert torch.equal(whole.upper_level.scheduler.alpha, resumed.upper_level.scheduler.alpha)
+    assert torch.equal(whole.weighting.scheduler.alpha, resumed.weighting.scheduler.alpha)
     assert read_history(tmp_path / "whole/scheduler_history.jsonl") == read_history(
         tmp_path / "parts/scheduler_history.jsonl"
     )
@@ -305,7 +305,7 @@ def test_checkpoint_holds_the_adapter_and_omega_but_no_base_weights(tmp_path):
     assert not (checkpoint / "model.safetensors").exists()
     state = torch.load(checkpoint / "task_scheduler.pt", weights_only=True)
     assert state["updates"] == 2
-    assert torch.equal(state["scheduler"]["alpha"], run.upper_level.scheduler.alpha)
+    assert torch.equal(state["weighting"]["scheduler.alpha"], run.weighting.scheduler.alpha)
 
 
 @pytest.mark.parametrize("good_steps", [0, 1])
@@ -364,14 +364,14 @@ def test_interrupt_finishes_the_step_and_saves(tmp_path):
 def test_negative_omega_is_announced(tmp_path, caplog):
     run = small_run.trainer(tmp_path, scheduler_learning_rate=5.0, max_steps=2, scheduler_optimizer="adam")
     run.train()
-    values = torch.cat([run.upper_level.scheduler.alpha, run.upper_level.scheduler.beta])
+    values = torch.cat([run.weighting.scheduler.alpha, run.weighting.scheduler.beta])
     assert (values <= 0).any()
     assert "is no longer positive" in caplog.text
     softplus = small_run.trainer(
         tmp_path / "softplus", scheduler_learning_rate=5.0, max_steps=2, scheduler_parameterization="softplus"
     )
     softplus.train()
-    assert (softplus.upper_level.scheduler.alpha > 0).all() and (softplus.upper_level.scheduler.beta > 0).all()
+    assert (softplus.weighting.scheduler.alpha > 0).all() and (softplus.weighting.scheduler.beta > 0).all()
 
 
 def test_history_is_whole_after_a_kill_between_logs(tmp_path):
@@ -518,11 +518,11 @@ class TestBadInput:
     def test_a_loss_of_ones_own(self, tmp_path):
         run = small_run.trainer(tmp_path)
         with pytest.raises(ValueError, match="`compute_loss_func` is not supported"):
-            JSCPTTrainer(run.model, run.args, run.train_dataset, run.upper_level.dev_dataset, compute_loss_func=print)
+            JSCPTTrainer(run.model, run.args, train_dataset=run.train_dataset, compute_loss_func=print)
 
     def test_one_of_several_data_sets_to_evaluate_is_of_other_tasks(self, tmp_path):
         run = small_run.trainer(tmp_path)
         other = small_run.pictures("validation", sizes=(3, 3))
         data = {"eval_dataset": {"whole": run.eval_dataset, "part": other}, "dev_dataset": run.upper_level.dev_dataset}
         with pytest.raises(ValueError, match="`eval_dataset` has 2 tasks, the model has 3"):
-            JSCPTTrainer(run.model, run.args, run.train_dataset, **data)
+            JSCPTTrainer(run.model, run.args, train_dataset=run.train_dataset, **data)

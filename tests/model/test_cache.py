@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import prompted
 import torch
-from jscpt_peft.model.fingerprint import Fingerprint
 from torch import nn
 from torch.func import functional_call
+
+from jscpt_peft.model.backbones.double_backward import twice_differentiable
+from jscpt_peft.model.cache import Cache, CacheKey, precision_mode
 
 
 def test_same_until_something_changes():
     module = nn.Linear(3, 2)
-    first = Fingerprint(module)
-    assert Fingerprint(module) == first and hash(Fingerprint(module)) == hash(first)
+    first = CacheKey([module])
+    assert CacheKey([module]) == first and hash(CacheKey([module])) == hash(first)
     with torch.no_grad():
         module.bias.add_(1)
-    second = Fingerprint(module)
+    second = CacheKey([module])
     assert second != first
-    with torch.autocast("cpu", torch.bfloat16):
-        assert Fingerprint(module) != second
-    with torch.inference_mode():
-        assert Fingerprint(module) != second
     module.weight = nn.Parameter(module.weight.detach())  # the same memory, another tensor
-    assert Fingerprint(module) != second
-    assert Fingerprint(module) != Fingerprint(nn.Linear(3, 2))
+    assert CacheKey([module]) != second
+    assert CacheKey([module]) != CacheKey([nn.Linear(3, 2)])
+
+
+def test_results_of_each_precision_are_kept_side_by_side():
+    modes = {precision_mode("cpu")}
+    with torch.autocast("cpu", torch.bfloat16):
+        modes.add(precision_mode("cpu"))
+    with torch.inference_mode():
+        modes.add(precision_mode("cpu"))
+    with twice_differentiable("cpu"):
+        modes.add(precision_mode("cpu"))
+    assert len(modes) == 4
+    module, cache = nn.Linear(3, 2), Cache()
+    key = CacheKey([module])
+    made = [cache.get(mode, key, object) for mode in (*modes, *modes)]
+    assert len(set(map(id, made))) == 4
+    assert copy.deepcopy(cache).get(next(iter(modes)), key, object) not in made
 
 
 def test_a_tensor_at_a_freed_address_is_another_one():
@@ -38,7 +53,7 @@ def test_a_tensor_at_a_freed_address_is_another_one():
             return self.model.class_embeds()
 
     model = prompted.prompted_clip()
-    name, shared = next((n, p) for n, p in model.named_parameters() if "text_model" in n and n.endswith("shared"))
+    name, shared = next((n, p) for n, p in model.named_parameters() if n.endswith("text_shared"))
     others = {n: p.detach() for n, p in model.named_parameters() if n != name}
     addresses, features = [], []
     for _ in range(20):
