@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -30,7 +30,6 @@ def multi_task_accuracy(
         `accuracy/<task>` for every task (nan for a task without samples); `mean_accuracy`, the mean over the tasks
         that have samples (each task counts the same, however many samples it has); `worst_task_accuracy`; and, with
         `groups`, `worst_group_accuracy`, the minimum over the (task, group) pairs that have samples.
-        [`worst_task`] tells which task the worst one is.
 
     Raises:
         ValueError: no samples, columns of different lengths or of another type, a task id out of range, bad names.
@@ -58,29 +57,10 @@ def multi_task_accuracy(
     metrics["mean_accuracy"] = float(np.nanmean(by_task))
     metrics["worst_task_accuracy"] = float(np.nanmin(by_task))
     if groups is not None:
-        groups = _integers("groups", groups, length=len(predictions))
-        pairs, pair_ids = np.unique(np.stack([task_ids, groups], axis=1), axis=0, return_inverse=True)
-        by_pair = _accuracy_by(pair_ids.reshape(-1), correct, count=len(pairs))
-        metrics["worst_group_accuracy"] = float(by_pair.min())
+        pairs = np.stack([task_ids, _integers("groups", groups, length=len(predictions))], axis=1)
+        distinct, pair_ids = np.unique(pairs, axis=0, return_inverse=True)
+        metrics["worst_group_accuracy"] = float(_accuracy_by(pair_ids.reshape(-1), correct, len(distinct)).min())
     return metrics
-
-
-def worst_task(metrics: Mapping[str, float], task_names: Sequence[str], prefix: str = "") -> tuple[str, float]:
-    """Name and accuracy of the task with the lowest `accuracy/<task>` (the first of several equal ones).
-
-    Args:
-        metrics: what [`multi_task_accuracy`] returned, keys optionally preceded by `prefix` (Trainer's `eval_`).
-        task_names: the tasks to compare; those with nan are passed over.
-
-    Raises:
-        ValueError: no task has an accuracy.
-    """
-    accuracies = [(metrics[f"{prefix}accuracy/{name}"], name) for name in task_names]
-    present = [(accuracy, name) for accuracy, name in accuracies if not np.isnan(accuracy)]
-    if not present:
-        raise ValueError(f"`metrics` holds no accuracy for any of the tasks {list(task_names)}.")
-    accuracy, name = min(present, key=lambda pair: pair[0])
-    return name, accuracy
 
 
 class MultiTaskAccuracy(evaluate.Metric):
@@ -108,7 +88,7 @@ class MultiTaskAccuracy(evaluate.Metric):
         return evaluate.MetricInfo(
             description="Accuracy per task, its mean over tasks, the worst task and the worst (task, group) pair.",
             citation="",
-            inputs_description="\npredictions, references, task_ids and optionally groups: integers, one a sample.",
+            inputs_description="\npredictions, references, task_ids and optionally groups: one integer per sample.",
             features=datasets.Features(
                 {name: datasets.Value("int64") for name in ("predictions", "references", "task_ids", "groups")}
             ),
@@ -120,29 +100,22 @@ class MultiTaskAccuracy(evaluate.Metric):
         return "" if self.keep_in_memory else super()._build_data_dir()
 
     def add_batch(self, *, predictions, references, task_ids, groups=None) -> None:
-        """Add samples: integer columns [S] (lists, arrays or CPU tensors); `groups` in all batches or in none."""
+        """Adds samples: integer columns [S] (lists, arrays or CPU tensors); `groups` in all batches or in none."""
         predictions = _integers("predictions", predictions)
-        columns = {
-            "predictions": predictions,
-            "references": _integers("references", references, length=len(predictions)),
-            "task_ids": _integers("task_ids", task_ids, length=len(predictions)),
-            "groups": [None] * len(predictions),
-        }
-        if groups is not None:
-            columns["groups"] = _integers("groups", groups, length=len(predictions))
-        super().add_batch(**columns)
-
-    def add(self, *, prediction, reference, task_ids, groups=None) -> None:
-        """Add one sample: integers."""
-        self.add_batch(
-            predictions=[prediction],
-            references=[reference],
-            task_ids=[task_ids],
-            groups=None if groups is None else [groups],
+        super().add_batch(
+            predictions=predictions,
+            references=_integers("references", references, length=len(predictions)),
+            task_ids=_integers("task_ids", task_ids, length=len(predictions)),
+            groups=[None] * len(predictions) if groups is None else _integers("groups", groups, len(predictions)),
         )
 
+    def add(self, *, prediction, reference, task_ids, groups=None) -> None:
+        """Adds one sample: integers."""
+        group = None if groups is None else [groups]
+        self.add_batch(predictions=[prediction], references=[reference], task_ids=[task_ids], groups=group)
+
     def compute(self, *, predictions=None, references=None, task_ids=None, groups=None) -> dict[str, float] | None:
-        """Score what was added, and the columns given here; start afresh. Returns as [`multi_task_accuracy`] does."""
+        """Scores what was added and the columns given here, as [`multi_task_accuracy`] does, and starts afresh."""
         if self.writer is None and predictions is None:
             raise ValueError("`predictions` is empty: there is nothing to score; call `add_batch` before `compute`.")
         return super().compute(predictions=predictions, references=references, task_ids=task_ids, groups=groups)
@@ -166,7 +139,9 @@ def _distinct_names(task_names: Sequence[str]) -> tuple[str, ...]:
 def _integers(name: str, values: Sequence[int], length: int | None = None) -> np.ndarray:
     column = np.asarray(values)
     if column.ndim != 1:
-        raise ValueError(f"`{name}` has shape {column.shape}: pass one integer a sample, [S] (an argmax, not logits).")
+        raise ValueError(
+            f"`{name}` has shape {column.shape}: pass one integer per sample, [S] (an argmax, not logits)."
+        )
     if length is not None and len(column) != length:
         raise ValueError(f"`{name}` has {len(column)} samples, `predictions` {length}: pass as many of each.")
     if len(column) > 0 and column.dtype.kind not in "iu":
