@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 from arguments import DataArguments, ModelArguments, parse
 from PIL import Image
 from rich.console import Console
@@ -36,10 +37,10 @@ from jscpt_peft.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from jscpt_peft.data.manifest import MANIFEST_FILE
 from jscpt_peft.data.splits import ranked
 from jscpt_peft.evaluation import (
-    Answers,
+    Predictions,
     Robustness,
     draw_evaluation,
-    evaluate_answers,
+    evaluate_predictions,
     print_evaluation,
     write_evaluation,
 )
@@ -117,10 +118,10 @@ def run(data: DataArguments, arguments: SubjectArguments, training: EvaluationAr
         first = to_rgb(tests[0][0]["image"])
         examples = corrupted_examples(first, training.chosen_corruptions, size, training.seed)
     if training.process_index == 0:
-        evaluation = evaluate_answers(
+        evaluation = evaluate_predictions(
             answers,
             task_set.class_names,
-            subject={
+            evaluated_model={
                 "method": arguments.method,
                 "adapter": arguments.adapter,
                 "revision": arguments.revision,
@@ -151,18 +152,18 @@ def prepare_output(training: EvaluationArguments) -> None:
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 
-def answer(trainer: JSCPTTrainer, images: ImageTaskDataset) -> Answers:
+def answer(trainer: JSCPTTrainer, images: ImageTaskDataset) -> Predictions:
     """The model's answers to all images, in their order; `Trainer` shares the work among processes."""
     prediction = trainer.predict(images, metric_key_prefix="test")
     labels, _, *groups = prediction.label_ids
     task_ids = np.repeat(np.arange(len(images.datasets)), [len(task) for task in images.datasets])
-    return Answers.from_logits(prediction.predictions, labels, task_ids, groups[0] if groups else None)
+    return Predictions.from_logits(prediction.predictions, labels, task_ids, groups[0] if groups else None)
 
 
 def measure_robustness(
     trainer: JSCPTTrainer,
     task_set: TaskSet,
-    answers: Answers,
+    answers: Predictions,
     make_images: Callable[..., ImageTaskDataset],
     size: int,
 ) -> Robustness:
@@ -173,17 +174,14 @@ def measure_robustness(
     starts = np.cumsum([0, *map(len, tests)])[:-1]
     clean = answers.chosen(np.concatenate([start + each for start, each in zip(starts, rows, strict=True)]))
     conditions = [(name, severity) for name in arguments.chosen_corruptions for severity in SEVERITIES]
-    accuracies = []
+    accuracies = {}
     for name, severity in track(conditions, "corruptions", console=console, transient=True, disable=console.quiet):
         corrupted = partial(corrupt, corruption=name, severity=severity, seed=arguments.seed, size=size)
-        accuracies.append(by_task(answer(trainer, make_images(chosen, corrupt=corrupted)), names))
+        accuracies[name, severity] = by_task(answer(trainer, make_images(chosen, corrupt=corrupted)), names)
     return Robustness(
         images_per_task=arguments.corruption_images,
-        task_names=tuple(names),
-        corruptions=arguments.chosen_corruptions,
-        severities=SEVERITIES,
-        clean=np.array(by_task(clean, names)),
-        accuracies=np.array(accuracies).reshape(-1, len(SEVERITIES), len(names)),
+        clean=pd.Series(by_task(clean, names), index=names),
+        accuracies=pd.DataFrame(accuracies, index=names).T,
     )
 
 
@@ -193,7 +191,7 @@ def chosen_rows(task: Task, count: int, seed: int) -> np.ndarray:
     return np.sort([rows[key] for key in ranked(rows, seed, task.name)[:count]])
 
 
-def by_task(answers: Answers, names: list[str]) -> list[float]:
+def by_task(answers: Predictions, names: list[str]) -> list[float]:
     accuracies = answers.accuracies(names)
     return [accuracies[f"accuracy/{name}"] for name in names]
 

@@ -35,7 +35,7 @@ from jscpt_peft import JSCPTConfig
 from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.data import ImageTaskDataset, TaskSet, image_transform, load_task_set, read_manifest, write_manifest
 from jscpt_peft.data.manifest import MANIFEST_FILE
-from jscpt_peft.evaluation import draw_pictures, print_results, results_table, write_results
+from jscpt_peft.evaluation import draw_figures, print_results, results_table, write_results
 from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.callbacks import StopOnInterrupt, TaskProgress
@@ -185,7 +185,7 @@ def report(
     print_results(table, title, console)
     written = write_results(table, training.output_dir, title)
     history = Path(training.output_dir, HISTORY_FILE)
-    written += draw_pictures(history, training.output_dir, NEUTRAL_EFFECT[training.causal_effect])
+    written += draw_figures(history, training.output_dir, NEUTRAL_EFFECT[training.causal_effect])
     names = ", ".join(path.name for path in written)
     console.print(f"Adapter and results: {training.output_dir} ({names})", markup=False)
 

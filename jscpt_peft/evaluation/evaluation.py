@@ -74,7 +74,7 @@ class Robustness:
     Attributes:
         images_per_task: the most images per task that were used.
         clean: `[N]` accuracies on the images as they are, by task.
-        accuracies: one row per (corruption, severity), one column per task.
+        accuracies: a row per (corruption, severity), a column per task: `DataFrame({(c, s): [...]}, index=tasks).T`.
     """
 
     images_per_task: int

@@ -27,13 +27,10 @@ def print_evaluation(evaluation: Evaluation, console: Console | None = None) -> 
 
 def evaluation_markdown(evaluation: Evaluation) -> str:
     """Tables in GitHub Markdown: accuracies, F1 scores and calibration errors in per cent."""
-    tasks, *corruptions = [
-        f"**{title}**\n\n{markdown_table(header, rows, summary)}"
-        for title, header, rows, summary in _tables(evaluation)
-    ]
+    (title, *table), *others = _tables(evaluation)
     known = {name: value for name, value in evaluation.evaluated_model.items() if value is not None}
     about = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in known.items())
-    parts = [f"{about}.", tasks]
+    parts = [f"**{title}**", f"{about}.", markdown_table(*table)]
     parts.append("ECE: expected calibration error, 15 bins of the highest probability. Every task counts the same.")
     worst = evaluation.worst_task
     matrix, names = evaluation.confusions[worst], evaluation.class_names[worst]
@@ -42,7 +39,9 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
         rows = [(names[true], names[taken], f"{n} of {matrix[true].sum()}") for true, taken, n in pairs]
         parts.append(f"**Most frequent confusions of the worst task, {worst}**")
         parts.append(markdown_table(("class", "taken for", "images"), rows))
-    return "\n\n".join([*parts, *corruptions]) + "\n"
+    for title, *table in others:
+        parts += [f"**{title}**", markdown_table(*table)]
+    return "\n\n".join(parts) + "\n"
 
 
 def evaluation_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -76,7 +75,10 @@ def write_evaluation(evaluation: Evaluation, output_dir: str | os.PathLike) -> l
 def _tables(evaluation: Evaluation) -> Iterator[tuple[str, tuple[str, ...], Rows, Rows]]:
     """Title, header, rows and summary of each table."""
     tasks, worst, group = evaluation.tasks, evaluation.worst_task, evaluation.worst_group
-    rows = [[name, str(row["images"]), *(percent(row[each]) for each in METRICS)] for name, row in tasks.iterrows()]
+    rows = [
+        [name, str(row["images"]), *(percent(row[each]) for each in METRICS)]
+        for name, row in tasks.to_dict("index").items()
+    ]
     summary = [
         ["mean", str(tasks["images"].sum()), *map(percent, evaluation.means)],
         [f"worst task ({worst})", *rows[tasks.index.get_loc(worst)][1:]],
