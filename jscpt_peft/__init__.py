@@ -4,7 +4,11 @@ Importing this package registers the PEFT type `JSCPT` with `get_peft_model` and
 """
 
 from .model import JSCPTConfig, JSCPTModel, JSCPTOutput
+from .model.registration import register
+from .peft_model import JSCPTPeftModel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
-__all__ = ["JSCPTConfig", "JSCPTModel", "JSCPTOutput", "__version__"]
+register("jscpt", JSCPTConfig, JSCPTModel, JSCPTPeftModel)
+
+__all__ = ["JSCPTConfig", "JSCPTModel", "JSCPTOutput", "JSCPTPeftModel", "__version__"]

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os.path
+from pathlib import PureWindowsPath
 
+from arguments import TINY_CLIP
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from peft import PeftConfig, PeftModel
-from transformers import CLIPModel
+from transformers import CLIPImageProcessorPil, CLIPModel
 
 from jscpt_peft import JSCPTConfig  # importing jscpt_peft registers the PEFT type
-from jscpt_peft.assets import TINY_CLIP
-from jscpt_peft.model.base_names import is_hub_id, is_packaged
+from jscpt_peft.serving.base_names import is_hub_id
+
+
+def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what `load_for_task` reads."""
+    parser.add_argument("--adapter", required=True, help="folder or Hub id of a trained adapter")
+    parser.add_argument("--revision", help="branch, tag or commit of the adapter on the Hub; default: main")
+    parser.add_argument("--task", help="the adapter's task; may be left out where there is one only")
+    parser.add_argument("--model_name_or_path", help="base model; default: the one that the adapter was trained on")
+
+
+def load_for_task(arguments: argparse.Namespace) -> tuple[PeftModel, str, CLIPImageProcessorPil]:
+    """The adapted model, the task that was asked for, or the only one, and the image processor of the base.
+
+    Raises:
+        ValueError: no task was asked for, and there are several; or as `load_adapter`.
+    """
+    config, task = adapter_config(arguments.adapter, arguments.revision), arguments.task
+    if task is None and len(config.tasks) > 1:
+        raise ValueError(f"`--task` is missing: name one of {', '.join(config.tasks)}.")
+    model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
+    processor = CLIPImageProcessorPil.from_pretrained(source)
+    return model, next(iter(config.tasks)) if task is None else task, processor
 
 
 def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
@@ -27,9 +51,7 @@ def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
     except (KeyError, TypeError) as error:
         raise ValueError(f"`adapter` {adapter}: its adapter_config.json is no JSCPT adapter's ({error!r}).") from error
     except ValueError as error:
-        if isinstance(
-            error.__cause__, HfHubHTTPError | LocalEntryNotFoundError
-        ):  # more telling than PEFT's "Can't find"
+        if isinstance(error.__cause__, HfHubHTTPError | LocalEntryNotFoundError):  # says more than "Can't find"
             raise ValueError(f"`adapter` {adapter}: {error.__cause__}") from error
         raise
     if not isinstance(config, JSCPTConfig):
@@ -40,7 +62,7 @@ def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
 def base_of(config: JSCPTConfig, adapter: str) -> str:
     """Name or path of the model that an adapter was trained on.
 
-    The package's own small CLIP is stored as its path on the machine of the training: here it has another.
+    The small CLIP of the recipes is stored as its path on the machine of the training: here it has another.
 
     Raises:
         ValueError: it is not named, or is a folder that is not there.
@@ -50,23 +72,12 @@ def base_of(config: JSCPTConfig, adapter: str) -> str:
         raise ValueError(f"`adapter` {adapter} does not name its base model: give --model_name_or_path.")
     if os.path.exists(base) or is_hub_id(base):
         return base
-    if is_packaged(base):
+    if PureWindowsPath(base).parts[-2:] == TINY_CLIP.parts[-2:]:  # takes both kinds of slashes
         return str(TINY_CLIP)
     raise ValueError(
         f"`adapter` {adapter} was trained on the model in {base}, which is not on this machine: say where it is with "
         "--model_name_or_path."
     )
-
-
-def task_of(config: JSCPTConfig, task: str | None) -> str:
-    """The task that was asked for, or the only one.
-
-    Raises:
-        ValueError: none was asked for, and there are several.
-    """
-    if task is None and len(config.tasks) > 1:
-        raise ValueError(f"`--task` is missing: name one of {', '.join(config.tasks)}.")
-    return next(iter(config.tasks)) if task is None else task
 
 
 def load_adapter(

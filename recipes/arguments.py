@@ -5,96 +5,72 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Set
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import Field, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from peft import PeftConfig
+from task_data import DataArguments
 from transformers import HfArgumentParser
 
+from jscpt_peft import JSCPTConfig
 from jscpt_peft.choices import nearest
+from jscpt_peft.data import TaskSet
 from jscpt_peft.data.benchmarks import TASK_SET_MEMBERS
 
 CONFIGS = Path(__file__).parent / "configs"
-
+TINY_CLIP = Path(__file__).parent / "assets" / "tiny-clip"
 
 # What --help shows of TrainingArguments beside the arguments that this project adds or sets otherwise.
 SHOWN = {
     *("output_dir", "max_steps", "seed", "bf16", "use_cpu", "logging_steps", "eval_strategy", "eval_steps"),
     *("save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end", "resume_from_checkpoint"),
-    *(
-        "gradient_accumulation_steps",
-        "activation_checkpointing",
-        "weight_decay",
-        "dataloader_num_workers",
-        "report_to",
-        "push_to_hub",
-        "hub_model_id",
-        "hub_private_repo",
-        "hub_strategy",
-    ),
+    *("gradient_accumulation_steps", "activation_checkpointing", "weight_decay", "dataloader_num_workers"),
+    *("report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
 }
 HIDDEN = {"remove_unused_columns", "label_names"}  # ours to set, not the user's
 EPILOG = "Every other argument of transformers.TrainingArguments works too: --help_all shows them."
 
 
-@dataclass
-class DataArguments:
-    """Which tasks, and how many of their images."""
-
-    _argument_group_name: ClassVar[str] = "data"
-    task_set: str = field(
-        default="shapes",
-        metadata={
-            "help": "shapes (drawn on the fly), folder (your own pictures in --data_root), emoji, office_home, "
-            "mini_domainnet, few_shot_10, or benchmarks with commas between, such as food101,dtd."
-        },
-    )
-    data_root: str | None = field(
-        default=None,
-        metadata={
-            "help": "folder: ROOT of ROOT/<task>/<class>/* or ROOT/<task>/{train,validation,test}/<class>/*. "
-            "Benchmarks: the folder with the data sets in the layouts of CoOp, Dassl or LibMTL; default: the Hub."
-        },
-    )
-    data_revision: str | None = field(
-        default=None,
-        metadata={"help": "Branch, tag or commit of the benchmarks' Hub repositories in place of the pinned ones."},
-    )
-    train_fraction: float | None = field(
-        default=None, metadata={"help": "Part of each class's training images to use."}
-    )
-    shots: int | None = field(default=None, metadata={"help": "Training images a class."})
-    spurious_strength: float | None = field(
-        default=None, metadata={"help": "shapes: correlation of background and class in training, 0 to 1."}
-    )
-    manifest: str | None = field(default=None, metadata={"help": "Re-use the split of this manifest.json."})
-    smallest_crop: float = field(
-        default=0.08, metadata={"help": "Smallest part of a training picture's area that a random crop keeps."}
-    )
-    skip_bad_images: bool = field(default=False, metadata={"help": "Skip pictures that cannot be read."})
+# Fields of JSCPTConfig that `model_config` fills, or that follow from the base model.
+FILLED = {"tokenizer_name_or_path", "init_seed", "target_modules"}
 
 
-@dataclass
-class ModelArguments:
-    """The base model and the adapter."""
+def config_fields(config: type[PeftConfig]) -> Iterator[tuple[str, Any, Field]]:
+    """Name, type and field of all that a command line can say of a configuration: numbers, words and choices.
 
-    _argument_group_name: ClassVar[str] = "model"
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "A CLIPModel: Hub id or folder. Default: the small CLIP in the package."}
-    )
-    num_shared_tokens: int = field(default=16, metadata={"help": "Prompt tokens shared by all tasks, per block."})
-    num_task_tokens: int = field(default=16, metadata={"help": "Prompt tokens of each task, per block."})
-    prompt_depth: int | None = field(default=None, metadata={"help": "Prompted blocks. Default: all."})
-    towers: str = field(default="both", metadata={"help": "both, vision or text."})
-    class_template: str = field(default="{}.", metadata={"help": "Text of a class under prompts."})
-    prompt_init: str | None = field(default=None, metadata={"help": "Words that start the shared text prompts."})
-    prompt_init_std: float = field(default=0.02, metadata={"help": "Standard deviation of the prompts' start."})
-    intervention: str = field(default="mask_mlp", metadata={"help": "Feature selection: mask_mlp (Eq. 2) or none."})
-    intervention_hidden: int = field(default=8, metadata={"help": "Hidden width of the MLPs of Eq. 2."})
-    intervention_shared: bool = field(default=False, metadata={"help": "One pair of MLPs for all tasks."})
-    learn_masks: bool = field(default=True, metadata={"help": "False fixes the masks at 0.5."})
+    Where a field takes a mapping or a list as well, configuration files can give it; where it takes nothing else, as
+    `tasks`, it is no argument.
+    """
+    left_out = FILLED.union(each.name for each in fields(PeftConfig))
+    types = get_type_hints(config)
+    for each in fields(config):
+        kind = types[each.name]
+        kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+        plain = [kind for kind in kinds if kind in (str, int, float, bool) or get_origin(kind) is Literal]
+        if plain and each.name not in left_out:
+            optional = [NoneType] if NoneType in kinds else []
+            help_text = each.metadata.get("help", "")
+            yield each.name, Union[*plain, *optional], field(default=each.default, metadata={"help": help_text})
+
+
+MODEL = field(
+    default=None, metadata={"help": "A CLIPModel: Hub id or folder. Default: the small CLIP of the recipes."}
+)
+ModelArguments = make_dataclass(
+    "ModelArguments",
+    [("model_name_or_path", str | None, MODEL), *config_fields(JSCPTConfig)],
+    namespace={"__doc__": "The base model, and the fields of `JSCPTConfig`.", "_argument_group_name": "model"},
+)
+
+
+def model_config(arguments: ModelArguments, task_set: TaskSet, source: str, seed: int) -> JSCPTConfig:
+    """The adapter's configuration: the one place where arguments become a `JSCPTConfig`."""
+    options = {name: value for name, value in vars(arguments).items() if name != "model_name_or_path"}
+    return JSCPTConfig(tasks=task_set.class_names, tokenizer_name_or_path=source, init_seed=seed, **options)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -110,10 +86,37 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         return action.option_strings[0] + value
 
 
+class RecipeParser(HfArgumentParser):
+    """`HfArgumentParser` whose errors are one line: it suggests the nearest argument where one is unknown."""
+
+    def __init__(self, dataclasses: type | Sequence[type] = (), **options: Any) -> None:
+        super().__init__(dataclasses, formatter_class=HelpFormatter, **options)
+
+    @property
+    def names(self) -> set[str]:
+        """Of all arguments, as configuration files write them."""
+        return {action.dest for action in self._actions}
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        args = sys.argv[1:] if args is None else args
+        for word in args:
+            option = word.partition("=")[0]
+            if option.startswith("--") and not any(known.startswith(option) for known in self._option_string_actions):
+                self.error(f"unknown argument {option!r}.{nearest(option.lstrip('-'), self.names)}")
+        return super().parse_known_args(args, namespace)
+
+    def parse_dataclasses(self, arguments: Sequence[str] | None) -> tuple[Any, ...]:
+        """One instance of each dataclass; a value that one of them refuses ends the program as a wrong word does."""
+        try:
+            return self.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+        except ValueError as error:
+            self.error(str(error))
+
+
 def parse(
     dataclasses: tuple[type, ...],
     description: str,
-    arguments: list[str] | None = None,
+    arguments: Sequence[str] | None = None,
     shown: Set[str] = SHOWN,
     left_out: Set[str] = frozenset(),
 ) -> tuple[Any, ...]:
@@ -131,37 +134,25 @@ def parse(
             read without it, and a file on the command line without what is no argument here.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = HfArgumentParser(
-        dataclasses,
-        usage="%(prog)s [CONFIG.yaml or .json] [--argument value ...]",
-        description=description,
-        epilog=EPILOG,
-        formatter_class=HelpFormatter,
-    )
-    known = {action.dest for action in parser._actions}
+    usage = "%(prog)s [CONFIG.yaml or .json] [--argument value ...]"
+    parser = RecipeParser(dataclasses, usage=usage, description=description, epilog=EPILOG)
     if "--help_all" in arguments:
-        parser.parse_args(["--help"])
-    shown = shown.union(*(vars(each)["__annotations__"] for each in dataclasses)) - HIDDEN
-    for action in parser._actions:
-        if action.dest not in shown | {"help"}:
-            action.help = argparse.SUPPRESS
+        arguments = ["--help"]
+    else:
+        shown = shown.union(*(each.__annotations__ for each in dataclasses)) - HIDDEN
+        for action in parser._actions:
+            if action.dest not in shown | {"help"}:
+                action.help = argparse.SUPPRESS
     configuration = {}
     if arguments and Path(arguments[0]).suffix in (".yaml", ".yml", ".json"):
-        given = _read(Path(arguments.pop(0)), parser, known | left_out)
-        configuration = {name: value for name, value in given.items() if name in known}
-    task_set = _named_task_set(arguments) or configuration.get("task_set") or DataArguments.task_set
-    own = own_configuration(task_set)
+        given = _read(Path(arguments.pop(0)), parser, left_out)
+        configuration = {name: value for name, value in given.items() if name in parser.names}
+    own = own_configuration(_named_task_set(arguments) or configuration.get("task_set") or DataArguments.task_set)
     if own.exists():
-        values = _read(own, parser, known | left_out)
+        values = _read(own, parser, left_out)
         configuration = {**{name: values[name] for name in values if name not in left_out}, **configuration}
     parser.set_defaults(**configuration)
-    try:
-        *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
-    except ValueError as error:  # of a value that an argument cannot have
-        parser.error(str(error))
-    if unknown:
-        parser.error(f"unknown argument {unknown[0]!r}.{nearest(unknown[0].lstrip('-'), known)}")
-    return tuple(parsed)
+    return parser.parse_dataclasses(arguments)
 
 
 def own_configuration(task_set: str) -> Path:
@@ -171,6 +162,13 @@ def own_configuration(task_set: str) -> Path:
     return CONFIGS / f"{owner}.yaml"
 
 
+def default_model(task_set: str) -> str:
+    """The base model that a task set is trained with, if its own file names one; else the small CLIP."""
+    own = own_configuration(task_set)
+    settings = yaml.safe_load(own.read_text(encoding="utf-8")) if own.exists() else {}
+    return settings.get("model_name_or_path", str(TINY_CLIP))
+
+
 def _named_task_set(arguments: list[str]) -> str | None:
     """The task set on the command line, before the rest of it can be understood."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -178,7 +176,7 @@ def _named_task_set(arguments: list[str]) -> str | None:
     return parser.parse_known_args(arguments)[0].task_set
 
 
-def _read(path: Path, parser: HfArgumentParser, known: set[str]) -> dict[str, Any]:
+def _read(path: Path, parser: RecipeParser, left_out: Set[str]) -> dict[str, Any]:
     if not path.exists():
         parser.error(f"the configuration file {path} does not exist.")
     text = path.read_text(encoding="utf-8")
@@ -188,6 +186,7 @@ def _read(path: Path, parser: HfArgumentParser, known: set[str]) -> dict[str, An
         parser.error(f"{path} cannot be read: {error}")
     if not isinstance(values, dict):
         parser.error(f"{path} must hold `argument: value` pairs, got {type(values).__name__}.")
+    known = parser.names | left_out
     for name in values:
         if name not in known:
             parser.error(f"{path}: unknown argument {name!r}.{nearest(name, known)}")

@@ -26,18 +26,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from arguments import RecipeParser
+from jscpt_peft.training.schedule import schedule
 from measuring import count_flops, measure
 from peft import PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, HfArgumentParser
+from transformers import CLIPConfig, CLIPModel
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.scheduling import TaskPromptScheduler
 from jscpt_peft.training.hessian import HessianProduct, hessian_chunks, kept_graph
 from jscpt_peft.training.implicit_gradient import dev_gradient, implicit_gradient
-from jscpt_peft.training.schedule import schedule
 from jscpt_peft.training.task_gradients import Batch, TaskSums, scheduled_gradient, task_gradients
 
 # The baseline is the oracle of the tests: a second copy of it could be made slower, or another function, unnoticed.
@@ -100,7 +101,7 @@ def random_model(arguments: BenchmarkArguments) -> PeftModel:
     clip = CLIPModel(config).eval().to(arguments.device)
     model = get_peft_model(clip, JSCPTConfig(tasks=tasks, class_token_ids=token_ids))
     with torch.no_grad():  # the MLPs of Eq. 2 start as the identity, under which a difference in them would not show
-        for parameter in model.selection.parameters():
+        for parameter in model.task_adapter.head.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn_like(parameter))
     return model
@@ -141,11 +142,11 @@ def baseline_step(model: PeftModel, batch: Batch, dtype: str) -> tuple[Tensor, t
 
 def task_loss(model: PeftModel, task: int, pixels: Tensor, labels: Tensor) -> Tensor:
     """Eq. 3 of one task by the oracle, from the model's own parameters."""
-    clip, views = prompted.PlainClip(model.get_base_model()), model.task_views()
+    clip, views = prompted.PlainClip(model.get_base_model()), model.task_parameters()
     token_ids = list(model.active_jscpt_config.class_token_ids.values())[task]
     classes = oracles.text_features(clip, views["text"][task], token_ids, length=77)
     x = oracles.image_features(clip, views["vision"][task], pixels)
-    selection = {name.replace("mask", "mask_logits"): view[task] for name, view in model.selection.views().items()}
+    selection = {name.replace("mask", "mask_logits"): view[task] for name, view in model.task_adapter.head.task_parameters().items()}
     return oracles.task_loss(clip, oracles.intervention(x, **selection), classes, labels)
 
 
@@ -175,7 +176,7 @@ def lower_step(
     """A step of Algorithm 1 as `JSCPTTrainer` makes it, optimizer aside."""
     step = lower_sums(model, batches, dtype).means()
     plan = schedule(step, scheduler, model.active_jscpt_config.num_shared_tokens)
-    return scheduled_gradient(model.task_views(), trainable(model), step.gradients, plan.weights.detach())
+    return scheduled_gradient(model.task_parameters(), trainable(model), step.gradients, plan.weights.detach())
 
 
 def upper_step(
@@ -200,7 +201,7 @@ def upper_step(
     if terms:
         chunks = hessian_chunks(batches, batch_size, chunk_size)
         product = HessianProduct(model, parameters, chunks, plan.weights, method, kept)
-    views, omega = model.task_views(), list(scheduler.parameters())
+    views, omega = model.task_parameters(), list(scheduler.parameters())
     implicit_gradient(views, parameters, step.gradients, plan.weights, omega, dev, product, terms, step_size=1.0)
     return scheduled_gradient(views, parameters, step.gradients, plan.weights.detach())
 
@@ -301,4 +302,4 @@ def main(arguments: BenchmarkArguments) -> dict:
 if __name__ == "__main__":
     if not KEEP_MEMORY.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**KEEP_MEMORY, **os.environ})
-    main(HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses()[0])
+    main(RecipeParser(BenchmarkArguments, description=__doc__).parse_dataclasses(None)[0])

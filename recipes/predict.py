@@ -1,40 +1,31 @@
-"""Prints the best classes of pictures under a trained adapter.
+"""Prints the best classes of images under a trained adapter.
 
-python recipes/predict.py --adapter outputs/mine --task art picture.jpg other.png
-python recipes/predict.py --adapter user/name --revision v2 --task art picture.jpg
+python recipes/predict.py --adapter outputs/mine --task art photo.jpg other.png
+python recipes/predict.py --adapter user/name --revision v2 --task art photo.jpg
 """
 
 from __future__ import annotations
 
 import argparse
-import warnings
 from pathlib import Path
 
-from adapter import adapter_config, load_adapter, task_of
-from rich.console import Console
+from adapter import add_adapter_arguments, load_for_task
+from arguments import RecipeParser
+from cli_errors import cli_errors, console
 from rich.markup import escape
 from rich.table import Table
-from told_errors import one_voice
-from transformers import CLIPImageProcessorPil
-
-console = Console()
-# PEFT asks transformers for a property by its old name; nothing that a user of these recipes could change.
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 
 def main(command_line: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", nargs="+", type=Path, metavar="image", help="pictures, in any format Pillow reads")
-    parser.add_argument("--adapter", required=True, help="folder or Hub id of a trained adapter")
-    parser.add_argument("--revision", help="branch, tag or commit of the adapter on the Hub; default: main")
-    parser.add_argument("--task", help="the adapter's task; may be left out where there is one only")
-    parser.add_argument("--model_name_or_path", help="base model; default: the one the adapter was trained on")
-    parser.add_argument("--top", type=int, default=3, help="classes to print (default: 3)")
+    parser = RecipeParser(description=__doc__)
+    parser.add_argument("images", nargs="+", type=Path, metavar="image", help="image file, in any format Pillow reads")
+    add_adapter_arguments(parser)
+    parser.add_argument("--top", type=int, default=3, help="classes to print")
     arguments = parser.parse_args(command_line)
-    with one_voice(console):
+    with cli_errors():
         predictions = predict(arguments)
     shown = min(arguments.top, len(predictions[0]))  # a task may have fewer classes
-    table = Table("picture", *(f"{place}." for place in range(1, shown + 1)))
+    table = Table("image", *(f"{place}." for place in range(1, shown + 1)))
     for path, prediction in zip(arguments.images, predictions, strict=True):
         best = list(prediction.items())[:shown]
         table.add_row(*map(escape, (str(path), *(f"{name} {probability:.1%}" for name, probability in best))))
@@ -47,10 +38,7 @@ def predict(arguments: argparse.Namespace) -> list[dict[str, float]]:
     for path in arguments.images:
         if not path.is_file():
             raise ValueError(f"image {path} does not exist.")
-    config = adapter_config(arguments.adapter, arguments.revision)
-    task = task_of(config, arguments.task)
-    model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
-    processor = CLIPImageProcessorPil.from_pretrained(source)
+    model, task, processor = load_for_task(arguments)
     statistics = {"image_mean": processor.image_mean, "image_std": processor.image_std}
     return model.predict(arguments.images, task=task, **statistics)  # reads them one batch after the other
 

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from adapter import adapter_config
-from arguments import DataArguments
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from peft.utils import CONFIG_NAME
 from rich.console import Console
-from train import load_data
+from task_data import DataArguments, load_data
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from jscpt_peft.data import TaskSet, read_manifest

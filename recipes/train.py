@@ -1,58 +1,48 @@
 """Trains JSCPT on several tasks and compares it with zero-shot CLIP.
 
     accelerate launch recipes/train.py --task_set shapes --output_dir outputs/shapes
-    accelerate launch recipes/train.py --task_set folder --data_root pictures --output_dir outputs/mine
+    accelerate launch recipes/train.py --task_set folder --data_root images --output_dir outputs/mine
     accelerate launch recipes/train.py --task_set office_home --output_dir outputs/office_home
     accelerate launch recipes/train.py --task_set food101,oxford_pets --data_root DATA --output_dir outputs/two
     accelerate launch recipes/train.py my.yaml --seed 2
     accelerate launch --config_file recipes/configs/accelerate/gpus.yaml recipes/train.py my.yaml
 
 Writes to the output directory: the adapter, manifest.json (which image is in which split), results.json and
-results.md (accuracy by task, before and after), scheduler_history.jsonl and six pictures of it. With
+results.md (accuracy per task, before and after), scheduler_history.jsonl and figures of it. With
 `--push_to_hub --hub_model_id user/name` all of it is published last. With
 `--report_to tensorboard` (`pip install tensorboard`) also the curves of all logs: tensorboard --logdir outputs/shapes
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
-import warnings
 from copy import copy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-from arguments import DataArguments, ModelArguments, parse
+from arguments import TINY_CLIP, ModelArguments, model_config, parse
+from cli_errors import cli_errors, console
 from peft import get_peft_model
-from rich.console import Console
-from told_errors import one_voice
+from task_data import DataArguments, load_data, make_datasets
 from transformers import CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from zero_shot import zero_shot_model
 
-from jscpt_peft import JSCPTConfig
-from jscpt_peft.assets import TINY_CLIP
-from jscpt_peft.data import ImageTaskDataset, TaskSet, image_transform, load_task_set, read_manifest, write_manifest
+from jscpt_peft.data import ImageTaskDataset, TaskSet, write_manifest
 from jscpt_peft.data.manifest import MANIFEST_FILE
 from jscpt_peft.evaluation import draw_figures, print_results, results_table, write_results
 from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.callbacks import StopOnInterrupt, TaskProgress
 from jscpt_peft.training.checkpoint import remove_checkpoints
-from jscpt_peft.training.distributed import by_first_process, gather_objects, leave
+from jscpt_peft.training.distributed import by_first_process, leave
 from jscpt_peft.training.step_log import HISTORY_FILE
-
-console = Console()
-# PEFT asks transformers for a property by its old name; nothing that a user of these recipes could change.
-warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 
 def main(command_line: list[str] | None = None) -> None:
-    data, model_arguments, training = parse(
-        (DataArguments, ModelArguments, JSCPTTrainingArguments), __doc__, command_line
-    )
-    with one_voice(console):
+    kinds = (DataArguments, ModelArguments, JSCPTTrainingArguments)
+    data, model_arguments, training = parse(kinds, __doc__, command_line)
+    with cli_errors():
         run(data, model_arguments, training)
 
 
@@ -69,7 +59,7 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
 
     zero_shot = evaluate_zero_shot(clip, source, task_set, datasets["test"], training)
-    model = get_peft_model(clip, adapter_config(model_arguments, task_set, source, training.seed))
+    model = get_peft_model(clip, model_config(model_arguments, task_set, source, training.seed))
     trainer = JSCPTTrainer(
         model,
         training,
@@ -78,26 +68,12 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
         eval_dataset=datasets["validation"],
         processing_class=processor,
     )
-    interrupt = StopOnInterrupt(trainer)
-    trainer.add_callback(interrupt)
-    for plain in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(plain)
-    trainer.add_callback(TaskProgress(list(task_set.class_names)))
     if trainer.is_world_process_zero():
         if not resume:
             remove_checkpoints(Path(training.output_dir))  # of a run that is overwritten
         model.print_trainable_parameters()
         write_manifest(task_set.manifest, manifest)
-    trainer.train(resume_from_checkpoint=resume)
-    if interrupt.interrupted:
-        if trainer.unsaved_error is not None:
-            raise OSError(f"interrupted, and step {trainer.state.global_step} is not saved: {trainer.unsaved_error}")
-        console.print(
-            f"Interrupted; step {trainer.state.global_step} is saved in {training.output_dir}. Go on with the same "
-            "command and --resume_from_checkpoint last"
-        )
-        leave()
-        sys.exit(130)
+    train(trainer, task_set, resume)
     trainer.save_model(_internal_call=True)  # with --push_to_hub it would publish: that comes last, with the results
     trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
     if trainer.is_world_process_zero():
@@ -125,46 +101,6 @@ def prepare_output(training: JSCPTTrainingArguments) -> str | bool | None:
     return resume
 
 
-def load_data(data: DataArguments, seed: int) -> TaskSet:
-    options = {
-        "spurious_strength": data.spurious_strength,
-        "revision": data.data_revision,
-        "manifest": read_manifest(data.manifest) if data.manifest else None,
-        "skip_bad_images": data.skip_bad_images or None,
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    task_set = load_task_set(data.task_set, data.data_root, data.train_fraction, data.shots, seed, **given)
-    sources = None if data.data_root else task_set.manifest["options"].get("sources")
-    content = json.dumps([task_set.manifest["tasks"], sources]).encode()
-    if len(set(gather_objects(hashlib.sha256(content).hexdigest()))) > 1:
-        # Files that are others elsewhere, or a place on the Hub that some of the processes could not reach.
-        raise ValueError(
-            f"`task_set` {data.task_set!r} has other images in some processes than in others: start again, give "
-            "all of them the same files, or a `manifest` that says which images to take."
-        )
-    return task_set
-
-
-def make_datasets(
-    task_set: TaskSet, processor: CLIPImageProcessorPil, smallest_crop: float, seed: int
-) -> dict[str, ImageTaskDataset]:
-    """The splits with CLIP's transforms: random crops and flips in training, resize and centre crop elsewhere."""
-    size = processor.crop_size["height"]
-    transforms = {
-        train: image_transform(size, processor.image_mean, processor.image_std, train, smallest_crop)
-        for train in (True, False)
-    }
-    return {
-        split: ImageTaskDataset(task_set.split(split), transforms[split == "train"], seed)
-        for split in ("train", "validation", "dev", "test")
-    }
-
-
-def adapter_config(arguments: ModelArguments, task_set: TaskSet, source: str, seed: int) -> JSCPTConfig:
-    options = {name: value for name, value in asdict(arguments).items() if name != "model_name_or_path"}
-    return JSCPTConfig(tasks=task_set.class_names, tokenizer_name_or_path=source, init_seed=seed, **options)
-
-
 def evaluate_zero_shot(
     clip: CLIPModel, source: str, task_set: TaskSet, test: ImageTaskDataset, training: JSCPTTrainingArguments
 ) -> dict[str, float]:
@@ -176,10 +112,30 @@ def evaluate_zero_shot(
     return metrics
 
 
+def train(trainer: JSCPTTrainer, task_set: TaskSet, resume: str | bool | None) -> None:
+    """Trains with a line per task on the terminal; Ctrl-C saves a checkpoint and ends the program."""
+    interrupt = StopOnInterrupt(trainer)
+    for plain in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(plain)
+    trainer.add_callback(interrupt)
+    trainer.add_callback(TaskProgress(list(task_set.class_names)))
+    trainer.train(resume_from_checkpoint=resume)
+    if not interrupt.interrupted:
+        return
+    step, output = trainer.state.global_step, trainer.args.output_dir
+    if trainer.unsaved_error is not None:
+        raise OSError(f"interrupted, and step {step} is not saved: {trainer.unsaved_error}")
+    console.print(
+        f"Interrupted; step {step} is saved in {output}. Go on with the same command and --resume_from_checkpoint last"
+    )
+    leave()
+    sys.exit(130)
+
+
 def report(
     zero_shot: dict[str, float], trained: dict[str, float], task_set: TaskSet, training: JSCPTTrainingArguments
 ) -> None:
-    """The results table on the terminal, as JSON and Markdown, and the pictures."""
+    """The results table on the terminal, as JSON and Markdown, and the figures."""
     table = results_table(zero_shot, trained, list(task_set.class_names), prefix="test_")
     title = f"{task_set.name}: test accuracy in %"
     print_results(table, title, console)

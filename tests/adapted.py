@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from paths import TINY_CLIP
 from peft import PeftModel, get_peft_model
 from PIL import Image
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.assets import TINY_CLIP
 
 # Tasks with different numbers of classes, whose names have different lengths.
 TASKS = {
@@ -29,7 +29,7 @@ def adapted_clip(dtype: torch.dtype = torch.float32, tasks: dict[str, list[str]]
     model = get_peft_model(clip, JSCPTConfig(tasks=tasks, class_template=TEMPLATE, prompt_init_std=0.05))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.selection.parameters():
+        for parameter in model.task_adapter.head.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(parameter))
     return model

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests must never look for a network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors here are tiny: threads would only wait for each other
 
 import pytest
 import torch
+from paths import RECIPES
 
-torch.set_num_threads(1)  # tensors here are tiny: threads would only wait for each other
+sys.path.append(str(RECIPES))  # last: recipes/evaluate.py bears the name of a library
 
 
 @pytest.fixture(autouse=True)

@@ -12,13 +12,13 @@ from pathlib import Path
 # A floor may import the floors named beside it, and nothing else of the package. The package's own `__init__` is the
 # roof: it may import all of them, and none of them may import it.
 FLOORS = {
-    "assets": (),
     "choices": (),
     "data": ("choices",),
     "model": ("choices", "data"),
     "scheduling": ("choices",),
     "evaluation": ("choices", "data", "model", "scheduling"),
-    "training": ("choices", "data", "model", "scheduling", "evaluation"),
+    "serving": ("choices", "data", "model"),
+    "training": ("choices", "data", "model", "scheduling", "evaluation", "serving"),
 }
 
 # What PEFT has no public way to do, and `register_peft_method`, which belongs beside it.
@@ -92,10 +92,10 @@ def forbidden_imports(package: Path) -> list[str]:
 
 
 def imports_from_outside(package: Path, tests: Path) -> list[str]:
-    """Imports of recipes, of tests or of modules beside them, none of which is installed with the package."""
-    folders = (tests, tests.parent / "recipes")
+    """Imports of recipes, tools, tests or of modules beside them, none of which is installed with the package."""
+    folders = (tests, *(tests.parent / name for name in ("recipes", "tools")))
     outside = {name for folder in folders for name in (folder.name, *(file.stem for file in folder.glob("*.py")))}
-    outside.discard("evaluate")  # recipes/evaluate.py hands over to the library of that name, which a test shows
+    outside.discard("evaluate")  # evaluation/metric.py means the library of that name
     return [
         f"{place(package, file, line)}: imports `{name}`"
         for file in modules(package)

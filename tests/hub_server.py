@@ -15,11 +15,14 @@ import json
 import os
 import re
 import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import fork_server
 
 Files = dict[str, bytes]
 TOKEN = "hf_owner"  # may read and write everything
@@ -119,6 +122,8 @@ class Hub:
     ) -> subprocess.CompletedProcess[str]:
         """Runs `command` with the stand-in as its Hub; `environment` holds further variables."""
         variables = {**self.environment(home, token), **environment}
+        if command[0] == sys.executable:
+            return fork_server.run(command, env=variables, timeout=timeout)
         return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout, check=False)
 
 

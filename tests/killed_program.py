@@ -12,7 +12,7 @@ from pathlib import Path
 import small_run
 import torch
 
-from jscpt_peft.training.checkpoint import SEAL
+from jscpt_peft.training.checkpoint import DIGESTS
 
 
 def kill_in(owner, name: str, is_meant, when: str) -> None:
@@ -42,7 +42,7 @@ KILLS = {
     "optimizer": (torch, "save", torch_saves("optimizer.pt"), "within"),
     "Ω": (torch, "save", torch_saves("task_scheduler.pt"), "within"),
     "random numbers": (torch, "save", torch_saves("rng_state.pth"), "after"),
-    "seal": (Path, "write_text", lambda path, *_: path.endswith(f"checkpoint-4/{SEAL}"), "within"),
+    "digests": (Path, "write_text", lambda path, *_: path.endswith(f"checkpoint-4/{DIGESTS}"), "within"),
     "before the name": (Path, "rename", lambda _, target: target.endswith("checkpoint-4"), "before"),
     "after the name": (Path, "rename", lambda _, target: target.endswith("checkpoint-4"), "after"),
     "deletion": (shutil, "rmtree", lambda path, *_: path.endswith("checkpoint-2"), "before"),

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import psutil
 import torch
+from paths import TINY_CLIP
 from peft import get_peft_model
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.data import ImageTaskDataset, image_transform, load_task_set
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 

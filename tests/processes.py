@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
 import torch
 
 PROGRAM = Path(__file__).with_name("training_program.py")
-TIMEOUT = 240  # seconds; a run takes ten, most of them for imports
+TIMEOUT = 240  # seconds; a run takes a few
 
 
-def start(count: int, folder: Path, **options) -> list[subprocess.Popen]:
+def start(count: int, folder: Path, **options) -> list[fork_server.Process]:
     """Starts `count` processes; `options` are those of `training_program.main`. Output goes to `folder/<rank>.log`."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
@@ -27,9 +27,8 @@ def start(count: int, folder: Path, **options) -> list[subprocess.Popen]:
         environment = {**os.environ, **{name: str(value) for name, value in ranks.items()}}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         environment["ACCELERATE_USE_CPU"] = "true"
-        with open(folder / f"{rank}.log", "w", encoding="utf-8") as log:
-            command = [sys.executable, str(PROGRAM), json.dumps({"folder": str(folder), **options})]
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+        command = [sys.executable, str(PROGRAM), json.dumps({"folder": str(folder), **options})]
+        processes.append(fork_server.start(command, folder / f"{rank}.log", env=environment))
     return processes
 
 

@@ -39,7 +39,7 @@ def prompted_clip(
     model = get_peft_model(clip, config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.selection.parameters():
+        for parameter in model.task_adapter.head.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(dtype))
     return model
@@ -60,7 +60,7 @@ def oracle_losses(model: PeftModel, pixels: Tensor, task_ids: Tensor, labels: Te
     config = model.active_jscpt_config
     clip = model.get_base_model()
     plain = PlainClip(clip)
-    views = model.task_views()
+    views = model.task_parameters()
     losses = []
     for task, ids in enumerate(config.class_token_ids.values()):
         chosen = task_ids == task

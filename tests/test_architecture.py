@@ -64,7 +64,6 @@ def house(tmp_path: Path) -> Path:
     package = tmp_path / "jscpt_peft"
     good = {
         "__init__.py": "from .model import x",
-        "assets/__init__.py": "import pathlib",
         "choices.py": "import difflib",
         "data/__init__.py": "from .task import Task\nimport torch\nfrom jscpt_peft.choices import nearest",
         "data/task.py": "from ..choices import nearest\nimport torch.nnpack\nnn = 1",

@@ -6,19 +6,18 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zlib
 from importlib.metadata import packages_distributions
-from pathlib import Path
 
 import pytest
 from house_rules import imported_names, modules
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from paths import ROOT
 
 import jscpt_peft
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "jscpt_peft"
-TINY_CLIP = PACKAGE / "assets" / "tiny-clip"
 MEGABYTE = 1_000_000
 
 
@@ -49,10 +48,13 @@ def test_licence_and_readme_are_there(pyproject):
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_wheel_holds_the_package_with_everything_in_it(pyproject):
-    # Hatchling takes all that is below `packages` and not ignored by git; an `exclude` could leave the assets out.
+def test_wheel_holds_the_package_with_everything_in_it_and_is_small(pyproject):
+    # Hatchling takes all that is below `packages` and not ignored by git; an `exclude` could leave something out.
     assert pyproject["tool"]["hatch"]["build"]["targets"]["wheel"] == {"packages": ["jscpt_peft"]}
     assert "exclude" not in pyproject["tool"]["hatch"]["build"]
+    files = [file for file in PACKAGE.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    assert sum(len(zlib.compress(file.read_bytes())) for file in files) < MEGABYTE
+    assert PACKAGE / "py.typed" in files
 
 
 @pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="not a git checkout")
@@ -73,12 +75,6 @@ def test_source_archive_names_only_what_exists(pyproject):
     included = pyproject["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     assert [name for name in included if not (ROOT / name).exists()] == []
     assert {"jscpt_peft", "recipes", "tests"} <= set(included)
-
-
-def test_tiny_clip_is_complete_and_small():
-    names = {file.name for file in TINY_CLIP.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
-    assert sum(file.stat().st_size for file in TINY_CLIP.iterdir()) <= 12 * MEGABYTE
 
 
 # ---- dependencies ---------------------------------------------------------------------------------------------------

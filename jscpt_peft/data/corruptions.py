@@ -1,15 +1,10 @@
-"""Common corruptions of pictures at three severities, to measure how well a classifier bears them.
+"""Common corruptions of images at three severities, to measure how well a classifier bears them.
 
-After Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations" (ICLR
-2019, arXiv:1903.12261): those of their corruptions that Pillow and numpy can do, with the strengths of their
-severities 1, 3 and 5 at 224 pixels. Three are our own imitations: `motion_blur` is a straight line of even weight
-(theirs fades out), `fog` a sum of smooth random octaves (theirs is a plasma fractal) with the strengths of their Tiny
-ImageNet-C, and `pixelate` has plain squares. Accuracies under them cannot be compared with published ones.
-
-A picture is corrupted at the size at which the model sees it: of a large one the model's own downscaling would average
-the corruption away. A smaller one keeps its size. Lengths (blur) scale with that size. What is drawn for each pixel
-(noise, JPEG's quantisation) scales with its square root, as less is averaged out over the same part of a smaller
-picture: at 64 pixels that comes close to what the authors chose for their Tiny ImageNet-C.
+After Hendrycks and Dietterich (ICLR 2019, arXiv:1903.12261): those of their corruptions that are a line of Pillow or
+numpy, with the strengths of their severities 1, 3 and 5 at 224 pixels; `brightness` is added to every channel. An image
+is corrupted at the size at which the model sees it: downscaling a large one afterwards would average the corruption
+away. Blur scales with that size; what is drawn per pixel (noise, JPEG's quantisation) with its square root, as less is
+averaged out in a smaller image. So accuracies are comparable among models of one size, not with published ones.
 """
 
 from __future__ import annotations
@@ -20,7 +15,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from jscpt_peft.choices import check_choice
 from jscpt_peft.data.transforms import to_rgb
@@ -28,9 +23,6 @@ from jscpt_peft.data.transforms import to_rgb
 SEVERITIES = (1, 2, 3)
 REFERENCE_SIDE = 224
 """Shorter side in pixels that the strengths below belong to."""
-
-Corruption = Callable[[np.ndarray, float, float, np.random.Generator], np.ndarray]
-"""(pixels [H, W, 3] in [0, 1], strength, shorter side / 224, generator) -> pixels, which may leave [0, 1]."""
 
 
 def corrupt(
@@ -43,8 +35,8 @@ def corrupt(
         corruption: one of `CORRUPTIONS`.
         severity: 1, 2 or 3.
         seed: of all that is drawn.
-        key: what tells the picture from others, so that each gets a noise of its own.
-        size: shorter side in pixels at which the model sees pictures; a larger picture is first scaled down to it.
+        key: what tells the image from others, so that each gets a noise of its own.
+        size: shorter side in pixels at which the model sees images; a larger image is first scaled down to it.
 
     Returns:
         An RGB image whose shorter side is at most `size`.
@@ -58,19 +50,23 @@ def corrupt(
     if size < 1:
         raise ValueError(f"`size` is {size}: give the shorter side in pixels, at least 1.")
     image = to_rgb(image)
-    shorter = min(image.size)
-    if shorter > size:
+    if (shorter := min(image.size)) > size:
         width, height = (max(1, int(size * side / shorter)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     function, strengths = _CORRUPTIONS[corruption]
     digest = hashlib.sha256(f"{seed}/{key}/{corruption}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest, "big"))
-    pixels = np.asarray(image, dtype=np.float64) / 255
-    corrupted = function(pixels, strengths[severity - 1], min(image.size) / REFERENCE_SIDE, rng)
-    return Image.fromarray(np.rint(255 * corrupted.clip(0, 1)).astype(np.uint8))
+    return function(image, strengths[severity - 1], min(image.size) / REFERENCE_SIDE, rng)
 
 
-# ---- noise: strengths per pixel -------------------------------------------------------------------------------------
+def _pixelwise(function: Callable[..., np.ndarray]) -> Callable[..., Image.Image]:
+    """A corruption from a function of pixels [H, W, 3] in [0, 1] to pixels, which may leave [0, 1]."""
+
+    def corruption(image: Image.Image, strength: float, scale: float, rng: np.random.Generator) -> Image.Image:
+        pixels = function(np.asarray(image) / 255, strength, scale, rng)
+        return Image.fromarray(np.rint(255 * pixels.clip(0, 1)).astype(np.uint8))
+
+    return corruption
 
 
 def _gaussian_noise(pixels: np.ndarray, deviation: float, scale: float, rng: np.random.Generator) -> np.ndarray:
@@ -78,105 +74,45 @@ def _gaussian_noise(pixels: np.ndarray, deviation: float, scale: float, rng: np.
 
 
 def _shot_noise(pixels: np.ndarray, photons: float, scale: float, rng: np.random.Generator) -> np.ndarray:
-    """As when white is only so many photons: the fewer, the more their number varies (as its own square root)."""
-    photons = photons / scale
-    return rng.poisson(photons * pixels) / photons
+    return rng.poisson(pixels * photons / scale) * scale / photons
 
 
-def _impulse_noise(pixels: np.ndarray, amount: float, scale: float, rng: np.random.Generator) -> np.ndarray:
-    """Salt and pepper: a part `amount` of all values becomes 0 or 1."""
-    hit, salt = rng.random(pixels.shape) < min(1.0, amount * math.sqrt(scale)), rng.random(pixels.shape) < 0.5
-    return np.where(hit, salt, pixels)
+def _impulse_noise(pixels: np.ndarray, part: float, scale: float, rng: np.random.Generator) -> np.ndarray:
+    return np.where(rng.random(pixels.shape) < part * math.sqrt(scale), rng.random(pixels.shape) < 0.5, pixels)
 
 
-# ---- blur: strengths are lengths in pixels at the reference size ----------------------------------------------------
+def _brightness(pixels: np.ndarray, amount: float, *_) -> np.ndarray:
+    return pixels + amount
 
 
-def _defocus_blur(pixels: np.ndarray, radius: float, scale: float, _rng: np.random.Generator) -> np.ndarray:
-    """Every point becomes a disk."""
-    radius *= scale
-    reach = math.ceil(radius)
-    offsets = np.arange(-reach, reach + 1)
-    disk = (radius + 0.5 - np.hypot(offsets[:, None], offsets)).clip(0, 1)  # about how much of a pixel it covers
-    return _convolve(pixels, disk)
-
-
-def _motion_blur(pixels: np.ndarray, length: float, scale: float, rng: np.random.Generator) -> np.ndarray:
-    """Every point becomes a line at a random angle within 45 degrees of the horizontal."""
-    length, angle = length * scale, rng.uniform(-math.pi / 4, math.pi / 4)
-    reach = math.ceil(length / 2) + 1
-    line = np.zeros((2 * reach + 1, 2 * reach + 1))
-    for step in np.linspace(-length / 2, length / 2, 8 * reach + 1):
-        # A point between pixels is shared among the four around it.
-        row, column = reach + step * math.sin(angle), reach + step * math.cos(angle)
-        top, left = int(row), int(column)
-        down, right = row - top, column - left
-        line[top : top + 2, left : left + 2] += np.outer((1 - down, down), (1 - right, right))
-    return _convolve(pixels, line)
-
-
-def _convolve(pixels: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Pixels [H, W, 3] under a kernel [2r + 1, 2r + 1] of any sum, mirrored at the borders."""
-    reach = len(kernel) // 2
-    padded = np.pad(pixels, ((reach, reach), (reach, reach), (0, 0)), mode="symmetric")
-    shape = padded.shape[:2]
-    spectrum = np.fft.rfft2(padded, axes=(0, 1)) * np.fft.rfft2(kernel / kernel.sum(), shape)[..., None]
-    return np.fft.irfft2(spectrum, shape, axes=(0, 1))[2 * reach :, 2 * reach :]
-
-
-# ---- weather, light and storage -------------------------------------------------------------------------------------
-
-
-def _fog(pixels: np.ndarray, amount: float, _scale: float, rng: np.random.Generator) -> np.ndarray:
-    """Bright clouds of all sizes lie over the picture, whose brightest value stays what it was."""
-    height, width, _ = pixels.shape
-    clouds = np.zeros((height, width))
-    for octave in range(1, 6):
-        coarse = Image.fromarray(rng.random((2**octave, 2**octave), dtype=np.float32))
-        clouds += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) / 2**octave
-    clouds = (clouds - clouds.min()) / max(clouds.max() - clouds.min(), 1e-6)
-    brightest = pixels.max()
-    return (pixels + amount * clouds[..., None]) * brightest / (brightest + amount)
-
-
-def _brightness(pixels: np.ndarray, amount: float, _scale: float, _rng: np.random.Generator) -> np.ndarray:
-    """Adds to the value of hue, saturation and value; black, which has no hue, becomes grey."""
-    value = pixels.max(axis=2, keepdims=True)
-    brighter = (value + amount).clip(max=1)
-    return np.where(value > 0, pixels * brighter / np.maximum(value, 1e-6), brighter)
-
-
-def _contrast(pixels: np.ndarray, factor: float, _scale: float, _rng: np.random.Generator) -> np.ndarray:
+def _contrast(pixels: np.ndarray, factor: float, *_) -> np.ndarray:
     mean = pixels.mean(axis=(0, 1))
     return mean + factor * (pixels - mean)
 
 
-def _pixelate(pixels: np.ndarray, factor: float, _scale: float, _rng: np.random.Generator) -> np.ndarray:
-    """Squares of one colour, 1 / `factor` pixels wide at every size."""
-    image = _to_image(pixels)
+def _gaussian_blur(image: Image.Image, radius: float, scale: float, *_) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(radius * scale))
+
+
+def _pixelate(image: Image.Image, factor: float, *_) -> Image.Image:
     coarse = image.resize([max(1, round(factor * side)) for side in image.size], Image.Resampling.BOX)
-    return np.asarray(coarse.resize(image.size, Image.Resampling.NEAREST)) / 255
+    return coarse.resize(image.size, Image.Resampling.NEAREST)
 
 
-def _jpeg(pixels: np.ndarray, quality: float, scale: float, _rng: np.random.Generator) -> np.ndarray:
+def _jpeg(image: Image.Image, quality: float, scale: float, *_) -> Image.Image:
     stored = io.BytesIO()
-    _to_image(pixels).save(stored, format="JPEG", quality=min(95, round(quality / math.sqrt(scale))))
-    return np.asarray(Image.open(stored)) / 255
+    image.save(stored, format="JPEG", quality=min(95, round(quality / math.sqrt(scale))))
+    return Image.open(stored).convert("RGB")
 
 
-def _to_image(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.rint(255 * pixels).astype(np.uint8))
-
-
-_CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, float, float]]] = {
-    "gaussian_noise": (_gaussian_noise, (0.08, 0.18, 0.38)),  # standard deviation
-    "shot_noise": (_shot_noise, (60, 12, 3)),  # photons of white
-    "impulse_noise": (_impulse_noise, (0.03, 0.09, 0.27)),  # part of the values
-    "defocus_blur": (_defocus_blur, (3, 6, 10)),  # radius
-    "motion_blur": (_motion_blur, (10, 20, 35)),  # length
-    "fog": (_fog, (0.4, 1.0, 2.0)),  # clouds, relative to white
-    "brightness": (_brightness, (0.1, 0.3, 0.5)),  # added to the value
-    "contrast": (_contrast, (0.4, 0.2, 0.05)),  # what is left of it
+# function (image, strength, shorter side / 224, generator) -> image, and its strength at each severity
+_CORRUPTIONS: dict[str, tuple[Callable[..., Image.Image], tuple[float, float, float]]] = {
+    "gaussian_noise": (_pixelwise(_gaussian_noise), (0.08, 0.18, 0.38)),  # standard deviation
+    "shot_noise": (_pixelwise(_shot_noise), (60, 12, 3)),  # photons of white
+    "impulse_noise": (_pixelwise(_impulse_noise), (0.03, 0.09, 0.27)),  # part of the values that become 0 or 1
+    "gaussian_blur": (_gaussian_blur, (1, 3, 6)),  # standard deviation in pixels
+    "brightness": (_pixelwise(_brightness), (0.1, 0.3, 0.5)),  # added
+    "contrast": (_pixelwise(_contrast), (0.4, 0.2, 0.05)),  # what is left of it
     "pixelate": (_pixelate, (0.6, 0.4, 0.25)),  # pixels left on each side
     "jpeg": (_jpeg, (25, 15, 7)),  # Pillow's quality
 }

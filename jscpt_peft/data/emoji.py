@@ -18,7 +18,7 @@ COUNTS = {"train": 309, "validation": 125, "test": 249}  # images of each task: 
 
 
 def default_root() -> Path:
-    """Where `recipes/prepare_emoji.py` puts the task set: below Hugging Face's cache folder."""
+    """Where `tools/prepare_emoji.py` puts the task set: below Hugging Face's cache folder."""
     return Path(constants.HF_HOME, "jscpt_peft", "emoji")
 
 
@@ -36,7 +36,7 @@ def emoji_task_set(
     different emoji, the same ones in every task. D_dev is half of validation.
 
     Args:
-        data_root: the folder that `recipes/prepare_emoji.py` made; default: where it puts it.
+        data_root: the folder that `tools/prepare_emoji.py` made; default: where it puts it.
         train_fraction, shots, seed, manifest, skip_bad_images: as for `folder_task_set`.
 
     Raises:
@@ -64,7 +64,7 @@ def check_emoji(root: Path) -> None:
         FileNotFoundError: there is no task set.
         ValueError: it is another one; the message tells the first difference.
     """
-    build = f"python recipes/prepare_emoji.py{'' if root == default_root() else f' --output {root}'}"
+    build = f"python tools/prepare_emoji.py{'' if root == default_root() else f' --output {root}'}"
     if not (root / "tasks").is_dir():
         raise FileNotFoundError(f"the emoji task set is not in {root}: build it with `{build}`, which needs npm.")
     found = find_images(root / "tasks")

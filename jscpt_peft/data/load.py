@@ -30,7 +30,7 @@ def load_task_set(
 
     Args:
         name: `shapes` (drawn on the fly, needs no data), `folder` (your own images below `data_root`), `emoji` (made
-            by `recipes/prepare_emoji.py`), `office_home`, `mini_domainnet`, `few_shot_10`, one of the ten data sets
+            by `tools/prepare_emoji.py`), `office_home`, `mini_domainnet`, `few_shot_10`, one of the ten data sets
             of the latter, or several benchmarks with commas between, as in `"food101,oxford_pets"`.
         data_root: the folder that holds the data; None where they are drawn, downloaded or in their usual place.
         train_fraction: the part of each class's training images to use, in (0, 1].

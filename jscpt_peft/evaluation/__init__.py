@@ -1,6 +1,8 @@
 """What a run has achieved: accuracies, tables, the scheduler's history, and figures of them."""
 
-from .accuracy import MultiTaskAccuracy, multi_task_accuracy
+from typing import TYPE_CHECKING, Any
+
+from .accuracy import multi_task_accuracy
 from .calibration import Reliability, reliability
 from .confusion import confusion_matrix, macro_f1
 from .evaluation import Evaluation, Predictions, Robustness, evaluate_predictions
@@ -9,6 +11,9 @@ from .evaluation_tables import evaluation_json, evaluation_markdown, print_evalu
 from .history import SchedulerHistory, history_arrays, read_history
 from .history_figures import draw_figures
 from .results import print_results, results_json, results_markdown, results_table, write_results
+
+if TYPE_CHECKING:
+    from .metric import MultiTaskAccuracy
 
 __all__ = [
     "Evaluation",
@@ -36,3 +41,12 @@ __all__ = [
     "write_evaluation",
     "write_results",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`MultiTaskAccuracy`, imported when it is asked for: see `metric.py`."""
+    if name == "MultiTaskAccuracy":
+        from .metric import MultiTaskAccuracy
+
+        return MultiTaskAccuracy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

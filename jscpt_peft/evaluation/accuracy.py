@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 
 
@@ -38,10 +35,10 @@ def multi_task_accuracy(
         >>> multi_task_accuracy([0, 1, 1], [0, 1, 0], task_ids=[0, 0, 1], task_names=["art", "sketch"])
         {'accuracy/art': 1.0, 'accuracy/sketch': 0.0, 'mean_accuracy': 0.5, 'worst_task_accuracy': 0.0}
     """
-    names = _distinct_names(task_names)
-    predictions = _integers("predictions", predictions)
-    references = _integers("references", references, length=len(predictions))
-    task_ids = _integers("task_ids", task_ids, length=len(predictions))
+    names = distinct_names(task_names)
+    predictions = integers("predictions", predictions)
+    references = integers("references", references, length=len(predictions))
+    task_ids = integers("task_ids", task_ids, length=len(predictions))
     if len(predictions) == 0:
         raise ValueError("`predictions` is empty: there is nothing to score; pass at least one sample.")
     out_of_range = task_ids[(task_ids < 0) | (task_ids >= len(names))]
@@ -57,86 +54,22 @@ def multi_task_accuracy(
     metrics["mean_accuracy"] = float(np.nanmean(by_task))
     metrics["worst_task_accuracy"] = float(np.nanmin(by_task))
     if groups is not None:
-        pairs = np.stack([task_ids, _integers("groups", groups, length=len(predictions))], axis=1)
+        pairs = np.stack([task_ids, integers("groups", groups, length=len(predictions))], axis=1)
         distinct, pair_ids = np.unique(pairs, axis=0, return_inverse=True)
         metrics["worst_group_accuracy"] = float(_accuracy_by(pair_ids.reshape(-1), correct, len(distinct)).min())
     return metrics
 
 
-class MultiTaskAccuracy(evaluate.Metric):
-    """[`multi_task_accuracy`] as an `evaluate.Metric` that needs no download: add batches, then compute.
-
-    Args:
-        task_names: [N] distinct names; `task_ids` are positions in this list.
-        keep_in_memory: nothing is written to disk and instances never wait for each other's lock. Pass False for
-            evaluate's own way of collecting from several processes (with `num_process`, `process_id`, `cache_dir`).
-        **metric_arguments: the other arguments of `evaluate.Metric`.
-
-    Example:
-        >>> accuracy = MultiTaskAccuracy(["art", "sketch"])
-        >>> accuracy.add_batch(predictions=[0, 1], references=[0, 1], task_ids=[0, 0])
-        >>> accuracy.add_batch(predictions=[1], references=[0], task_ids=[1])
-        >>> accuracy.compute()["mean_accuracy"]
-        0.5
-    """
-
-    def __init__(self, task_names: Sequence[str], keep_in_memory: bool = True, **metric_arguments: Any) -> None:
-        self.task_names = _distinct_names(task_names)
-        super().__init__(keep_in_memory=keep_in_memory, **metric_arguments)
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="Accuracy per task, its mean over tasks, the worst task and the worst (task, group) pair.",
-            citation="",
-            inputs_description="\npredictions, references, task_ids and optionally groups: one integer per sample.",
-            features=datasets.Features(
-                {name: datasets.Value("int64") for name in ("predictions", "references", "task_ids", "groups")}
-            ),
-        )
-
-    def _build_data_dir(self) -> str:
-        # evaluate would leave an empty folder in the user's cache (or fail where that is read-only) for files that
-        # are never written.
-        return "" if self.keep_in_memory else super()._build_data_dir()
-
-    def add_batch(self, *, predictions, references, task_ids, groups=None) -> None:
-        """Adds samples: integer columns [S] (lists, arrays or CPU tensors); `groups` in all batches or in none."""
-        predictions = _integers("predictions", predictions)
-        super().add_batch(
-            predictions=predictions,
-            references=_integers("references", references, length=len(predictions)),
-            task_ids=_integers("task_ids", task_ids, length=len(predictions)),
-            groups=[None] * len(predictions) if groups is None else _integers("groups", groups, len(predictions)),
-        )
-
-    def add(self, *, prediction, reference, task_ids, groups=None) -> None:
-        """Adds one sample: integers."""
-        group = None if groups is None else [groups]
-        self.add_batch(predictions=[prediction], references=[reference], task_ids=[task_ids], groups=group)
-
-    def compute(self, *, predictions=None, references=None, task_ids=None, groups=None) -> dict[str, float] | None:
-        """Scores what was added and the columns given here, as [`multi_task_accuracy`] does, and starts afresh."""
-        if self.writer is None and predictions is None:
-            raise ValueError("`predictions` is empty: there is nothing to score; call `add_batch` before `compute`.")
-        return super().compute(predictions=predictions, references=references, task_ids=task_ids, groups=groups)
-
-    def _compute(self, predictions, references, task_ids, groups) -> dict[str, float]:
-        known = [group is not None for group in groups]
-        if any(known) and not all(known):
-            raise ValueError(
-                f"`groups` was given for {sum(known)} of {len(known)} samples: give it in every batch or in none."
-            )
-        return multi_task_accuracy(predictions, references, task_ids, self.task_names, groups if any(known) else None)
-
-
-def _distinct_names(task_names: Sequence[str]) -> tuple[str, ...]:
+def distinct_names(task_names: Sequence[str]) -> tuple[str, ...]:
+    """The names, if there are any and none of them comes twice; else a ValueError."""
     names = tuple(task_names)
     if isinstance(task_names, str) or not names or len(set(names)) < len(names):
         raise ValueError(f"`task_names` is {task_names!r}: pass a list of at least one name, each only once.")
     return names
 
 
-def _integers(name: str, values: Sequence[int], length: int | None = None) -> np.ndarray:
+def integers(name: str, values: Sequence[int], length: int | None = None) -> np.ndarray:
+    """The column `name` as integers [S], if it holds integers and `length` of them; else a ValueError."""
     column = np.asarray(values)
     if column.ndim != 1:
         raise ValueError(

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from transformers import CLIPConfig
-
 from .config import JSCPTConfig
+from .start import Sizes
 
 
-def check_base_model(config: JSCPTConfig, clip_config: CLIPConfig) -> None:
+def check_base_model(config: JSCPTConfig, sizes: Sizes) -> None:
     """Records the sizes of the base model, or compares them with those the adapter was made for.
 
     Raises:
         ValueError: they differ, or the base model has fewer blocks than `prompt_depth`.
     """
     dimensions = {
-        "vision_width": clip_config.vision_config.hidden_size,
-        "vision_blocks": clip_config.vision_config.num_hidden_layers,
-        "text_width": clip_config.text_config.hidden_size,
-        "text_blocks": clip_config.text_config.num_hidden_layers,
-        "projection": clip_config.projection_dim,
-        "vocabulary": clip_config.text_config.vocab_size,
+        "vision_width": sizes.widths["vision"],
+        "vision_blocks": sizes.blocks["vision"],
+        "text_width": sizes.widths["text"],
+        "text_blocks": sizes.blocks["text"],
+        "projection": sizes.projection,
+        "vocabulary": sizes.vocabulary,
     }
     if config.base_dimensions is None:
         config.base_dimensions = dimensions
@@ -30,7 +29,7 @@ def check_base_model(config: JSCPTConfig, clip_config: CLIPConfig) -> None:
             f"The adapter was made for another base model: {detail}. Load it on "
             f"`{config.base_model_name_or_path}`, the base model it was trained on."
         )
-    blocks = min(dimensions[f"{tower}_blocks"] for tower in config.prompted_towers or ("vision", "text"))
+    blocks = min(sizes.blocks[tower] for tower in config.prompted_towers or ("vision", "text"))
     if config.prompt_depth is not None and config.prompt_depth > blocks:
         raise ValueError(
             f"`prompt_depth` is {config.prompt_depth}, but the base model's prompted towers have {blocks} blocks: use "

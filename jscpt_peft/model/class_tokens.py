@@ -2,44 +2,55 @@
 
 from __future__ import annotations
 
-from transformers import AutoTokenizer, CLIPConfig, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
+from .class_texts import texts_of_class
 from .config import JSCPTConfig
 
+if TYPE_CHECKING:
+    from transformers import CLIPConfig, PreTrainedTokenizerBase
 
-def fill_token_ids(config: JSCPTConfig, clip_config: CLIPConfig) -> None:
-    """Fills `class_token_ids` and `prompt_init_token_ids` where they are missing, and checks that the texts fit.
+
+def fill_token_ids(config: JSCPTConfig, base: CLIPConfig) -> None:
+    """Fills `class_token_ids` and `prompt_init_token_ids` where they are missing.
+
+    Args:
+        config: of the adapter.
+        base: configuration of the base model.
 
     Raises:
-        ValueError: no tokenizer is known, or a class name with its prompts exceeds the base model's positions.
+        ValueError: no tokenizer is known, or given ids are no text of the base model.
     """
     needs_prompt_init = config.prompt_init is not None and config.prompt_init_token_ids is None
     if config.class_token_ids is None or needs_prompt_init:
-        tokenizer = _load_tokenizer(config, clip_config)
+        tokenizer = _load_tokenizer(config, base)
         if config.class_token_ids is None:
             config.class_token_ids = {
-                task: _token_ids(tokenizer, config, names) for task, names in config.tasks.items()
+                task: _token_ids(tokenizer, config.templates(task), names) for task, names in config.tasks.items()
             }
         if needs_prompt_init:
             config.prompt_init_token_ids = tokenizer(config.prompt_init, add_special_tokens=False).input_ids
-    check_token_ids(config, clip_config)
+    check_token_ids(config, base)
 
 
-def class_token_ids(config: JSCPTConfig, clip_config: CLIPConfig, class_names: list[str]) -> list[list[int]]:
-    """Token ids of further classes, made as those that `fill_token_ids` fills in.
+def class_token_ids(config: JSCPTConfig, base: CLIPConfig, task: str, class_names: list[str]) -> list:
+    """Token ids of the classes of a further task, made as those that `fill_token_ids` fills in.
 
     Raises:
         ValueError: no tokenizer is known.
     """
-    return _token_ids(_load_tokenizer(config, clip_config), config, class_names)
+    return _token_ids(_load_tokenizer(config, base), config.templates(task), class_names)
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerBase, config: JSCPTConfig, class_names: list[str]) -> list[list[int]]:
-    return tokenizer([config.class_template.format(name) for name in class_names]).input_ids
+def _token_ids(tokenizer: PreTrainedTokenizerBase, templates: list[str], class_names: list[str]) -> list:
+    by_template = [tokenizer([template.format(name) for name in class_names]).input_ids for template in templates]
+    return by_template[0] if len(templates) == 1 else [list(texts) for texts in zip(*by_template, strict=True)]
 
 
-def _load_tokenizer(config: JSCPTConfig, clip_config: CLIPConfig) -> PreTrainedTokenizerBase:
-    source = config.tokenizer_name_or_path or clip_config.name_or_path
+def _load_tokenizer(config: JSCPTConfig, base: CLIPConfig) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    source = config.tokenizer_name_or_path or base.name_or_path
     if not source:
         raise ValueError(
             "`tokenizer_name_or_path` is not set and the base model has no name or path: give the tokenizer's name, "
@@ -48,23 +59,35 @@ def _load_tokenizer(config: JSCPTConfig, clip_config: CLIPConfig) -> PreTrainedT
     return AutoTokenizer.from_pretrained(source)
 
 
-def check_token_ids(config: JSCPTConfig, clip_config: CLIPConfig) -> None:
-    """Raises a `ValueError` that names the class whose ids are no text, or whose text does not fit."""
-    text_config = clip_config.text_config
-    start, end = config.class_token_ids[config.task_order[0]][0][:1], text_config.eos_token_id
-    prompts = config.num_tokens if "text" in config.prompted_towers else 0
+def check_token_ids(config: JSCPTConfig, base: CLIPConfig) -> None:
+    """Raises a `ValueError` that names the class whose ids are no text."""
+    vocabulary, end = base.text_config.vocab_size, base.text_config.eos_token_id
+    start = texts_of_class(config.class_token_ids[config.task_order[0]][0])[0][:1]
+    for task, name, ids in _texts(config):
+        in_range = len(ids) >= 2 and min(ids) >= 0 and max(ids) < vocabulary
+        # Configurations with `eos_token_id` 2 read the highest id, see `read_out_positions`.
+        if not in_range or ids[:1] != start or ids[-1] != (max(ids) if end == 2 else end):
+            raise ValueError(
+                f"`class_token_ids` of class {name!r} in task {task!r} must be [SOS] ... [EOS], with the same "
+                f"[SOS] for all and ids below the vocabulary size {vocabulary}, got {ids}."
+            )
+
+
+def check_lengths(config: JSCPTConfig, base: CLIPConfig, num_prompts: int) -> None:
+    """Raises a `ValueError` that names the class whose text does not fit behind so many prompt tokens."""
+    positions = base.text_config.max_position_embeddings
+    for task, name, ids in _texts(config):
+        if num_prompts + len(ids) > positions:
+            raise ValueError(
+                f"Class name {name!r} of task {task!r} is too long: {len(ids)} tokens and {num_prompts} prompt tokens "
+                f"exceed the base model's {positions} positions. Shorten the name or `class_template`, or use fewer "
+                "prompt tokens."
+            )
+
+
+def _texts(config: JSCPTConfig):
+    """(task, class name, token ids) of every text."""
     for task, names in config.tasks.items():
-        for name, ids in zip(names, config.class_token_ids[task], strict=True):
-            in_range = len(ids) >= 2 and min(ids) >= 0 and max(ids) < text_config.vocab_size
-            # Configurations with `eos_token_id` 2 read the highest id, see `read_out_positions`.
-            if not in_range or ids[:1] != start or ids[-1] != (max(ids) if end == 2 else end):
-                raise ValueError(
-                    f"`class_token_ids` of class {name!r} in task {task!r} must be [SOS] ... [EOS], with the same "
-                    f"[SOS] for all and ids below the vocabulary size {text_config.vocab_size}, got {ids}."
-                )
-            if prompts + len(ids) > text_config.max_position_embeddings:
-                raise ValueError(
-                    f"Class name {name!r} of task {task!r} is too long: {len(ids)} tokens and {prompts} prompt tokens "
-                    f"exceed the base model's {text_config.max_position_embeddings} positions. Shorten the name or "
-                    "`class_template`, or use fewer prompt tokens."
-                )
+        for name, entry in zip(names, config.class_token_ids[task], strict=True):
+            for ids in texts_of_class(entry):
+                yield task, name, ids

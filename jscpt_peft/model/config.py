@@ -1,19 +1,29 @@
-"""`JSCPTConfig`: what a JSCPT adapter is, as stored in `adapter_config.json`."""
+"""`JSCPTConfig`: what an adapter is, as stored in `adapter_config.json`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import PeftConfig
 
 from jscpt_peft.choices import check_choice
+from jscpt_peft.methods import METHODS, method_fields
 
-from .registration import add_peft_type
+from .class_texts import texts_of_class
+from .heads import FEATURE_HEADS
+from .prompts import PROMPT_SOURCES
+from .registration import TASK_TYPE, add_peft_type
 
 PEFT_TYPE = add_peft_type("JSCPT")
 
 TOWERS = {"both": ("vision", "text"), "vision": ("vision",), "text": ("text",)}
-INTERVENTIONS = ("mask_mlp", "none")
+
+
+def _help(text: str, command_line: bool = True) -> dict[str, Any]:
+    """A field's metadata: its help, and whether the recipes have an argument for it."""
+    return {"help": text, "command_line": command_line}
 
 
 @dataclass
@@ -24,18 +34,24 @@ class JSCPTConfig(PeftConfig):
         tasks: task name -> its class names, in the order of the labels. The order of the tasks is that of `task_ids`.
         task_order: names of the tasks in the order of `task_ids`; filled from `tasks`. PEFT stores a configuration
             with sorted keys, so that the order of `tasks` alone would not survive the disk.
+        method: name of the method whose settings these are, one of `jscpt_peft.methods.METHODS`; `None`: put together
+            by hand. `for_method` sets it.
+        prompts: where the prompts come from, one of `jscpt_peft.model.prompts.PROMPT_SOURCES`.
         num_shared_tokens: prompt tokens that all tasks share, per prompted block and tower (the paper: 16).
         num_task_tokens: prompt tokens of each task's own, per prompted block and tower (the paper: 16).
         prompt_depth: number of blocks, from the first, that receive prompts of their own; the last ones are carried on
             as ordinary tokens through the remaining blocks. `None`: every block (the paper).
         towers: `"both"`, `"vision"` or `"text"`: which encoders are prompted.
-        class_template: the text of a class, `{}` standing for its name.
+        class_template: the text of a class, `{}` standing for its name; or task name -> the template of that task, or
+            a list of templates, whose class features are averaged.
         tokenizer_name_or_path: tokenizer of the class texts; default: the base model's name or path.
-        class_token_ids: task name -> one unpadded list of token ids a class, `[SOS]` and `[EOS]` included. Filled when
-            the adapter is injected unless given; stored, so that a loaded adapter needs no tokenizer.
-        intervention: `"mask_mlp"`: a mask and two residual MLPs select features (Eq. 2); `"none"`: x̄ = x.
+        class_token_ids: task name -> one unpadded list of token ids per class, `[SOS]` and `[EOS]` included; with
+            several templates one such list per class and template. Filled when the adapter is injected unless given;
+            stored, so that a loaded adapter needs no tokenizer.
+        intervention: `"mask_mlp"`: a mask and two residual MLPs select features (Eq. 2); `"none"`: x̄ = x. One of
+            `jscpt_peft.model.heads.FEATURE_HEADS`.
         intervention_hidden: width of the hidden layer of the two MLPs of Eq. 2.
-        intervention_shared: one pair of MLPs for all tasks (each task keeps its own mask) instead of a pair a task.
+        intervention_shared: one pair of MLPs for all tasks (each task keeps its own mask) instead of a pair per task.
         learn_masks: `False` fixes the masks at 0.5 (the paper's "w/o Feature Selection").
         prompt_init: a text such as `"a photo of a"` whose token embeddings, repeated to length, start the shared text
             prompts of every prompted block; `None`: N(0, `prompt_init_std`²) like all other prompts.
@@ -49,37 +65,97 @@ class JSCPTConfig(PeftConfig):
         ValueError: an argument is out of its range; the message names it, its value and the remedy.
     """
 
-    tasks: dict[str, list[str]] = field(default_factory=dict)
-    task_order: list[str] | None = None
-    num_shared_tokens: int = 16
-    num_task_tokens: int = 16
-    prompt_depth: int | None = None
-    towers: str = "both"
-    class_template: str = "{}."
-    tokenizer_name_or_path: str | None = None
-    class_token_ids: dict[str, list[list[int]]] | None = None
-    intervention: str = "mask_mlp"
-    intervention_hidden: int = 8
-    intervention_shared: bool = False
-    learn_masks: bool = True
-    prompt_init: str | None = None
-    prompt_init_token_ids: list[int] | None = None
-    prompt_init_std: float = 0.02
-    init_seed: int = 0
-    target_modules: str | list[str] | None = None
-    base_dimensions: dict[str, int] | None = None
+    task_type: str | None = field(
+        default=TASK_TYPE, metadata=_help("What PEFT chooses the class of the model by.", command_line=False)
+    )
+    tasks: dict[str, list[str]] = field(
+        default_factory=dict, metadata=_help("Task name -> class names.", command_line=False)
+    )
+    task_order: list[str] | None = field(default=None, metadata=_help("Order of the tasks.", command_line=False))
+    method: str | None = field(default=None, metadata=_help("Method whose settings these are.", command_line=False))
+    prompts: str = field(
+        default="concatenated", metadata=_help(f"Where prompts come from: {', '.join(PROMPT_SOURCES)}.")
+    )
+    num_shared_tokens: int = field(
+        default=16, metadata=_help("Prompt tokens that all tasks share, per prompted block.")
+    )
+    num_task_tokens: int = field(default=16, metadata=_help("Prompt tokens of each task, per prompted block."))
+    prompt_depth: int | None = field(
+        default=None, metadata=_help("Blocks with prompts of their own, from the first. Default: all.")
+    )
+    towers: str = field(default="both", metadata=_help("Prompted encoders: both, vision or text."))
+    class_template: str | dict[str, str | list[str]] = field(
+        default="{}.", metadata=_help("Text of a class; {} stands for its name.")
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata=_help("Tokenizer of the class texts.", command_line=False)
+    )
+    class_token_ids: dict[str, list] | None = field(
+        default=None, metadata=_help("Token ids of the class texts.", command_line=False)
+    )
+    intervention: str = field(default="mask_mlp", metadata=_help("Feature selection: mask_mlp (Eq. 2) or none."))
+    intervention_hidden: int = field(default=8, metadata=_help("Hidden width of the MLPs of Eq. 2."))
+    intervention_shared: bool = field(default=False, metadata=_help("One pair of MLPs for all tasks."))
+    learn_masks: bool = field(default=True, metadata=_help("Learn the masks of Eq. 2; without, they stay at 0.5."))
+    prompt_init: str | None = field(default=None, metadata=_help("Words that start the shared text prompts."))
+    prompt_init_token_ids: list[int] | None = field(
+        default=None, metadata=_help("Token ids of these words.", command_line=False)
+    )
+    prompt_init_std: float = field(default=0.02, metadata=_help("Standard deviation of the prompts' random start."))
+    init_seed: int = field(default=0, metadata=_help("Seed of that start.", command_line=False))
+    target_modules: str | list[str] | None = field(
+        default=None, metadata=_help("Wrapped modules.", command_line=False)
+    )
+    base_dimensions: dict[str, int] | None = field(
+        default=None, metadata=_help("Sizes of the base model.", command_line=False)
+    )
+
+    @classmethod
+    def for_method(
+        cls, name: str, tasks: dict[str, list[str]], hyperparameters: str = "paper", **overrides: Any
+    ) -> JSCPTConfig:
+        """The configuration of a method.
+
+        Args:
+            name: one of `jscpt_peft.methods.METHODS`.
+            tasks: task name -> its class names.
+            hyperparameters: `"paper"`: as the JSCPT paper standardises all methods; `"original"`: the method's own.
+            overrides: other fields, in the place of the method's.
+
+        Raises:
+            ValueError: there is no such method, or an override would make another method of it.
+
+        Example:
+            >>> JSCPTConfig.for_method("coop", tasks={"pets": ["cat", "dog"]}, num_shared_tokens=4).towers
+            'text'
+        """
+        return cls(tasks=tasks, method=name, **method_fields(name, hyperparameters, **overrides))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any):
+        """As `PeftConfig`'s. The file says no task type, which `AutoPeftModel` would refuse."""
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        config.task_type = TASK_TYPE
+        return config
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "task_type": None}
 
     def __post_init__(self) -> None:
+        given, self.task_type = self.task_type, None  # PEFT checks for its own task types
         super().__post_init__()
-        self.peft_type = PEFT_TYPE
-        if self.task_type is not None:  # by it PEFT would choose a class of model made for language models
+        self.peft_type, self.task_type = PEFT_TYPE, given
+        if given not in (None, TASK_TYPE):  # by it PEFT would choose a class made for language models
             raise ValueError(
-                f"`task_type` must be None, got {str(self.task_type)!r}: a JSCPT adapter is for image classification "
-                "alone; leave `task_type` out."
+                f"`task_type` is {str(given)!r}: a JSCPT adapter is for image classification alone; leave "
+                "`task_type` out."
             )
         self._check_tasks()
+        self._check_templates()
+        self._check_token_ids()
         check_choice("towers", self.towers, TOWERS)
-        check_choice("intervention", self.intervention, INTERVENTIONS)
+        check_choice("prompts", self.prompts, PROMPT_SOURCES)
+        check_choice("intervention", self.intervention, FEATURE_HEADS)
         for name, minimum in {"num_shared_tokens": 0, "num_task_tokens": 0, "intervention_hidden": 1}.items():
             value = getattr(self, name)
             if value < minimum:
@@ -89,8 +165,9 @@ class JSCPTConfig(PeftConfig):
                 f"`prompt_depth` must be at least 1 or None (every block), got {self.prompt_depth}. For no prompts at "
                 "all set `num_shared_tokens` and `num_task_tokens` to 0."
             )
-        if "{}" not in self.class_template:
-            raise ValueError(f"`class_template` must contain {{}} for the class name, got {self.class_template!r}.")
+        if self.method is not None:
+            check_choice("method", self.method, METHODS)
+            method_fields(self.method, **{name: getattr(self, name) for name in METHODS[self.method].structure})
 
     def _check_tasks(self) -> None:
         if not self.tasks:
@@ -101,30 +178,45 @@ class JSCPTConfig(PeftConfig):
         if sorted(self.task_order) != sorted(self.tasks):
             raise ValueError(f"`task_order` {self.task_order} must name each of `tasks` {list(self.tasks)} once.")
         for task, names in self.tasks.items():
-            # Of a string the letters would be the classes, and a set has no order.
-            if not isinstance(names, list | tuple):
-                raise ValueError(f"`tasks[{task!r}]` is {names!r}: give a list of class names.")
-            if not all(isinstance(name, str) for name in names):
-                raise ValueError(f"`tasks[{task!r}]` is {names}: class names are strings.")
-            if not names:
-                raise ValueError(f"`tasks[{task!r}]` has no class names.")
-            repeated = sorted({name for name in names if names.count(name) > 1})
-            if repeated:
-                raise ValueError(f"`tasks[{task!r}]` names {repeated} more than once: class names must differ.")
+            check_class_names(f"`tasks[{task!r}]`", names)
         self.tasks = {task: list(self.tasks[task]) for task in self.task_order}
+
+    def _check_templates(self) -> None:
+        by_task = self.class_template if isinstance(self.class_template, dict) else {}
+        missing, surplus = self.tasks.keys() - by_task.keys(), by_task.keys() - self.tasks.keys()
+        if isinstance(self.class_template, dict) and (missing or surplus):
+            raise ValueError(
+                f"`class_template` is for the tasks {sorted(by_task)}: give a template for each of `tasks` "
+                f"{list(self.tasks)}, or one for all."
+            )
+        for task in self.tasks:
+            templates = self.templates(task)
+            if not templates or not all(isinstance(each, str) and "{}" in each for each in templates):
+                raise ValueError(
+                    f"`class_template` must contain {{}} for the class name, got {self.class_template!r}."
+                )
+
+    def _check_token_ids(self) -> None:
         if self.class_token_ids is None:
             return
         surplus = sorted(set(self.class_token_ids) - set(self.tasks))
         if surplus:
             raise ValueError(f"`class_token_ids` names {surplus}, which are not among `tasks` {list(self.tasks)}.")
         for task, names in self.tasks.items():
-            given = len(self.class_token_ids.get(task, ()))
-            if given != len(names):
+            given = self.class_token_ids.get(task, ())
+            if len(given) != len(names):
                 raise ValueError(
-                    f"`class_token_ids[{task!r}]` has {given} entries for {len(names)} classes: give one list of ids "
-                    "a class, or leave `class_token_ids` out."
+                    f"`class_token_ids[{task!r}]` has {len(given)} entries for {len(names)} classes: give one list "
+                    "of ids per class, or leave `class_token_ids` out."
                 )
+            if len({len(texts_of_class(entry)) for entry in given}) > 1:
+                raise ValueError(f"`class_token_ids[{task!r}]` must have equally many texts for every class.")
         self.class_token_ids = {task: self.class_token_ids[task] for task in self.tasks}
+
+    def templates(self, task: str) -> list[str]:
+        """The templates of a task."""
+        given = self.class_template.get(task, []) if isinstance(self.class_template, dict) else self.class_template
+        return [given] if isinstance(given, str) else list(given)
 
     @property
     def num_tokens(self) -> int:
@@ -135,3 +227,17 @@ class JSCPTConfig(PeftConfig):
     def prompted_towers(self) -> tuple[str, ...]:
         """The towers that receive prompts; none where there are no prompt tokens."""
         return TOWERS[self.towers] if self.num_tokens else ()
+
+
+def check_class_names(argument: str, names: Iterable[str]) -> None:
+    """Raises a `ValueError` that begins with `argument` unless these can be the class names of a task."""
+    # Of a string the letters would be the classes, and a set has no order.
+    if not isinstance(names, list | tuple):
+        raise ValueError(f"{argument} is {names!r}: give a list of class names.")
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{argument} is {names}: class names are strings.")
+    if not names:
+        raise ValueError(f"{argument} has no class names.")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{argument} names {repeated} more than once: class names must differ.")

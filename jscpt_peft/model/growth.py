@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from transformers import CLIPConfig
 
 from .class_tokens import check_token_ids, class_token_ids
-from .config import JSCPTConfig
-from .routing import task_index
-from .task_stack import TaskStack
+from .config import JSCPTConfig, check_class_names
+from .task_context import task_index
 
 if TYPE_CHECKING:
     from .tuner import JSCPTModel
@@ -21,32 +20,36 @@ def add_task(
     model: JSCPTModel,
     name: str,
     class_names: Sequence[str],
-    token_ids: Sequence[Sequence[int]] | None,
+    token_ids: Sequence | None,
     init_from: str | None,
+    class_template: str | list[str] | None,
 ) -> None:
-    """Adds a task to the active adapter; arguments and errors as for `JSCPTModel.add_task`."""
+    """Adds a task to the active adapter, or changes nothing; arguments and errors as for `JSCPTModel.add_task`."""
     source = None if init_from is None else task_index(init_from, model.task_names, "init_from")
-    old = model.active_jscpt_config
-    if source is not None and not (old.num_task_tokens and old.prompted_towers):
+    adapter = model.task_adapter
+    if source is not None and not adapter.prompts.has_own_parameters:
         raise ValueError(
             f"`init_from` is {init_from!r}, but the adapter's tasks have no prompts of their own "
-            f"(`num_task_tokens` is {old.num_task_tokens}): leave it out."
+            f"(`num_task_tokens` is {model.active_jscpt_config.num_task_tokens}): leave it out."
         )
     # A configuration of its own: the user may have made another adapter with the same object.
-    config = grown_config(old, model.model.config, name, class_names, token_ids)
-    adapter = model.vision_tower.active_name
-    model.peft_config[adapter] = config
-    for layer in (model.vision_tower, model.text_tower, model.selection):
-        layer.add_task(adapter, config, source)
-    model.classes.forget(adapter)
+    config = grown_config(model.active_jscpt_config, model.model.config, name, class_names, token_ids, class_template)
+    added = model.start_adapter(config, num_tasks=1, added_task=name)  # checks that the texts fit
+    # What can fail is done.
+    adapter.append(added, source)
+    model.peft_config[model.active_adapter_name] = config
+    for layer in model.layers:
+        layer.update_layer(model.active_adapter_name, config)
+    model.class_features.forget(model.active_adapter_name)
 
 
 def grown_config(
     config: JSCPTConfig,
-    clip_config: CLIPConfig,
+    base: CLIPConfig,
     name: str,
     class_names: Sequence[str],
-    token_ids: Sequence[Sequence[int]] | None,
+    token_ids: Sequence | None,
+    class_template: str | list[str] | None,
 ) -> JSCPTConfig:
     """The configuration with one task more, the last one.
 
@@ -55,41 +58,29 @@ def grown_config(
     """
     if not isinstance(name, str) or not name or name in config.tasks:
         raise ValueError(f"`name` is {name!r}: give a name that none of the adapter's tasks {list(config.tasks)} has.")
-    if isinstance(class_names, str):
-        raise ValueError(f"`class_names` is the text {class_names!r}: give a list of names.")
-    class_names = list(class_names)
-    if token_ids is None:
-        token_ids = class_token_ids(config, clip_config, class_names)
-    grown = replace(
-        config,
-        tasks={**config.tasks, name: class_names},
-        task_order=[*config.task_order, name],
-        class_token_ids={**config.class_token_ids, name: [list(ids) for ids in token_ids]},
-    )
-    check_token_ids(grown, clip_config)
+    check_class_names("`class_names`", class_names)
+    names = list(class_names)
+    template = config.class_template
+    if class_template is not None or isinstance(template, dict):
+        if class_template is None:
+            raise ValueError(
+                f"`class_template` is missing: the adapter has a template per task, {template}; give the new task's."
+            )
+        template = {**{task: config.templates(task) for task in config.tasks}, name: class_template}
+    fields = {"tasks": {**config.tasks, name: names}, "task_order": [*config.task_order, name]}
+    grown = replace(config, **fields, class_template=template, class_token_ids=None)
+    ids = class_token_ids(grown, base, name, names) if token_ids is None else [list(each) for each in token_ids]
+    grown = replace(grown, class_token_ids={**config.class_token_ids, name: ids})
+    check_token_ids(grown, base)
     return grown
 
 
 def train_only(model: JSCPTModel, task: str | None) -> None:
     """Trains one task's own parameters alone; as `JSCPTModel.train_only`."""
     position = None if task is None else task_index(task, model.task_names)
-    stacks = _stacks(model)
-    if task is not None and not any(stack.has_own_parameters for stack in stacks):
+    if task is not None and not model.task_adapter.has_own_parameters:
         raise ValueError(
             f"`task` {task!r} has no parameters of its own: an adapter with `num_task_tokens` = 0, and without masks "
-            "and MLPs a task, can only be trained as a whole."
+            "and MLPs per task, can only be trained as a whole."
         )
-    for stack in stacks:
-        stack.train_only(position)
-
-
-def trained_task(model: JSCPTModel) -> str | None:
-    """The task that is trained alone in the active adapter, or `None`."""
-    positions = {stack.trained for stack in _stacks(model)} - {None}
-    return model.task_names[positions.pop()] if positions else None
-
-
-def _stacks(model: JSCPTModel) -> list[TaskStack]:
-    """What holds the active adapter's parameters."""
-    layers = (model.vision_tower, model.text_tower, model.selection)
-    return [stack for layer in layers for stack in layer.task_stacks(layer.active_name)]
+    model.task_adapter.train_only(position)

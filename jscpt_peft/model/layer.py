@@ -1,74 +1,55 @@
-"""What the wrapped layers of a JSCPT model have in common."""
+"""What the wrapped layers of a base model have in common."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 
+from .adapter import TaskAdapter
 from .config import JSCPTConfig
-from .routing import TaskRouter
-from .task_stack import TaskStack
+from .task_context import TaskContext
 
 
 class JSCPTLayer(nn.Module, BaseTunerLayer):
-    """A part of `CLIPModel` wrapped with the adapters' parameters, held in `nn.ModuleDict`s by adapter name.
+    """A layer of the base model that applies the active adapter.
 
-    Subclasses name these dicts in `adapter_layer_names` and fill them in `update_layer`.
+    What the wrapped layer has is reached through this one: its attributes, its configuration, its submodules.
+
+    Args:
+        base_layer: the wrapped layer.
+        context: what the wrapped layers of the model share.
     """
 
-    # PEFT deletes an adapter from these too; an adapter without parameters here is known by its configuration alone.
+    # PEFT deletes an adapter from these too; most layers know an adapter by its configuration alone.
     other_param_names = ("adapter_configs",)
 
-    def __init__(self, base_layer: nn.Module, router: TaskRouter) -> None:
+    def __init__(self, base_layer: nn.Module, context: TaskContext) -> None:
         super().__init__()
         self.base_layer = base_layer
-        self.router = router
+        self.context = context
         self.adapter_configs: dict[str, JSCPTConfig] = {}
         self._disable_adapters = False
         self.merged_adapters = []
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":  # not there yet, as while a pickle is read
+                raise
+            return getattr(self.base_layer, name)
+
     def update_layer(self, adapter_name: str, config: JSCPTConfig) -> None:
-        """Adds the parameters of an adapter."""
+        """Makes an adapter known here, or its changed configuration."""
         self.adapter_configs[adapter_name] = config
 
-    def add_task(self, adapter_name: str, config: JSCPTConfig, init_from: int | None) -> None:  # noqa: ARG002
-        """Adds the parameters of a task to an adapter.
-
-        Args:
-            adapter_name: the adapter.
-            config: its configuration with the new task, the last one.
-            init_from: position of the task whose prompts the new one starts from; `None`: random ones.
-        """
-        self.adapter_configs[adapter_name] = config
-
-    def task_stacks(self, adapter_name: str) -> list[TaskStack]:
-        """What holds an adapter's parameters here."""
-        dicts = [self.get_submodule(name) for name in self.adapter_layer_names]
-        return [modules[adapter_name] for modules in dicts if adapter_name in modules]
-
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        super().set_adapter(adapter_names, inference_mode)
-        self._freeze_others()
-
-    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        super().set_requires_grad(adapter_names, requires_grad)
-        self._freeze_others()
-
-    def _freeze_others(self) -> None:
-        # PEFT has just let gradients into all of an adapter, also where one task is trained alone.
-        for adapter_name in self.adapter_configs:
-            for stack in self.task_stacks(adapter_name):
-                stack.freeze_others()
-
-    @staticmethod
-    def generator(config: JSCPTConfig, salt: str) -> torch.Generator:
-        """Source of an adapter's random start: the same on every process, another one for every `salt`."""
-        digest = hashlib.sha256(f"{config.init_seed}/{salt}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    @property
+    def disable_adapters(self) -> bool:
+        """Whether adapters are switched off, here or by this thread's `disable_adapter()`."""
+        return self._disable_adapters or self.context.is_disabled
 
     @property
     def enabled(self) -> bool:
@@ -89,3 +70,35 @@ class JSCPTLayer(nn.Module, BaseTunerLayer):
     def active_config(self) -> JSCPTConfig:
         """Configuration of the active adapter."""
         return self.adapter_configs[self.active_name]
+
+    @property
+    def active_task_adapter(self) -> TaskAdapter | None:
+        """The active adapter's parameters; `None` where adapters are switched off."""
+        return self.context.adapters[self.active_name] if self.enabled else None
+
+    def resolve(self, task_ids: Tensor | Sequence[int] | int | None, rows: Tensor) -> Tensor:
+        """Task ids `[B]` of images or texts `rows` `[B, ...]`; see `TaskContext.resolve`."""
+        return self.context.resolve(task_ids, len(rows), list(self.active_config.tasks), rows.device)
+
+
+class AdapterHolder(JSCPTLayer):
+    """The one layer of a model that holds the adapters: here PEFT saves, casts, freezes and deletes them."""
+
+    adapter_layer_names = ("jscpt_adapters",)
+
+    def __init__(self, base_layer: nn.Module, context: TaskContext) -> None:
+        super().__init__(base_layer, context)
+        self.jscpt_adapters = context.adapters
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        super().set_adapter(adapter_names, inference_mode)
+        self._freeze_others()
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        super().set_requires_grad(adapter_names, requires_grad)
+        self._freeze_others()
+
+    def _freeze_others(self) -> None:
+        # PEFT has just let gradients into all of an adapter, also where one task is trained alone.
+        for adapter in self.jscpt_adapters.values():
+            adapter.freeze_others()

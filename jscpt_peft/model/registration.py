@@ -1,15 +1,19 @@
 """Registers JSCPT with PEFT: the only file that touches PEFT's private state.
 
 PEFT keeps its methods in the enum `PeftType`, which has no public way to grow. `add_peft_type` adds a member as the
-enum machinery itself would; `register` then uses PEFT's own `register_peft_method`.
+enum machinery itself would; `register` then uses PEFT's own `register_peft_method`. The class of the `PeftModel` is
+chosen by a configuration's `task_type`: `register` adds one of JSCPT's own. Nothing of PEFT is replaced.
 """
 
 from __future__ import annotations
 
-from peft import PeftConfig, PeftType
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import register_peft_method
+
+TASK_TYPE = "JSCPT"
+"""`task_type` of a `JSCPTConfig` in memory; its file says none."""
 
 
 def add_peft_type(name: str) -> PeftType:
@@ -32,8 +36,14 @@ def add_peft_type(name: str) -> PeftType:
     return member
 
 
-def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
-    """Registers a PEFT method under `name` (lower case); calling it again with the same classes does nothing.
+def register(name: str, config_cls: type[PeftConfig], tuner_cls: type[BaseTuner], model_cls: type[PeftModel]) -> None:
+    """Registers a PEFT method; calling it again with the same classes does nothing.
+
+    Args:
+        name: in lower case.
+        config_cls: its configuration, whose `task_type` is `TASK_TYPE`.
+        tuner_cls: what is put around the base model.
+        model_cls: what `get_peft_model` and `PeftModel.from_pretrained` return.
 
     Raises:
         RuntimeError: another package has registered a method of that name.
@@ -46,4 +56,5 @@ def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]
             f"The PEFT method `{name}` is already registered by `{holder.__module__}.{holder.__qualname__}`. "
             "Import only one of the two packages."
         )
-    register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls, prefix=model_cls.prefix)
+    register_peft_method(name=name, config_cls=config_cls, model_cls=tuner_cls, prefix=tuner_cls.prefix)
+    MODEL_TYPE_TO_PEFT_MODEL_MAPPING[TASK_TYPE] = model_cls

@@ -1,59 +1,94 @@
-"""`JSCPTModel`: what `get_peft_model(clip, JSCPTConfig(...))` puts around a `CLIPModel`."""
+"""`JSCPTModel`: what PEFT puts around a base model for a `JSCPTConfig`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
-from torch import nn
-from transformers import CLIPTextModel, CLIPVisionModel
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from torch import Tensor, nn
 
+from .adapter import TaskAdapter
+from .backbones import BACKBONES, backbone_for
 from .base_model import check_base_model
 from .class_features import ClassFeatures
-from .class_tokens import fill_token_ids
-from .classifier import JSCPTOutput, check_labels, task_logits, task_losses
+from .class_tokens import check_lengths, fill_token_ids
 from .config import JSCPTConfig
-from .encoder import PromptedText, PromptedTower, PromptedVision
-from .export import export_task
-from .growth import add_task, train_only, trained_task
-from .intervention import FeatureSelection, Views, complement_features, select_features
-from .layer import JSCPTLayer
-from .prediction import Picture, predict
-from .routing import TaskRouter, task_index
+from .growth import add_task, train_only
+from .heads import TaskParameters
+from .layer import AdapterHolder, JSCPTLayer
+from .losses import JSCPTOutput, check_labels, mean_losses, task_logits, task_loss_sums
+from .predictions import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, predict
+from .start import Start
+from .task_context import task_index
+
+if TYPE_CHECKING:
+    from .predictions import ImageLike
+
+TOWER_NAMES = ("vision", "text")
+ADAPTERS = "jscpt_adapters"
 
 
 class JSCPTModel(BaseTuner):
-    """A frozen `CLIPModel` under task-shared and task-specific prompts with causal feature selection.
+    """A frozen base model under prompts, with what a method does to the features.
 
-    Made by `get_peft_model`; every method here is reached from the `PeftModel` it returns.
+    Made by `get_peft_model`; every method here is reached from the `JSCPTPeftModel` it returns.
     """
 
     prefix = "jscpt_"
     tuner_layer_cls = JSCPTLayer
-    target_module_mapping = {"clip": r"(.*\.)?(text_model|vision_model|visual_projection)"}  # noqa: RUF012 (PEFT's form)
+    target_module_mapping = {"clip": BACKBONES[0].target_modules}  # noqa: RUF012 (PEFT's form)
 
     # ---- PEFT -------------------------------------------------------------------------------------------------------
 
     def _pre_injection_hook(self, model: nn.Module, config: JSCPTConfig, adapter_name: str) -> None:  # noqa: ARG002
-        self.router = TaskRouter()
-        self.classes = ClassFeatures(self.model)
+        self.backbone = backbone_for(self.model)
+        self.class_features = ClassFeatures(self.backbone)
 
-    def _prepare_adapter_config(self, peft_config: JSCPTConfig, model_config: dict) -> JSCPTConfig:
-        kind, modules = model_config.get("model_type"), peft_config.target_modules
-        if kind != "clip":
-            raise ValueError(f"JSCPT adapts a transformers `CLIPModel`, got a model of type {kind!r}.")
-        if modules not in (None, self.target_module_mapping[kind]):
-            raise ValueError(f"`target_modules` is {modules!r}: leave it out, JSCPT adapts both towers.")
-        return super()._prepare_adapter_config(peft_config, model_config)
+    def _prepare_adapter_config(self, peft_config: JSCPTConfig, model_config: dict) -> JSCPTConfig:  # noqa: ARG002
+        if peft_config.target_modules not in (None, self.backbone.target_modules):
+            raise ValueError(
+                f"`target_modules` is {peft_config.target_modules!r}: leave it out, JSCPT adapts both towers."
+            )
+        peft_config.target_modules = self.backbone.target_modules
+        base = type(self.model)
+        peft_config.auto_mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
+        return peft_config
 
     def _prepare_model(self, peft_config: JSCPTConfig, model: nn.Module) -> None:  # noqa: ARG002
-        # `model` is the PeftModel when a further adapter is added; `self.model` is the CLIPModel in every case.
-        check_base_model(peft_config, self.model.config)
+        # `model` is the PeftModel when a further adapter is added; `self.model` is the base model in every case.
+        check_base_model(peft_config, self.backbone.sizes)
         fill_token_ids(peft_config, self.model.config)
+        self._made = self.start_adapter(peft_config, len(peft_config.tasks))  # before any layer is replaced
+
+    def start_adapter(self, config: JSCPTConfig, num_tasks: int, added_task: str | None = None) -> TaskAdapter:
+        """An adapter's parameters at their start.
+
+        Args:
+            config: of the adapter.
+            num_tasks: N, or 1 for the task `added_task` that is to be appended to a trained adapter.
+            added_task: its name.
+
+        Raises:
+            ValueError: a class text does not fit behind the prompts.
+        """
+        words = config.prompt_init_token_ids
+        start = Start(
+            config,
+            self.backbone.sizes,
+            num_tasks,
+            like=self.model.logit_scale,
+            prompt_init=self.backbone.word_embeddings(words).detach() if words else None,
+            added_task=added_task,
+        )
+        adapter = TaskAdapter(start)
+        with torch.no_grad():
+            prompts = adapter.prompts()
+        check_lengths(config, self.model.config, prompts["text"].shape[2] if "text" in prompts else 0)
+        return adapter
 
     def _create_and_replace(
         self,
@@ -65,23 +100,19 @@ class JSCPTModel(BaseTuner):
         current_key: str,  # noqa: ARG002
         parameter_name: str | None = None,  # noqa: ARG002
     ) -> None:
-        if isinstance(target, JSCPTLayer):
-            layer = target
-        elif isinstance(target, CLIPVisionModel):
-            layer = PromptedVision(target, self.router)
-        elif isinstance(target, CLIPTextModel):
-            layer = PromptedText(target, self.router)
-        else:
-            layer = FeatureSelection(target, self.router)
+        layer = target if isinstance(target, JSCPTLayer) else self.backbone.wrap(target)
         layer.update_layer(adapter_name, peft_config)
+        if isinstance(layer, AdapterHolder):
+            layer.jscpt_adapters[adapter_name] = self._made
+            del self._made
         if layer is not target:
-            self._replace_module(parent, target_name, layer, target)
+            setattr(parent, target_name, layer)
         if adapter_name not in self.active_adapters:
             layer.set_requires_grad(adapter_name, False)  # a further adapter is not trained until it is set active
 
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:  # noqa: ARG002
-        # PEFT's own moves `weight` and `bias`, which towers do not have; parameters are made where they belong.
-        setattr(parent, child_name, new_module)
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        return re.sub(rf"(\.{ADAPTERS})\.{re.escape(adapter_name)}(?=\.)", r"\1", key)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_args, **keywords):
@@ -96,26 +127,29 @@ class JSCPTModel(BaseTuner):
 
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
-        self.classes.forget(adapter_name)
+        self.class_features.forget(adapter_name)
 
-    # ---- the towers -------------------------------------------------------------------------------------------------
-
-    @property
-    def vision_tower(self) -> PromptedVision:
-        return self.model.vision_model
+    # ---- the active adapter -----------------------------------------------------------------------------------------
 
     @property
-    def text_tower(self) -> PromptedText:
-        return self.model.text_model
+    def layers(self) -> list[JSCPTLayer]:
+        """The wrapped layers."""
+        return [self.backbone.vision, self.backbone.text, self.backbone.projection]
 
     @property
-    def selection(self) -> FeatureSelection:
-        return self.model.visual_projection
+    def active_adapter_name(self) -> str:
+        """Name of the one active adapter."""
+        return self.backbone.vision.active_name
 
     @property
     def active_jscpt_config(self) -> JSCPTConfig:
         """Configuration of the one active adapter."""
-        return self.vision_tower.active_config
+        return self.backbone.vision.active_config
+
+    @property
+    def task_adapter(self) -> TaskAdapter:
+        """The active adapter's parameters, also while adapters are switched off."""
+        return self.backbone.context.adapters[self.active_adapter_name]
 
     @property
     def task_names(self) -> list[str]:
@@ -132,10 +166,10 @@ class JSCPTModel(BaseTuner):
         """
         if task is not None:
             task_index(task, self.task_names)
-        self.router.task = task
+        self.backbone.context.task = task
 
-    def prompt_tokens(self, tower: str) -> torch.Tensor:
-        """Prompts of a tower as each task sees them, `[N, depth, n_s + n_t, d]`, shared tokens first.
+    def prompt_tokens(self, tower: str) -> Tensor:
+        """Prompts of a tower as each task sees them, `[N, depth, n, d]`; for JSCPT shared tokens first.
 
         Args:
             tower: `"vision"` or `"text"`.
@@ -143,37 +177,31 @@ class JSCPTModel(BaseTuner):
         Raises:
             ValueError: there is no such tower.
         """
-        towers: dict[str, PromptedTower] = {"vision": self.vision_tower, "text": self.text_tower}
-        if tower not in towers:
-            raise ValueError(f"`tower` must be one of {list(towers)}, got {tower!r}.")
-        return towers[tower].prompts()
+        if tower not in TOWER_NAMES:
+            raise ValueError(f"`tower` must be one of {list(TOWER_NAMES)}, got {tower!r}.")
+        return self.task_parameters()[tower]
 
-    def task_views(self) -> Views:
+    def task_parameters(self) -> TaskParameters:
         """Every trainable parameter as each task sees it: name -> `[N, ...]`, differentiable in the parameters.
 
-        Losses are functions of these views, and task i's loss of their slices i alone. The gradient of the *sum* of
-        the task losses with respect to a view therefore holds every task's own gradient: one backward serves Eqs. 5
-        and 9.
+        See `TaskAdapter.task_parameters`; `vision` and `text`, the prompts, are always there, with n = 0 where there
+        are none.
         """
-        views = {"vision": self.prompt_tokens("vision"), "text": self.prompt_tokens("text")}
-        return {**views, **self.selection.views()}
-
-    def class_embeds(self, views: Views | None = None) -> torch.Tensor:
-        """Class features z `[N, C, D]` of all tasks under their text prompts, zero beyond a task's classes.
-
-        Without gradients to text prompts they are computed once and kept until a parameter changes.
-        """
-        if views is not None and views["text"].shape[2] > 0:  # they need not be the parameters'
-            return self.classes.encode(self.classes.texts, views["text"])
-        prompts = self.prompt_tokens("text")
-        return self.classes.task_by_task(prompts) if prompts.requires_grad else self.classes.kept(prompts)
+        adapter = self.backbone.vision.active_task_adapter
+        parameters = {} if adapter is None else adapter.task_parameters()
+        sizes, tasks = self.backbone.sizes, len(self.active_jscpt_config.tasks)
+        for tower in TOWER_NAMES:
+            if tower not in parameters:
+                none = tasks, sizes.blocks[tower], 0, sizes.widths[tower]
+                parameters[tower] = self.model.logit_scale.new_zeros(none)
+        return parameters
 
     def classify(
         self,
-        pixel_values: torch.Tensor,
-        task_ids: torch.Tensor | Sequence[int] | int | None = None,
-        labels: torch.Tensor | None = None,
-        views: Views | None = None,
+        pixel_values: Tensor,
+        task_ids: Tensor | Sequence[int] | int | None = None,
+        labels: Tensor | None = None,
+        task_parameters: TaskParameters | None = None,
         present_tasks_only: bool = False,
     ) -> JSCPTOutput:
         """Classifies images of any mixture of tasks, each among its own task's classes.
@@ -182,55 +210,67 @@ class JSCPTModel(BaseTuner):
             pixel_values: `[B, 3, H, W]` images, normalised as CLIP's processor does.
             task_ids: `[B]`, or one id for all; `None`: the task of `set_task`.
             labels: `[B]` within each sample's task.
-            views: what `task_views()` returned, where gradients with respect to it are wanted.
-            present_tasks_only: spend nothing on tasks without an image here: their rows of `class_embeds` are zero.
+            task_parameters: what `task_parameters()` returned, where gradients with respect to it are wanted.
+            present_tasks_only: where there is something to learn, spend nothing on tasks without an image here: their
+                rows of `class_embeds` are zero.
 
         Raises:
             ValueError: a task id or a label is out of range, or no task is known.
         """
-        task_ids = self.router.resolve(task_ids, len(pixel_values), self.task_names, pixel_values.device)
-        given, views = views is not None, self.task_views() if views is None else views
-        if present_tasks_only and views["text"].shape[2] > 0:  # without prompts all tasks' features are kept
-            class_embeds = self.classes.encode(self.classes.texts.of_tasks(task_ids), views["text"])
-        else:  # all tasks' texts in one pass where there is something to learn
-            learning = given or (labels is not None and views["text"].requires_grad)
-            class_embeds = self.class_embeds(views if learning else None)
-        x = self.selection.project(self.vision_tower.pooled(pixel_values, task_ids, views["vision"]))
-        selected = select_features(x, task_ids, views) if "mask" in views else x
+        task_ids = self.backbone.vision.resolve(task_ids, pixel_values)
+        given = task_parameters is not None
+        parameters = task_parameters if given else self.task_parameters()
+        learning = given or present_tasks_only or (labels is not None and parameters["text"].requires_grad)
+        class_embeds = self.class_features(parameters["text"], learning, task_ids if present_tasks_only else None)
+        x = self.backbone.image_features(pixel_values, task_ids, parameters["vision"])
+        adapter = self.backbone.vision.active_task_adapter
+        head = None if adapter is None else adapter.head
+        selected = x if head is None else head.select(x, task_ids, parameters)
         logits = self.logits(selected, class_embeds, task_ids)
         output = JSCPTOutput(logits=logits, image_embeds=x, selected_embeds=selected, class_embeds=class_embeds)
         if labels is not None:
             check_labels(labels, task_ids, self.active_jscpt_config.tasks)
-            output.task_losses = task_losses(logits, labels, task_ids, len(self.task_names))
+            sums, counts = task_loss_sums(logits, labels, task_ids, len(self.task_names))
+            output.loss_sums, output.task_counts = sums, counts
+            output.task_losses = mean_losses(sums, counts)
             output.loss = output.task_losses.nanmean()
         return output
 
-    def logits(self, embeds: torch.Tensor, class_embeds: torch.Tensor, task_ids: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, C]` of image features `[B, D]` under class features `[N, C, D]` (Eq. 1)."""
-        scale = self.model.logit_scale.exp()
-        return task_logits(embeds, class_embeds, self.classes.texts.num_classes, task_ids, scale)
+    def class_embeds(self) -> Tensor:
+        """Class features z `[N, C, D]` of all tasks under their text prompts, zero beyond a task's classes.
 
-    def reference_embeds(self, x: torch.Tensor, task_ids: torch.Tensor, kind: str) -> torch.Tensor:
-        """The view that the causal effect compares x̄ with (Eq. 4): x itself, or (1 - M)∘x for `"complement"`.
+        Without gradients to text prompts they are computed once and kept until a parameter changes.
+        """
+        return self.class_features(self.prompt_tokens("text"), learning=False)
+
+    def logits(self, embeds: Tensor, class_embeds: Tensor, task_ids: Tensor) -> Tensor:
+        """Logits `[B, C]` of image features `[B, D]` under class features `[N, C, D]` (Eq. 1)."""
+        num_classes = self.class_features.texts.num_classes
+        return task_logits(embeds, class_embeds, num_classes, task_ids, self.backbone.logits)
+
+    def reference_embeds(self, x: Tensor, task_ids: Tensor, kind: str) -> Tensor:
+        """The view `[B, D]` that the causal effect compares x̄ with (Eq. 4); see `FeatureHead.reference`.
 
         Args:
             x: `[B, D]` image features.
             task_ids: `[B]`.
             kind: `"original"` or `"complement"`.
         """
-        views = self.selection.views()
-        return complement_features(x, task_ids, views) if kind == "complement" and views else x
+        adapter = self.backbone.vision.active_task_adapter
+        if adapter is None or adapter.head is None:
+            return x
+        return adapter.head.reference(x, task_ids, adapter.head.task_parameters(), kind)
 
     def predict(
         self,
-        images: Picture | Iterable[Picture],
+        images: ImageLike | Iterable[ImageLike],
         task: str | None = None,
         batch_size: int = 64,
         image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
         image_std: Sequence[float] = OPENAI_CLIP_STD,
         bf16: bool = False,
     ) -> list[dict[str, float]]:
-        """Probabilities of the task's classes for pictures, best first.
+        """Probabilities of the task's classes for images, best first.
 
         Args:
             images: one PIL image (of any mode) or path of a file, or any iterable of them, read batch by batch.
@@ -241,7 +281,7 @@ class JSCPTModel(BaseTuner):
             bf16: run the towers of a float32 base in bfloat16; probabilities are float32 always.
 
         Returns:
-            One dict `{class name: probability}` an image.
+            One dict `{class name: probability}` per image.
 
         Raises:
             TypeError: an image is neither a PIL image nor a path.
@@ -249,23 +289,13 @@ class JSCPTModel(BaseTuner):
         """
         return predict(self, images, task, batch_size, image_mean, image_std, bf16)
 
-    def export_task(
-        self,
-        task: str,
-        directory: str | Path,
-        dtype: torch.dtype = torch.float32,
-        image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
-        image_std: Sequence[float] = OPENAI_CLIP_STD,
-    ) -> Path:
-        """Writes a task's classifier into a folder, to be served with PyTorch alone: see `model/export.py`."""
-        return export_task(self, task, directory, dtype, image_mean, image_std)
-
     def add_task(
         self,
         name: str,
         class_names: Sequence[str],
-        class_token_ids: Sequence[Sequence[int]] | None = None,
+        class_token_ids: Sequence[Any] | None = None,
         init_from: str | None = None,
+        class_template: str | list[str] | None = None,
     ) -> None:
         """Adds a task to the active adapter, the last one in the order of `task_ids`. Make trainers afterwards.
 
@@ -275,13 +305,15 @@ class JSCPTModel(BaseTuner):
         Args:
             name: of the new task.
             class_names: its classes, in the order of the labels.
-            class_token_ids: one list a class, as in `JSCPTConfig`; `None`: the class texts are tokenised.
+            class_token_ids: one list per class, as in `JSCPTConfig`; `None`: the class texts are tokenised.
             init_from: a task whose prompts the new one starts from.
+            class_template: the new task's template or templates; `None`: that of all tasks.
 
         Raises:
-            ValueError: `name` is taken, a class name occurs twice or is too long, or `init_from` has no prompts.
+            ValueError: `name` is taken, a class name occurs twice or is too long, `init_from` has no prompts, or
+                `class_template` is missing. Nothing has changed then.
         """
-        add_task(self, name, class_names, class_token_ids, init_from)
+        add_task(self, name, class_names, class_token_ids, init_from, class_template)
 
     def train_only(self, task: str | None) -> None:
         """Gradients go to one task's own parameters alone; `None`: to all of the active adapter's.
@@ -297,4 +329,5 @@ class JSCPTModel(BaseTuner):
     @property
     def trained_task(self) -> str | None:
         """The task of `train_only`."""
-        return trained_task(self)
+        position = self.task_adapter.trained
+        return None if position is None else self.task_names[position]

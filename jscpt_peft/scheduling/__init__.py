@@ -1,8 +1,8 @@
 """Which task and which prompt features count now (paper, sections 3.3 and 3.4): tensors only, no model."""
 
 from .affinity import affinity_from_gramian, gradient_cosine, inter_task_affinity
-from .aggregation import AGGREGATORS, GradientAggregator
 from .effect import NEUTRAL_EFFECT, causal_effect
+from .gramian import AGGREGATORS, GradientAggregator
 from .hypergradient import (
     InverseHVP,
     hessian_vector_product,
@@ -10,14 +10,20 @@ from .hypergradient import (
     neumann_inverse_hvp,
     safeguarded_inverse_hvp,
 )
+from .joint import JointScheduling
 from .scheduler import TaskPromptScheduler
+from .signals import StepSignals, UniformWeighting, Weighting
 
 __all__ = [
     "AGGREGATORS",
     "NEUTRAL_EFFECT",
     "GradientAggregator",
     "InverseHVP",
+    "JointScheduling",
+    "StepSignals",
     "TaskPromptScheduler",
+    "UniformWeighting",
+    "Weighting",
     "affinity_from_gramian",
     "causal_effect",
     "gradient_cosine",

@@ -89,7 +89,10 @@ class TaskPromptScheduler(nn.Module):
                 `task_scheduling` is off.
         """
         present = self._check(effect, affinity, present, task_factor)
-        prompt_factor, task_factor = self.factors(effect, affinity, present, task_factor)
+        return self.combine(*self.factors(effect, affinity, present, task_factor), present)
+
+    def combine(self, prompt_factor: Tensor, task_factor: Tensor, present: Tensor) -> Tensor:
+        """The product of the two factors of `factors` `[N]`, normalised; 0 at absent tasks."""
         weights = prompt_factor * task_factor
         if self.weight_normalization == "sum":
             total = weights.masked_fill(~present, 0).abs().sum().clamp(min=torch.finfo(weights.dtype).tiny)

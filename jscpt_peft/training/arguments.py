@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.utils import strtobool
 
 from jscpt_peft.choices import check_choice
@@ -232,6 +232,13 @@ class JSCPTTrainingArguments(TrainingArguments):
                 "`activation_checkpointing_kwargs={'use_reentrant': True}` does not work with `torch.autograd.grad`: "
                 "use `{'use_reentrant': False}`."
             )
+
+    @property
+    def needs_a_metric(self) -> bool:
+        """Whether something besides keeping the best checkpoint hangs on `metric_for_best_model`."""
+        compared = self.load_best_model_at_end or self.save_strategy == SaveStrategy.BEST
+        chosen = self.metric_for_best_model != DEFAULT_METRIC
+        return compared or chosen or self.lr_scheduler_type in WATCHING_A_METRIC
 
     @property
     def sampler_seed(self) -> int:

@@ -7,7 +7,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
 from jscpt_peft.data import TaskBalancedBatchSampler
@@ -78,6 +78,7 @@ class StopOnInterrupt(TrainerCallback):
         self.trainer = trainer
         self.interrupted = False
         self._previous: dict[int, Any] = {}
+        self._strategy: SaveStrategy | None = None
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.interrupted = False
@@ -102,14 +103,17 @@ class StopOnInterrupt(TrainerCallback):
             control.should_training_stop = True
             control.should_save = False  # but at the end of the epoch, which `Trainer` makes follow at once
 
-    def on_epoch_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.interrupted:
             control.should_save = True
+            if args.save_strategy == SaveStrategy.BEST:  # by which an evaluation would decide anew
+                args.save_strategy, self._strategy = SaveStrategy.EPOCH, args.save_strategy
             if not epoch_is_over(state):  # what is due after an epoch is the resumed run's to do
                 control.should_evaluate = control.should_log = False
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
+    def on_train_end(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
         self.restore_signals()
+        args.save_strategy, self._strategy = self._strategy or args.save_strategy, None
 
 
 class TaskProgress(ProgressCallback):

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or not there: written aside, sealed with the digest of every file, then renamed.
+"""Checkpoints that are whole or not there: written aside, flushed to disk with the digest of every file, renamed.
 
-A seal, `checkpoint.json`, tells a truncated or altered file, and a checkpoint of another configuration, before
-anything of it is loaded.
+`checkpoint.json` holds the digests, the configuration that the checkpoint was made with, and its own digest. It is
+written last: a checkpoint without it, or one that it does not describe, is never loaded.
 """
 
 from __future__ import annotations
@@ -18,95 +18,87 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-SEAL = "checkpoint.json"
-# Hidden, so that nothing which looks for `checkpoint-*` takes them for checkpoints.
-INCOMPLETE, REPLACED = ".incomplete-", ".replaced-"
-# Set aside: of an update that broke the run, and of later steps than the one that a run was taken back to.
-SPOILED, ABANDONED = "spoiled-", "abandoned-"
+DIGESTS = "checkpoint.json"
+UNFINISHED = ".unfinished-"  # hidden, so that nothing which looks for `checkpoint-*` takes it for one
+SET_ASIDE = "set_aside"  # folder for checkpoints that a run must not go on from by itself
 
 
-def staging_directory(final: Path) -> Path:
+def unfinished(final: Path) -> Path:
     """Where the files of the checkpoint `final` are written."""
-    return final.with_name(INCOMPLETE + final.name)
+    return final.with_name(UNFINISHED + final.name)
 
 
 def start_checkpoint(final: Path) -> None:
-    """Makes the staging directory, empty, before the processes write; what a killed run left is cleared away."""
-    clear_remains(final.parent)
-    staging_directory(final).mkdir(parents=True)
+    """Makes the empty folder that the processes write the checkpoint `final` into."""
+    recover(final.parent)
+    unfinished(final).mkdir(parents=True)
 
 
 def finish_checkpoint(final: Path, configuration: Mapping[str, Any]) -> None:
-    """Seals the files in the staging directory and puts it in the place of `final`, by one rename.
+    """Writes the digests of what was written, flushes all of it to disk and gives it its name.
 
     Args:
-        final: the checkpoint's directory; another checkpoint of that name is replaced.
+        final: the checkpoint's folder; another checkpoint of that name is replaced.
         configuration: what a run must agree with to go on from here, as JSON.
 
     Raises:
-        OSError: the disk is full or the like; `final` is then as it was.
+        OSError: the disk is full or the like.
     """
-    staging = staging_directory(final)
-    files = {
-        path.relative_to(staging).as_posix(): {"bytes": path.stat().st_size, "sha256": _digest(path)}
-        for path in sorted(staging.rglob("*"))
-        if path.is_file()
-    }
-    seal = json.dumps({"files": files, "configuration": configuration}, indent=1, default=str)
-    (staging / SEAL).write_text(seal + "\n", encoding="utf-8")
-    for path in (*(staging / name for name in files), staging / SEAL, staging):
+    folder = unfinished(final)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+    record = json.loads(json.dumps({"files": digests, "configuration": configuration}, default=str))
+    text = json.dumps({**record, "sha256": _digest_of(record)}, indent=1)
+    (folder / DIGESTS).write_text(text + "\n", encoding="utf-8")
+    for path in (*files, folder / DIGESTS, folder, folder.parent):
         _flush_to_disk(path)
     if final.exists():
-        final.rename(final.with_name(REPLACED + final.name))
-    staging.rename(final)
-    with suppress(OSError):  # the checkpoint is there; what follows can wait for the next one
+        shutil.rmtree(final)  # from here on `recover` finishes what a kill leaves
+    folder.rename(final)
+    with suppress(OSError):  # the checkpoint is there
         _flush_to_disk(final.parent)
-        clear_remains(final.parent)
 
 
-def clear_remains(run: Path) -> None:
-    """Removes what a run that was killed while saving has left in its directory."""
-    for old in run.glob(f"{REPLACED}*"):
-        final = old.with_name(old.name.removeprefix(REPLACED))
-        if final.exists():
-            shutil.rmtree(old, ignore_errors=True)
+def recover(run: Path) -> None:
+    """Finishes a checkpoint that lacks nothing but its name, and removes what a killed run has left of others."""
+    for folder in run.glob(f"{UNFINISHED}*"):
+        final = folder.with_name(folder.name.removeprefix(UNFINISHED))
+        if _is_whole(folder):
+            shutil.rmtree(final, ignore_errors=True)
+            with suppress(OSError):
+                folder.rename(final)
         else:
-            old.rename(final)  # killed between the two renames
-    for staging in run.glob(f"{INCOMPLETE}*"):
-        shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_checkpoint(checkpoint: Path, configuration: Mapping[str, Any]) -> None:
     """Raises a `ValueError` that tells why a run of this configuration cannot go on from a checkpoint, if so.
 
     Args:
-        checkpoint: its directory.
+        checkpoint: its folder.
         configuration: of the run; every entry must be as it was when the checkpoint was made.
     """
     if not checkpoint.is_dir():
         raise ValueError("there is no such directory")
-    seal = _read_seal(checkpoint)
-    for name, expected in seal["files"].items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise ValueError(f"its file {name} is missing")
+    record = _read(checkpoint)
+    for name, digest in record["files"].items():
         try:
-            size, digest = path.stat().st_size, _digest(path)
+            changed = _digest(checkpoint / name) != digest
+        except FileNotFoundError as error:
+            raise ValueError(f"its file {name} is missing") from error
         except OSError as error:
             raise ValueError(f"its file {name} cannot be read ({error})") from error
-        if size != expected["bytes"]:
-            raise ValueError(f"its file {name} has {size} bytes instead of {expected['bytes']}")
-        if digest != expected["sha256"]:
+        if changed:
             raise ValueError(f"its file {name} is not what was written (its digest differs)")
     for name, value in json.loads(json.dumps(configuration, default=str)).items():
-        made_with = seal["configuration"].get(name)
+        made_with = record["configuration"].get(name)
         if made_with != value:
             raise ValueError(f"it was made with `{name}` = {_short(made_with)}, this run has {_short(value)}")
 
 
-def sealed_configuration(checkpoint: Path) -> dict[str, Any]:
-    """The configuration that a checkpoint was sealed with."""
-    return _read_seal(checkpoint)["configuration"]
+def configuration_of(checkpoint: Path) -> dict[str, Any]:
+    """The configuration that a checkpoint was made with."""
+    return _read(checkpoint)["configuration"]
 
 
 def last_valid_checkpoint(run: Path, configuration: Mapping[str, Any]) -> tuple[Path | None, dict[Path, str]]:
@@ -126,7 +118,7 @@ def delete_oldest(run: Path, limit: int | None, keep: set[Path]) -> None:
     """Deletes checkpoints of a run beyond `limit` (`None` or 0: no limit), damaged ones first, then the oldest.
 
     Args:
-        run: its directory.
+        run: its folder.
         limit: how many may stay.
         keep: checkpoints that stay in any case.
     """
@@ -138,28 +130,25 @@ def delete_oldest(run: Path, limit: int | None, keep: set[Path]) -> None:
 
 
 def remove_checkpoints(run: Path) -> None:
-    """Removes all checkpoints of a run, and what a kill has left of others."""
-    for checkpoint in checkpoints(run):
+    """Removes all checkpoints of a run, finished or not."""
+    for checkpoint in (*checkpoints(run), *run.glob(f"{UNFINISHED}*")):
         shutil.rmtree(checkpoint)
-    clear_remains(run)
 
 
-def set_aside_after(run: Path, step: int, prefix: str) -> list[Path]:
-    """Puts `prefix` before the names of the checkpoints of later steps, so that no run goes on from them by itself.
-
-    Returns:
-        They under their new names.
-    """
-    later = [path for path in checkpoints(run) if int(path.name.rpartition("-")[2]) > step]
-    aside = [checkpoint.with_name(prefix + checkpoint.name) for checkpoint in later]
-    for checkpoint, place in zip(later, aside, strict=True):
-        shutil.rmtree(place, ignore_errors=True)
-        checkpoint.rename(place)
+def set_aside_after(run: Path, step: int) -> list[Path]:
+    """Moves the checkpoints of later steps than `step` into the folder `set_aside`; returns where they are now."""
+    aside = []
+    for checkpoint in checkpoints(run):
+        if int(checkpoint.name.rpartition("-")[2]) > step:
+            aside.append(run / SET_ASIDE / checkpoint.name)
+            aside[-1].parent.mkdir(exist_ok=True)
+            shutil.rmtree(aside[-1], ignore_errors=True)
+            checkpoint.rename(aside[-1])
     return aside
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints in a run's directory, oldest first; a user's `checkpoint-500-good` is none."""
+    """The checkpoints in a run's folder, oldest first; a user's `checkpoint-500-good` is none."""
     named = [(re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name), path) for path in run.glob("*")]
     return [path for _, path in sorted((int(name[1]), path) for name, path in named if name and path.is_dir())]
 
@@ -172,24 +161,26 @@ def _is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def _read_seal(checkpoint: Path) -> dict[str, Any]:
-    path = checkpoint / SEAL
-    if not path.is_file():
-        raise ValueError(f"it has no {SEAL}, so it was not written to its end")
+def _read(checkpoint: Path) -> dict[str, Any]:
     try:
-        seal = json.loads(path.read_text(encoding="utf-8"))
-        if not (isinstance(seal["files"], dict) and isinstance(seal["configuration"], dict)):
-            raise TypeError
-        if not all(each.keys() == {"bytes", "sha256"} for each in seal["files"].values()):
-            raise KeyError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"its {SEAL} is damaged") from error
-    return seal
+        record = json.loads((checkpoint / DIGESTS).read_text(encoding="utf-8"))
+        intact = record.pop("sha256") == _digest_of(record)
+    except FileNotFoundError as error:
+        raise ValueError(f"it has no {DIGESTS}, so it was not written to its end") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no JSON, or JSON of another form
+        intact = False
+    if not intact:
+        raise ValueError(f"its {DIGESTS} is damaged")
+    return record
 
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_of(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from peft import PeftModel
+
 from jscpt_peft.data import ImageTaskDataset, read_column
 
 from .distributed import gather_objects
 
 
-def check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[str]]) -> None:
+def check_data(model: PeftModel, **arguments: ImageTaskDataset | dict[str, ImageTaskDataset] | None) -> None:
+    """Raises a `ValueError` that names the argument whose images cannot be those of the model's tasks.
+
+    Args:
+        model: the JSCPT model.
+        arguments: argument of the trainer -> its images.
+    """
+    for argument, given in arguments.items():
+        for dataset in given.values() if isinstance(given, dict) else [given]:
+            if dataset is not None:
+                _check_tasks(argument, dataset, model.active_jscpt_config.tasks)
+    train_dataset = arguments["train_dataset"]
+    if train_dataset is not None:
+        _check_trained_task(train_dataset, model.trained_task, model.task_names)
+
+
+def _check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[str]]) -> None:
     """Raises a `ValueError` where the data cannot be those of the model's tasks, or of those that they name."""
     names, task_ids = list(tasks), dataset.task_ids
     if task_ids is None:
@@ -32,7 +50,7 @@ def check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[
             )
 
 
-def check_trained_task(dataset: ImageTaskDataset, trained: str | None, task_names: list[str]) -> None:
+def _check_trained_task(dataset: ImageTaskDataset, trained: str | None, task_names: list[str]) -> None:
     """Raises a `ValueError` where one task is trained alone, `trained`, and has no training images."""
     if trained is not None and dataset.task_ids is not None and task_names.index(trained) not in dataset.task_ids:
         there = [task_names[task_id] for task_id in dataset.task_ids]

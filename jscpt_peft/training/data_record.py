@@ -8,12 +8,12 @@ from typing import Any
 
 from jscpt_peft.data import read_manifest
 from jscpt_peft.data.manifest import MANIFEST_FILE, drawn_by, on_hub
-from jscpt_peft.model.card import DataRecord
+from jscpt_peft.serving.card import DataRecord
 
 # Task sets whose manifests name no sources.
 ORIGINS = {
     "shapes": "drawn by `jscpt_peft`",
-    "emoji": "Fluent 3D, Noto, OpenMoji and Twemoji from npm, by `recipes/prepare_emoji.py`",
+    "emoji": "Fluent 3D, Noto, OpenMoji and Twemoji from npm, by `tools/prepare_emoji.py`",
     "folder": "folders of pictures",
 }
 

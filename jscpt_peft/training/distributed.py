@@ -1,4 +1,4 @@
-"""What several processes do together: sums, decisions of the first one, and a clear word where one of them is lost.
+"""What several processes do together: sums, decisions of the first one, and an orderly end.
 
 `torch.autograd.grad` fires no hooks of `DistributedDataParallel`: what the processes have to agree on is summed here.
 After a sum all hold the same bits, so that whatever they compute from it (Δ, A, φ, θ, Ω) stays the same too.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -19,24 +18,6 @@ from torch import Tensor
 from torch import distributed as dist
 
 Result = TypeVar("Result")
-
-# How gloo, NCCL and the store begin to speak of a process that has ended or does not answer.
-LOST_PROCESS = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "Timed out waiting",
-    "Wait timeout",
-    "Application timeout",
-    "Socket Timeout",
-    "ncclRemoteError",
-    "NCCL communicator was aborted",
-    "collective operation timeout",
-)
-
-
-# What `by_first_process` shares as what it is; any other error becomes a RuntimeError elsewhere.
-SHARED_ERRORS = {"ValueError": ValueError, "OSError": OSError, "RuntimeError": RuntimeError}
 
 
 def join_on_cpu(timeout: float) -> None:
@@ -105,13 +86,13 @@ def by_first_process(function: Callable[[], Result]) -> Result:
         try:
             shared[0] = function()
         except Exception as error:  # whatever it is, the others wait for it
-            kind = next((name for name, each in SHARED_ERRORS.items() if isinstance(error, each)), "RuntimeError")
+            kind = next((each for each in (ValueError, OSError) if isinstance(error, each)), RuntimeError)
             dist.broadcast_object_list([None, kind, str(error)], src=0)
             raise
     dist.broadcast_object_list(shared, src=0)
     result, kind, message = shared
     if kind is not None:
-        raise SHARED_ERRORS[kind](message)
+        raise kind(message)
     return result
 
 
@@ -150,22 +131,3 @@ def _disconnect_at_exit() -> None:
     if world_size() > 1 and hasattr(sys, "last_value"):  # an exception that nobody caught, and that has been printed
         give_up(1)
     _disconnect()
-
-
-@contextmanager
-def lost_process_named(timeout: float) -> Iterator[None]:
-    """Turns the error of a communication whose other side is gone into a `ConnectionError` that says so.
-
-    Args:
-        timeout: seconds after which a silent process counts as lost (`ddp_timeout`).
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if world_size() == 1 or not any(words in str(error) for words in LOST_PROCESS):
-            raise
-        raise ConnectionError(
-            f"process {process_index()} of {world_size()} has lost another one, which ended or did not answer within "
-            f"{timeout:.0f} seconds (`ddp_timeout`); that one's own output says why. Saved checkpoints are whole: go "
-            f"on with `resume_from_checkpoint=True`. ({str(error).splitlines()[0]})"
-        ) from error

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import one_hot
 
-from jscpt_peft.model.intervention import Views
-from jscpt_peft.model.second_order import full_precision, twice_differentiable
+from jscpt_peft.model.backbones.double_backward import full_precision, twice_differentiable
+from jscpt_peft.model.heads import TaskParameters
 from jscpt_peft.scheduling import hessian_vector_product
 from jscpt_peft.scheduling.hypergradient import flatten
 
@@ -60,23 +60,21 @@ class KeptGraph:
 
     Attributes:
         sums: losses and gradients of every task, the latter with their graph.
-        views: `model.task_views()` that the gradients belong to.
+        task_parameters: `model.task_parameters()` that the gradients belong to.
         bytes: what the graph holds.
     """
 
     sums: TaskSums
-    views: Views
+    task_parameters: TaskParameters
     bytes: int
 
 
-def kept_graph(model: PeftModel, batch: Batch, reference: str | None, present_tasks_only: bool = False) -> KeptGraph:
+def kept_graph(model: PeftModel, batch: Batch, reference: str | None = None) -> KeptGraph:
     """`task_gradients` in float32 on twice differentiable kernels, with the graph of the gradients."""
     # Around the backward too: a checkpointed block runs again within it, and must choose the same kernel.
     with twice_differentiable(batch.pixel_values.device.type), GraphMemory() as memory:
-        sums, views = task_gradients(
-            model, *batch, reference=reference, create_graph=True, present_tasks_only=present_tasks_only
-        )
-    return KeptGraph(sums, views, memory.bytes)
+        sums, task_parameters = task_gradients(model, batch, reference, create_graph=True)
+    return KeptGraph(sums, task_parameters, memory.bytes)
 
 
 def hessian_chunks(batches: Sequence[Batch], batch_size: int | None, chunk_size: int | None) -> list[Batch]:
@@ -174,12 +172,12 @@ class HessianProduct:
             return sum((self._of_chunk(chunk)(vector) for chunk in self.chunks), torch.zeros_like(vector))
 
     def _of_chunk(self, chunk: Batch) -> Callable[[Tensor], Tensor]:
-        return self._of_graph(kept_graph(self.model, chunk, reference=None, present_tasks_only=True))
+        return self._of_graph(kept_graph(self.model, chunk))
 
     def _of_graph(self, kept: KeptGraph) -> Callable[[Tensor], Tensor]:
         self.graph_bytes = max(self.graph_bytes, kept.bytes)
         gradients = scheduled_gradient(
-            kept.views, self.parameters, kept.sums.gradients, self.scales, create_graph=True
+            kept.task_parameters, self.parameters, kept.sums.gradients, self.scales, create_graph=True
         )
         return hessian_vector_product(gradients, self.parameters)
 
@@ -202,9 +200,9 @@ class HessianProduct:
         with full_precision(self.device_type):
             for chunk in self.chunks:
                 with GraphMemory() as memory:
-                    sums, views = task_gradients(self.model, *chunk, reference=None, present_tasks_only=True)
+                    sums, task_parameters = task_gradients(self.model, chunk)
                 self.graph_bytes = max(self.graph_bytes, memory.bytes)
-                total += flatten(scheduled_gradient(views, self.parameters, sums.gradients, self.scales))
+                total += flatten(scheduled_gradient(task_parameters, self.parameters, sums.gradients, self.scales))
         return total
 
     @torch.no_grad()

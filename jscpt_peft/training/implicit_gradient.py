@@ -8,8 +8,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from jscpt_peft.model.intervention import Views
-from jscpt_peft.model.second_order import full_precision
+from jscpt_peft.model.backbones.double_backward import full_precision
+from jscpt_peft.model.heads import TaskParameters
 from jscpt_peft.scheduling import InverseHVP, hypergradient, safeguarded_inverse_hvp
 from jscpt_peft.scheduling.hypergradient import HessianVectorProduct, flatten
 
@@ -29,17 +29,17 @@ def dev_gradient(model: PeftModel, parameters: Sequence[Tensor], chunks: Sequenc
     sums = None  # one at a time: each holds the gradients of all tasks
     with full_precision(chunks[0].pixel_values.device.type):
         for chunk in chunks:
-            part, views = task_gradients(model, *chunk, reference=None, present_tasks_only=True)
+            part, task_parameters = task_gradients(model, chunk)
             sums = part.detach() if sums is None else sums + part.detach()
     means = sums.over_processes()[0].means()
-    gradients = scheduled_gradient(views, parameters, means.gradients, torch.ones_like(means.losses))
+    gradients = scheduled_gradient(task_parameters, parameters, means.gradients, torch.ones_like(means.losses))
     return means, flatten(gradients)
 
 
 def implicit_gradient(
-    views: Views,
+    task_parameters: TaskParameters,
     parameters: Sequence[Tensor],
-    step_gradients: Views,
+    step_gradients: TaskParameters,
     weights: Tensor,
     omega: Sequence[nn.Parameter],
     dev: Tensor,
@@ -50,10 +50,10 @@ def implicit_gradient(
     power_iterations: int = 3,
     divergence_guard: bool = True,
 ) -> tuple[tuple[Tensor, ...], InverseHVP]:
-    """∇_Ω L_dev by the truncated Neumann series (Eq. 11), one gradient a parameter of Ω.
+    """∇_Ω L_dev by the truncated Neumann series (Eq. 11), one gradient per parameter of Ω.
 
     Args:
-        views: `model.task_views()`.
+        task_parameters: `model.task_parameters()`.
         parameters: θ.
         step_gradients: g_i of the whole lower step.
         weights: `[N]` φ(Ω) with its graph.
@@ -68,7 +68,7 @@ def implicit_gradient(
     inverse = safeguarded_inverse_hvp(
         product or _no_product, dev, terms, step_size, damping, power_iterations, divergence_guard
     )
-    products = task_products(views, parameters, step_gradients, inverse.vector)
+    products = task_products(task_parameters, parameters, step_gradients, inverse.vector)
     return hypergradient(weights, products.to(weights.dtype), omega), inverse
 
 

@@ -14,10 +14,9 @@ from peft import PeftConfig
 
 from jscpt_peft.data.manifest import MANIFEST_FILE
 from jscpt_peft.model import JSCPTConfig
-from jscpt_peft.model.card import TrainingRecord
+from jscpt_peft.serving.card import TrainingRecord
 
 from .arguments import JSCPTTrainingArguments
-from .configuration import OPTIMIZERS
 from .data_record import data_record
 from .distributed import world_size
 from .step_log import HISTORY_FILE
@@ -36,8 +35,8 @@ PICTURES = {
     "causal_effects.png": "Causal effect of each task's selected features",
     "prompt_scheduling.png": "Prompt scheduling of one task",
 }
-# Found by the adapter itself; the tokenizer's name may be a path of this machine.
-FOUND = {"tokenizer_name_or_path", "target_modules"} | {each.name for each in fields(PeftConfig)}
+# Of the configuration, what says nothing of the method; the tokenizer's name may be a path of this machine.
+UNSAID = {"tokenizer_name_or_path", "target_modules", "base_model"} | {each.name for each in fields(PeftConfig)}
 AGGREGATOR_OPTIONS = ("cagrad_c", "fairgrad_alpha", "krum_byzantine", "krum_selected")
 
 
@@ -82,21 +81,17 @@ def settings(adapter: JSCPTConfig, fixed: Mapping[str, Any], reproducing: Mappin
     """What decided what a step does, without what is not set or not used.
 
     Args:
-        adapter: what differs from the defaults is taken.
+        adapter: the adapter's configuration.
         fixed: the run's `fixed_configuration`.
         reproducing: the run's `reproducing_configuration`.
     """
-    chosen = {each.name: vars(adapter)[each.name] for each in fields(adapter) if each.name not in FOUND}
-    defaults = {each.name: each.default for each in fields(adapter)}
-    found = {
-        name: value
-        for name, value in chosen.items()
-        if isinstance(value, int | float | str) and value != defaults[name]
+    unused = UNSAID if fixed["gradient_aggregator"] else UNSAID | set(AGGREGATOR_OPTIONS)
+    simple = {
+        name: value for name, value in {**vars(adapter), **fixed}.items() if isinstance(value, int | float | str)
     }
-    found |= {name: fixed[name] for name in (*OPTIMIZERS, "trained_task")} | dict(reproducing)
-    images = {f"{split} images": sizes for split, sizes in found.pop("images").items()}
-    unused = {"base_model", *(() if fixed["gradient_aggregator"] else AGGREGATOR_OPTIONS)}
-    return {name: value for name, value in (found | images).items() if value is not None and name not in unused}
+    chosen = {name: value for name, value in {**simple, **reproducing}.items() if name != "images"}
+    chosen |= {f"{split} images": sizes for split, sizes in reproducing["images"].items()}
+    return {name: value for name, value in chosen.items() if value is not None and name not in unused}
 
 
 def last_accuracies(log: Sequence[Mapping[str, Any]], task_names: Sequence[str]) -> tuple[str, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,9 @@ from torch import Tensor
 from transformers.utils import logging
 
 from jscpt_peft.evaluation import SchedulerHistory, read_history
-from jscpt_peft.scheduling import TaskPromptScheduler
 
-from .schedule import Schedule
+from .bilevel import UpperStep
 from .task_gradients import TaskMeans
-from .upper_level import UpperStep
 
 logger = logging.get_logger(__name__)
 
@@ -41,8 +40,10 @@ class StepLog:
         number: int,
         epoch: float,
         step: TaskMeans,
-        schedule: Schedule,
-        scheduler: TaskPromptScheduler,
+        weights: Tensor,
+        explanation: Mapping[str, Tensor],
+        learned: Mapping[str, Tensor],
+        learned_after: Mapping[str, Tensor],
         gradients: tuple[Tensor, ...],
         upper: UpperStep | None,
     ) -> None:
@@ -52,27 +53,21 @@ class StepLog:
             number: of the optimizer step, from 1.
             epoch: passes over the largest task after it.
             step: losses of every task.
-            schedule: weights of the step, with the Ω that they were computed with.
-            scheduler: Ω as it is after the step.
-            gradients: what the step follows (Eq. 9), one tensor a parameter.
+            weights: `[N]` φ.
+            explanation: what the weighting logs (`Weighting.log`).
+            learned, learned_after: Ω that these weights were computed with, and as it is after the step.
+            gradients: what the step follows (Eq. 9), one tensor per parameter.
             upper: what the update of Ω reports, where there was one.
         """
-        known = torch.outer(step.usable, step.usable)  # a gradient that was set to zero is related to no other
         row = {
             "step": number,
             "epoch": epoch,
             "loss": step.losses,
-            "causal_effect": schedule.effect,
-            "alpha": schedule.alpha,
-            "beta": schedule.beta,
-            "prompt_factor": schedule.prompt_factor,
-            "task_factor": schedule.task_factor,
-            "weight": schedule.weights.detach(),
-            "alpha_after": scheduler.alpha.detach().clone(),
-            "beta_after": scheduler.beta.detach().clone(),
+            "weight": weights.detach(),
             "nonfinite": step.nonfinite,
-            "affinity": schedule.affinity.masked_fill(~known, torch.nan),
-            "gradient_cosine": schedule.cosine.masked_fill(~known, torch.nan),
+            **explanation,
+            **learned,
+            **{f"{name}_after": each for name, each in learned_after.items()},
             "gradient_norm": torch.stack([gradient.norm() for gradient in gradients]).norm(),
             "scheduler": None if upper is None else upper.logs(),
         }
@@ -83,25 +78,30 @@ class StepLog:
     def drain(self) -> dict[str, float]:
         """Logs of the steps since the last call, which are written to the history if they are not yet.
 
-        `loss/<task>`, `causal_effect/<task>`, `weight/<task>` and `affinity/<task>` (mean over the other tasks as
-        sources) are means over these steps; `alpha/<task>`, `beta/<task>` and `scheduler/*` are the latest. A task
-        that was absent in all of them is left out.
+        `loss/<task>`, `weight/<task>` and what the weighting logs per task, such as `causal_effect/<task>`, are means
+        over these steps; so is `affinity/<task>`, the mean over the other tasks as sources. What Ω stands for, such as
+        `alpha/<task>`, and `scheduler/*` are the latest. A task that was absent in all of them is left out.
         `nonfinite_steps/<task>` counts all steps of the history in which the task was not finite, where there are any.
         """
         self.flush()
         rows, self._rows = self._rows, []
         if not rows:
             return {}
-        names = ("loss", "causal_effect", "weight", "affinity")
-        series = {name: torch.stack([row[name] for row in rows]).float().cpu() for name in names}
-        itself = torch.eye(len(self.task_names), dtype=torch.bool)
-        others = series.pop("affinity").masked_fill(itself, torch.nan)
+        learned = [name for name in rows[-1] if f"{name}_after" in rows[-1]]
+        unlogged = {"nonfinite", "prompt_factor", "task_factor", *learned, *(f"{name}_after" for name in learned)}
+        series = {
+            name: torch.stack([row[name] for row in rows]).float().cpu()
+            for name, value in rows[-1].items()
+            if isinstance(value, Tensor) and value.dim() > 0 and name not in unlogged
+        }
         nonfinite = torch.stack([row["nonfinite"] for row in rows]).cpu()
         present = (nonfinite | ~series["loss"].isnan()).any(0).tolist()
-        if sum(present) > 1:
-            series["affinity"] = others.nanmean(1)
+        itself = torch.eye(len(self.task_names), dtype=torch.bool)
+        matrices = {name: series.pop(name) for name in list(series) if series[name].dim() == 3}
+        if "affinity" in matrices and sum(present) > 1:
+            series["affinity"] = matrices["affinity"].masked_fill(itself, torch.nan).nanmean(1)
         values = {name: each.nanmean(0) for name, each in series.items()}
-        values |= {name: rows[-1][f"{name}_after"] for name in ("alpha", "beta")}
+        values |= {name: rows[-1][f"{name}_after"] for name in learned}
         logs = {
             f"{name}/{task}": float(value)
             for name, each in values.items()
@@ -134,5 +134,5 @@ class StepLog:
         path, counts = self._history.path, torch.zeros(len(self.task_names), dtype=torch.int64)
         for row in read_history(path, columns=["nonfinite"]) if before > 1 and path.exists() else ():
             if row["step"] < before and row["tasks"] == self.task_names:
-                counts += torch.tensor([each is True for each in row["nonfinite"]])
+                counts += torch.tensor([each is True for each in row.get("nonfinite") or counts])
         return counts

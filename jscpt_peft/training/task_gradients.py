@@ -1,9 +1,9 @@
 """Every task's loss and gradient from one backward, and the scheduled gradient of Eq. 9.
 
-The model hands out each parameter as every task sees it, a view `[N, ...]` (`JSCPTModel.task_views`), and task i's
-loss depends on slice i of the views alone. So the gradient of the plain sum of the task losses with respect to the
-views holds every task's own gradient. Affinity (Eq. 5) and the weighted update (Eq. 9) are sums over these slices: no
-second forward, no second backward.
+The model hands out each parameter as every task sees it, `[N, ...]` (`JSCPTModel.task_parameters`), and task i's loss
+depends on the slices i alone. So the gradient of the plain sum of the task losses with respect to these task
+parameters holds every task's own gradient. Affinity (Eq. 5) and the weighted update (Eq. 9) are sums over these
+slices: no second forward, no second backward.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from jscpt_peft.model.classifier import task_losses
-from jscpt_peft.model.intervention import Views
+from jscpt_peft.model.heads import TaskParameters
+from jscpt_peft.model.losses import mean_losses, task_loss_sums
+from jscpt_peft.model.tuner import TOWER_NAMES
+from jscpt_peft.scheduling import StepSignals
 
 from .distributed import sum_over_processes
 
@@ -47,36 +49,38 @@ class TaskSums:
     Attributes:
         counts: `[N]` images of each task.
         losses: `[N]` summed losses on x̄ (Eq. 3).
-        reference_losses: `[N]` summed losses on the reference view of Eq. 4, without gradient.
-        gradients: view name -> `[N, ...]`, slice i the summed gradients of task i's images.
+        reference_losses: `[N]` summed losses on the reference view of Eq. 4, without gradient, if asked for.
+        gradients: task parameter -> `[N, ...]`, slice i the summed gradients of task i's images.
     """
 
     counts: Tensor
     losses: Tensor
-    reference_losses: Tensor
-    gradients: Views
+    reference_losses: Tensor | None
+    gradients: TaskParameters
 
     def __add__(self, other: TaskSums) -> TaskSums:
-        return TaskSums(
-            self.counts + other.counts,
-            self.losses + other.losses,
-            self.reference_losses + other.reference_losses,
-            {name: gradient + other.gradients[name] for name, gradient in self.gradients.items()},
-        )
+        return self._of([one + another for one, another in zip(self._tensors(), other._tensors(), strict=True)])
 
     def over_processes(self, stop: bool = False) -> tuple[TaskSums, bool]:
         """The sums over the images of all processes, and whether one of these asks to stop; one communication."""
-        scalars = self.counts, self.losses, self.reference_losses, self.counts.new_tensor([stop])
-        counts, losses, references, stops, *gradients = sum_over_processes([*scalars, *self.gradients.values()])
-        return TaskSums(counts, losses, references, dict(zip(self.gradients, gradients, strict=True))), bool(stops)
+        *sums, stops = sum_over_processes([*self._tensors(), self.counts.new_tensor([stop])])
+        return self._of(sums), bool(stops)
 
     def detach(self) -> TaskSums:
-        """The same without the graph of the gradients."""
-        gradients = {name: gradient.detach() for name, gradient in self.gradients.items()}
-        return TaskSums(self.counts, self.losses.detach(), self.reference_losses, gradients)
+        """The same without graphs."""
+        return self._of([tensor.detach() for tensor in self._tensors()])
+
+    def _tensors(self) -> list[Tensor]:
+        reference = [] if self.reference_losses is None else [self.reference_losses]
+        return [self.counts, self.losses, *self.gradients.values(), *reference]
+
+    def _of(self, tensors: Sequence[Tensor]) -> TaskSums:
+        counts, losses, *others = tensors
+        reference = None if self.reference_losses is None else others.pop()
+        return TaskSums(counts, losses, reference, dict(zip(self.gradients, others, strict=True)))
 
     def means(self) -> TaskMeans:
-        """Mean losses and gradients a task, with the tasks whose numbers are not finite set aside."""
+        """Mean losses and gradients per task, with the tasks whose numbers are not finite set aside."""
         divisor = self.counts.clamp(min=1)
         gradients = {name: gradient / _like(divisor, gradient) for name, gradient in self.gradients.items()}
         squares = [gradient.detach().flatten(1).square().sum(1) for gradient in gradients.values()]
@@ -86,8 +90,10 @@ class TaskSums:
         # Not a product with 0, which would keep a NaN.
         gradients = {name: torch.where(_like(usable, each), each, 0) for name, each in gradients.items()}
         return TaskMeans(
-            losses=(self.losses / divisor).masked_fill(~present, torch.nan),
-            reference_losses=(self.reference_losses / divisor).masked_fill(~present, torch.nan),
+            losses=mean_losses(self.losses, self.counts),
+            reference_losses=None
+            if self.reference_losses is None
+            else mean_losses(self.reference_losses, self.counts),
             gradients=gradients,
             usable=usable,
             nonfinite=present & ~finite,
@@ -100,86 +106,94 @@ class TaskMeans:
 
     Attributes:
         losses: `[N]` L_i(x̄), nan where the task is absent.
-        reference_losses: `[N]` losses of the reference view, nan likewise.
-        gradients: view name -> `[N, ...]`, slice i the gradient of L_i; zero where it is not usable.
+        reference_losses: `[N]` losses of the reference view, nan likewise, if asked for.
+        gradients: task parameter -> `[N, ...]`, slice i the gradient of L_i; zero where it is not usable.
         usable: bool `[N]`, tasks that are present and finite.
         nonfinite: bool `[N]`, tasks that are present with a loss or gradient that is not finite.
     """
 
     losses: Tensor
-    reference_losses: Tensor
-    gradients: Views
+    reference_losses: Tensor | None
+    gradients: TaskParameters
     usable: Tensor
     nonfinite: Tensor
+
+    def signals(self, step: int, gramian: Tensor | None = None) -> StepSignals:
+        """What a weighting is told of optimizer step `step`."""
+        return StepSignals(step, self.usable, self.losses, self.reference_losses, gramian)
 
 
 def task_gradients(
     model: PeftModel,
-    pixel_values: Tensor,
-    task_ids: Tensor,
-    labels: Tensor,
-    reference: str | None = "original",
+    batch: Batch,
+    reference: str | None = None,
     create_graph: bool = False,
     forward_context: AbstractContextManager | None = None,
-    present_tasks_only: bool = False,
-) -> tuple[TaskSums, Views]:
-    """Losses and gradients of every task by one forward and one backward, and the views they belong to.
+) -> tuple[TaskSums, TaskParameters]:
+    """Losses and gradients of every task by one forward and one backward, and the task parameters they belong to.
+
+    Nothing is spent on tasks without an image in the batch.
 
     Args:
         model: a JSCPT model with trainable parameters.
-        pixel_values: `[B, 3, H, W]` images of any mixture of tasks.
-        task_ids: `[B]`.
-        labels: `[B]` within each image's task.
-        reference: the view that Eq. 4 compares x̄ with: `"original"` (x) or `"complement"` ((1 - M)∘x); `None` leaves
-            its losses at zero.
+        batch: images of any mixture of tasks.
+        reference: the view that Eq. 4 compares x̄ with: `"original"` (x) or `"complement"` ((1 - M)∘x); `None`: none.
         create_graph: keep the gradients differentiable, for Hessian-vector products.
         forward_context: entered for the forward pass alone, such as autocast.
-        present_tasks_only: spend nothing on tasks without an image here.
     """
     with forward_context or nullcontext():
-        views = model.task_views()
-        output = model.classify(pixel_values, task_ids, labels, views=views, present_tasks_only=present_tasks_only)
-    num_tasks = len(output.task_losses)
-    counts = torch.bincount(task_ids, minlength=num_tasks)
-    sums = torch.where(counts > 0, output.task_losses * counts, 0)
-    leaves = {name: view for name, view in views.items() if view.requires_grad}
-    gradients = torch.autograd.grad(sums.sum(), list(leaves.values()), create_graph=create_graph)
-    references = torch.zeros_like(sums)
+        task_parameters = model.task_parameters()
+        output = model.classify(*batch, task_parameters=task_parameters, present_tasks_only=True)
+    leaves = {name: each for name, each in task_parameters.items() if each.requires_grad}
+    gradients = torch.autograd.grad(output.loss_sums.sum(), list(leaves.values()), create_graph=create_graph)
+    references = None
     if reference is not None:
         with torch.no_grad():
             # The same class features and no encoder pass: one [B, C] product more.
-            embeds = model.reference_embeds(output.image_embeds, task_ids, reference)
-            logits = model.logits(embeds, output.class_embeds, task_ids)
-            references = task_losses(logits, labels, task_ids, num_tasks)
+            embeds = model.reference_embeds(output.image_embeds, batch.task_ids, reference)
+            logits = model.logits(embeds, output.class_embeds, batch.task_ids)
+            references, _ = task_loss_sums(logits, batch.labels, batch.task_ids, len(output.loss_sums))
     gradients = dict(zip(leaves, gradients, strict=True))
-    return TaskSums(counts, sums.detach(), torch.where(counts > 0, references * counts, 0), gradients), views
+    return TaskSums(output.task_counts, output.loss_sums.detach(), references, gradients), task_parameters
 
 
-def shared_prompt_gradients(gradients: Views, num_shared_tokens: int) -> Tensor:
-    """`[N, P]`: each task's gradient with respect to the shared prompts of both towers (Eq. 5), detached."""
-    towers = [gradients[tower] for tower in ("vision", "text") if tower in gradients]
-    slices = [gradient[:, :, :num_shared_tokens].detach().flatten(1) for gradient in towers]
-    nothing = next(iter(gradients.values())).new_zeros(len(next(iter(gradients.values()))), 0)  # without prompts
-    return torch.cat([nothing, *slices], dim=1)
+def shared_gramian(model: PeftModel, gradients: TaskParameters) -> Tensor:
+    """`[N, N]`: inner products of the tasks' gradients with respect to the shared prompts (Eq. 5), in float64.
+
+    Rounded, the Gramian of dependent gradients would have eigenvalues that are but noise.
+
+    Args:
+        model: the JSCPT model.
+        gradients: task parameter -> `[N, ...]` of `task_gradients`.
+    """
+    task_parameters = model.task_parameters()
+    prompts = {tower: task_parameters[tower] for tower in TOWER_NAMES if tower in gradients}
+    shared = model.task_adapter.prompts.shared_gradients(prompts, {tower: gradients[tower] for tower in prompts})
+    shared = shared.detach() if shared.device.type == "mps" else shared.detach().double()  # which has no float64
+    return shared @ shared.T
 
 
 def scheduled_gradient(
-    views: Views, parameters: Sequence[Tensor], gradients: Views, weights: Tensor, create_graph: bool = False
+    task_parameters: TaskParameters,
+    parameters: Sequence[Tensor],
+    gradients: TaskParameters,
+    weights: Tensor,
+    create_graph: bool = False,
 ) -> tuple[Tensor, ...]:
-    """Gradient of `Σ_i φ_i L_i` with respect to the parameters (Eq. 9), one tensor a parameter.
+    """Gradient of `Σ_i φ_i L_i` with respect to the parameters (Eq. 9), one tensor per parameter.
 
-    The views are a cheap function of the parameters (here: expanded, and concatenated), so this backward costs
-    nothing beside that of the towers.
+    Task parameters are a cheap function of the parameters (for JSCPT: expanded, and concatenated), so this backward
+    costs nothing beside that of the towers.
 
     Args:
-        views: `model.task_views()`.
+        task_parameters: `model.task_parameters()`.
         parameters: the trainable parameters, in the order of the result.
-        gradients: view name -> `[N, ...]` of `task_gradients`.
+        gradients: task parameter -> `[N, ...]` of `task_gradients`.
         weights: `[N]` φ.
         create_graph: keep the result differentiable in `weights`, and in θ where `gradients` are.
     """
     return torch.autograd.grad(
-        [views[name] for name in gradients],
+        [task_parameters[name] for name in gradients],
         parameters,
         [gradient * _like(weights, gradient).to(gradient.dtype) for gradient in gradients.values()],
         create_graph=create_graph,
@@ -188,17 +202,20 @@ def scheduled_gradient(
     )
 
 
-def task_products(views: Views, parameters: Sequence[Tensor], gradients: Views, vector: Tensor) -> Tensor:
+def task_products(
+    task_parameters: TaskParameters, parameters: Sequence[Tensor], gradients: TaskParameters, vector: Tensor
+) -> Tensor:
     """`[N]`: p·g_i, the vector's products with every task's gradient ∇_θ L_i.
 
     Args:
-        views, parameters, gradients: as for `scheduled_gradient`.
+        task_parameters, parameters, gradients: as for `scheduled_gradient`.
         vector: `[P]`, p, the elements of `parameters` in order.
     """
     gradients = {name: gradient.detach() for name, gradient in gradients.items()}
     # Eq. 9 is linear in φ: its product with p has the derivative p·g_i by φ_i.
     weights = vector.new_ones(len(next(iter(gradients.values()))), requires_grad=True)
-    flat = torch.cat([g.reshape(-1) for g in scheduled_gradient(views, parameters, gradients, weights, True)])
+    weighted = scheduled_gradient(task_parameters, parameters, gradients, weights, create_graph=True)
+    flat = torch.cat([gradient.reshape(-1) for gradient in weighted])
     return torch.autograd.grad(flat @ vector, weights)[0]
 
 

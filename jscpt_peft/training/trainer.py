@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +12,29 @@ from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import Trainer
-from transformers.trainer_utils import TrainOutput
-from transformers.utils import logging
+from transformers import EvalPrediction, Trainer
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate
 from jscpt_peft.model import JSCPTModel
+from jscpt_peft.scheduling import Weighting
 
 from .arguments import JSCPTTrainingArguments
+from .bilevel import UpperLevel
 from .callbacks import SaveAfterEvaluation, SetEpoch, StopOnInterrupt
-from .configuration import fixed_configuration, reproducing_configuration
-from .data_checks import check_same_data, check_tasks, check_trained_task
+from .checkpointing import Checkpointing
+from .data_checks import check_data, check_same_data
 from .distributed import process_index, world_size
-from .evaluating import MultiTaskEvaluator
-from .faults import faults_named
-from .guarded import GuardedTrainer
+from .evaluating import Answers, accuracies, answers, classes_and_losses, mean_loss
 from .hessian import KeptGraph, kept_graph
-from .publishing import PublishingTrainer
-from .schedule import schedule
+from .lost_processes import ignore_interrupts, lost_processes_named
+from .publishing import Publishing
 from .step_log import HISTORY_FILE, StepLog
-from .task_gradients import Batch, TaskSums, scheduled_gradient, task_gradients
-from .upper_level import UpperLevel
-
-logger = logging.get_logger(__name__)
-
-SCHEDULER_FILE = "task_scheduler.pt"
+from .task_gradients import Batch, TaskSums, scheduled_gradient, shared_gramian, task_gradients
+from .weightings import make_weighting
 
 
-class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
+class JSCPTTrainer(Publishing, Checkpointing):
     """Trains the prompts of a JSCPT model with scheduled gradients, and the scheduler with implicit gradients.
 
     A lower step computes every task's loss and gradient in one backward, the causal effects Δ (Eq. 4), the affinities
@@ -51,14 +47,17 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
     Args:
         model: a `PeftModel` made with a `JSCPTConfig`.
         args: `JSCPTTrainingArguments`.
+        data_collator: as in `Trainer`; default: `jscpt_peft.data.collate`.
         train_dataset: training images of all tasks, or of those that its `task_ids` name, with the training transform.
-        dev_dataset: images of D_dev, disjoint from training and model selection, with the test transform.
         eval_dataset: images of model selection, or several such data sets by name.
         processing_class: saved beside checkpoints, as in `Trainer`.
+        dev_dataset: images of D_dev, disjoint from training and model selection, with the test transform.
+        weighting: what gives the tasks' weights; default: what `args` asks for (Eqs. 4-6).
         kwargs: further arguments of `Trainer`.
 
     Attributes:
-        upper_level: Ω (`upper_level.scheduler`), its optimizer and the number of its updates.
+        weighting: what gives the tasks' weights; its parameters are Ω.
+        upper_level: Ω's optimizer and the number of its updates.
         stop_asked: set it to end training, with a checkpoint, after the step under way; `stop_agreed` is then true in
             all processes (see `StopOnInterrupt`).
 
@@ -72,10 +71,13 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
         self,
         model: PeftModel,
         args: JSCPTTrainingArguments,
+        data_collator: Any = None,
         train_dataset: ImageTaskDataset | None = None,
-        dev_dataset: ImageTaskDataset | None = None,
         eval_dataset: ImageTaskDataset | dict[str, ImageTaskDataset] | None = None,
         processing_class: Any = None,
+        *,
+        dev_dataset: ImageTaskDataset | None = None,
+        weighting: Weighting | None = None,
         **kwargs: Any,
     ) -> None:
         if not (isinstance(model, PeftModel) and isinstance(model.base_model, JSCPTModel)):
@@ -84,11 +86,15 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
             )
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("`compute_loss_func` is not supported: L_i is the cross-entropy of Eq. 3. Leave it out.")
-        kwargs.setdefault("data_collator", collate)
         kwargs.setdefault("compute_metrics", self.multi_task_accuracy)
+        # Metrics of one's own, losses alone and several data sets have no mean accuracy to compare by.
+        others = kwargs["compute_metrics"] != self.multi_task_accuracy or isinstance(eval_dataset, dict)
+        if (others or args.prediction_loss_only) and not args.needs_a_metric:
+            args.metric_for_best_model = None
         super().__init__(
             model=model,
             args=args,
+            data_collator=data_collator or collate,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -96,16 +102,13 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean: nothing is to be divided by a number of items
         self.task_names = model.task_names
-        for name, given in {"train": train_dataset, "dev": dev_dataset, "eval": eval_dataset}.items():
-            for dataset in given.values() if isinstance(given, dict) else [given]:
-                if dataset is not None:
-                    check_tasks(f"{name}_dataset", dataset, model.active_jscpt_config.tasks)
-        if train_dataset is not None:
-            check_trained_task(train_dataset, model.trained_task, self.task_names)
+        check_data(model, train_dataset=train_dataset, dev_dataset=dev_dataset, eval_dataset=eval_dataset)
         # Ω in float32, or better where θ is.
         precision = torch.promote_types(next(model.get_base_model().parameters()).dtype, torch.float32)
-        present = len(train_dataset.sizes) if train_dataset is not None else None
-        self.upper_level = UpperLevel(self.task_names, args, dev_dataset, precision, present)
+        weighting = make_weighting(args, len(self.task_names)) if weighting is None else weighting
+        self.weighting = weighting.to(args.device, precision)
+        present = len(self.task_names) if train_dataset is None else len(train_dataset.sizes)
+        self.upper_level = UpperLevel(self.weighting, self.task_names, args, dev_dataset, present)
         if train_dataset is not None and self.upper_level.learns:
             self.upper_level.check(model)
         self.add_callback(SaveAfterEvaluation())
@@ -116,7 +119,6 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
         self.stop_asked = self.stop_agreed = False
         self._sums: TaskSums | None = None
         self._batches: list[Batch] = []  # of a step that updates Ω
-        self.forget_faults()
         history = Path(self.args.output_dir, HISTORY_FILE) if self.is_world_process_zero() else None
         self.step_log = StepLog(self.task_names, history)
         self.upper_level.forget_batches()
@@ -136,10 +138,25 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
         self.pop_callback(SetEpoch)
         self.add_callback(SetEpoch(sampler))
         persistent = self.args.dataloader_num_workers > 0 and self.args.dataloader_persistent_workers
-        return self.make_loader(self.train_dataset, batch_sampler=sampler, persistent_workers=persistent)
+        return self._loader(self.train_dataset, batch_sampler=sampler, persistent_workers=persistent)
+
+    def _loader(self, dataset: ImageTaskDataset, **options: Any) -> DataLoader:
+        """A loader whose workers leave Ctrl-C to the main process and are given up after `dataloader_timeout`."""
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            dataset,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+            worker_init_fn=ignore_interrupts,
+            timeout=self.args.dataloader_timeout if workers else 0,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
+            **options,
+        )
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `ResumableTrainer.train`; where a worker, an image or a process fails, the error names it."""
+        """As `Checkpointing.train`; where a worker, an image or a process fails, the error names it."""
         self._forget()
         if not self.trainable_parameters():
             raise ValueError(
@@ -147,7 +164,7 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
                 "is_trainable=True)`."
             )
         try:
-            with faults_named(self.args.ddp_timeout):
+            with lost_processes_named(self.args.ddp_timeout):
                 check_same_data({"train_dataset": self.train_dataset, "dev_dataset": self.upper_level.dev_dataset})
                 return super().train(*args, **kwargs)
         finally:
@@ -170,15 +187,12 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
         batch = Batch.of(self._prepare_inputs(inputs))
         upper = self.upper_level.due(self.state.global_step + 1)
         kept = None
+        reference = self.args.reference if self.weighting.needs_reference else None
         if upper and self.args.keeps_lower_graph and self.current_gradient_accumulation_steps == 1:
-            kept = kept_graph(self.model, batch, self.args.reference, present_tasks_only=True)
+            kept = kept_graph(self.model, batch, reference)
             sums = kept.sums.detach()
         else:
-            autocast = self.compute_loss_context_manager()
-            sums, _ = task_gradients(
-                self.model, *batch, self.args.reference, forward_context=autocast, present_tasks_only=True
-            )
-            sums = sums.detach()
+            sums, _ = task_gradients(self.model, batch, reference, forward_context=self.compute_loss_context_manager())
         if upper:
             self._batches.append(batch)
         self._sums = sums if self._sums is None else self._sums + sums
@@ -198,25 +212,25 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
         step = sums.means()
         self.guard(step)
         number = self.state.global_step + 1
-        num_shared = self.model.active_jscpt_config.num_shared_tokens
-        scheduler = self.upper_level.scheduler
-        kinds = (self.args.causal_effect, self.args.affinity)
+        gramian = shared_gramian(self.model, step.gradients) if self.weighting.needs_gramian else None
+        learned = self.weighting.learned()
         try:
-            plan = schedule(step, scheduler, num_shared, *kinds, self.upper_level.aggregator, number)
+            weights = self.weighting(step.signals(number, gramian))
         except FloatingPointError as error:  # of an aggregator
             raise FloatingPointError(f"{error} {self.save_last_good_state()}") from error
         upper, usable = None, int(step.usable.sum())
-        if batches and self.upper_level.enough(usable):
+        if batches and self.weighting.depends_on_omega(usable):
             damping = self.args.neumann_damping
             if damping is None:  # what the optimizer applies, which a resumed run has from its checkpoint
                 damping = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)
-            upper = self.upper_level.update(self.model, batches, kept, step, plan.weights, damping)
+            upper = self.upper_level.update(self.model, batches, kept, step, weights, damping)
         parameters = self.trainable_parameters()
-        gradients = scheduled_gradient(self.model.task_views(), parameters, step.gradients, plan.weights.detach())
+        gradients = scheduled_gradient(self.model.task_parameters(), parameters, step.gradients, weights.detach())
         if usable:  # without a gradient, momentum and weight decay move nothing either
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
-        self.step_log.append(number, number / self._steps_per_epoch(), step, plan, scheduler, gradients, upper)
+        epoch, after = number / self._steps_per_epoch(), self.weighting.learned()
+        self.step_log.append(number, epoch, step, weights, self.weighting.log(), learned, after, gradients, upper)
 
     def _steps_per_epoch(self) -> int:
         batches = len(self.callback_handler.train_dataloader)
@@ -237,34 +251,52 @@ class JSCPTTrainer(MultiTaskEvaluator, GuardedTrainer, PublishingTrainer):
         self.step_log.flush()
         super().log({**logs, **self.step_log.drain()} if "loss" in logs else logs, start_time)
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        self.step_log.flush()  # a run that goes on from here finds its history whole
-        super()._save_checkpoint(model, trial)
+    def compute_loss_context_manager(self) -> AbstractContextManager:
+        """Autocast: accelerate puts it around `model.forward` alone, which is not what computes the losses here."""
+        return self.accelerator.autocast()
 
-    def fixed_configuration(self) -> dict[str, Any]:
-        fixed = fixed_configuration(self.model.active_jscpt_config, self.args)
-        return {**fixed, "trained_task": self.model.trained_task}  # the optimizer's state is that of its parameters
+    # ---- evaluation -------------------------------------------------------------------------------------------------
 
-    def reproducing_configuration(self) -> dict[str, Any]:
-        datasets = {"train": self.train_dataset, "dev": self.upper_level.dev_dataset}
-        sizes = {name: [] if dataset is None else dataset.sizes for name, dataset in datasets.items()}
-        base = self.model.active_peft_config.base_model_name_or_path
-        return reproducing_configuration(self.args, sizes, base)
+    def get_eval_dataloader(self, eval_dataset: str | ImageTaskDataset | None = None) -> DataLoader:
+        """As `Trainer`'s, with the bound on how long a data worker may take."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        if dataset is None:
+            raise ValueError("`eval_dataset` is missing: give one to the trainer or to `evaluate`.")
+        return self.get_test_dataloader(dataset)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            state = {**self.upper_level.state_dict(), "nonfinite_steps": self.nonfinite_steps}
-            torch.save(state, Path(output_dir, SCHEDULER_FILE))
+    def get_test_dataloader(self, test_dataset: ImageTaskDataset) -> DataLoader:
+        """As `Trainer`'s, likewise."""
+        return self.accelerator.prepare(self._loader(test_dataset, batch_size=self.args.eval_batch_size))
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        path = Path(checkpoint, SCHEDULER_FILE)
-        if not path.exists():
-            logger.warning(f"{path} does not exist (saved with `save_only_model`?): the scheduler starts anew.")
-            return
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self.nonfinite_steps = state.pop("nonfinite_steps")
-        self.upper_level.load_state_dict(state)
+    def prediction_step(
+        self, _model: torch.nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, **_: Any
+    ) -> Answers:
+        """Loss, logits `[B, C]` and `(labels, task_ids[, groups])` of one batch."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return answers(self.model, self._prepare_inputs(inputs), prediction_loss_only)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer`'s; of every image its predicted class and its loss are gathered, not the logits of all classes.
+
+        With a `compute_metrics` or `preprocess_logits_for_metrics` of one's own the logits are.
+        """
+        given = self.preprocess_logits_for_metrics
+        if given is None and self.compute_metrics == self.multi_task_accuracy:
+            self.preprocess_logits_for_metrics = classes_and_losses
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self.preprocess_logits_for_metrics = given
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As `Trainer`'s, with the exact mean loss where logits or losses are gathered."""
+        with lost_processes_named(self.args.ddp_timeout):
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if output.predictions is not None and self.preprocess_logits_for_metrics in (None, classes_and_losses):
+            output.metrics[f"{metric_key_prefix}_loss"] = mean_loss(output)
+        return output
+
+    def multi_task_accuracy(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Accuracies of gathered predictions, for `compute_metrics`."""
+        return accuracies(prediction, self.task_names)

@@ -4,9 +4,9 @@ import socket
 
 import pytest
 import torch
+from paths import TINY_CLIP
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor
 
-from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.data import shapes_task_set
 
 

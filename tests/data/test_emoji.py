@@ -71,7 +71,7 @@ def test_sampling_and_the_manifest(built, tmp_path):
 
 @pytest.mark.usefixtures("home")
 def test_where_it_is_missing_the_command_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"`python recipes/prepare_emoji\.py`, which needs npm"):
+    with pytest.raises(FileNotFoundError, match=r"`python tools/prepare_emoji\.py`, which needs npm"):
         emoji_task_set()
     with pytest.raises(FileNotFoundError, match=r"is not in .*: .*prepare_emoji\.py --output .*elsewhere`"):
         emoji_task_set(tmp_path / "elsewhere")

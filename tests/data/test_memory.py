@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +21,9 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 
 
 def measure(hub, folder, **options):
-    done = hub.run([sys.executable, str(PROGRAM), json.dumps(options), str(folder / "run")], home=folder, timeout=900)
+    command = [sys.executable, str(PROGRAM), json.dumps(options), str(folder / "run")]
+    variables = hub.environment(folder)  # a real process: one that is forked shares memory
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -120,7 +120,7 @@ def test_settings_name_the_adapters_own_and_the_task_that_learns_alone(tmp_path)
     lines = (tmp_path / "README.md").read_text().splitlines()
     for line in ("| `trained_task` | photo |", "| `num_shared_tokens` | 3 |", "| `init_seed` | 7 |"):
         assert line in lines
-    assert not any(line.startswith(("| `towers`", "| `task_type`", "| `peft_type`")) for line in lines)
+    assert not any(line.startswith(("| `task_type`", "| `peft_type`", "| `tasks`", "| `base_model")) for line in lines)
 
 
 def test_a_path_is_as_good_as_a_string(trained):

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 from hub_server import TOKEN, Hub
 from huggingface_hub import ModelCard
+from paths import TINY_CLIP
 from PIL import Image
-
-from jscpt_peft.assets import TINY_CLIP
 
 pytestmark = pytest.mark.slow  # every program is a process of its own
 
@@ -100,8 +99,8 @@ for strategy in ("end", "every_save", "checkpoint", "all_checkpoints"):
         hub_private_repo=strategy == "end", hub_token="hf_owner", **saving
     )
     trainer.train()
-    (place / strategy / ".incomplete-checkpoint-9").mkdir()
-    (place / strategy / ".incomplete-checkpoint-9" / "optimizer.pt").write_bytes(b"0")
+    (place / strategy / ".unfinished-checkpoint-9").mkdir()
+    (place / strategy / ".unfinished-checkpoint-9" / "optimizer.pt").write_bytes(b"0")
     trainer.evaluate()
     trainer.push_to_hub(license="mit")
     assert b"hf_owner" not in (place / strategy / "training_args.bin").read_bytes()

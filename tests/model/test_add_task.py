@@ -9,12 +9,12 @@ import oracles
 import prompted
 import pytest
 import torch
+from paths import TINY_CLIP
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.assets import TINY_CLIP
 
 NEW = ["owl", "hen", "emu", "kiwi", "rook"]  # more classes than any other task has
 NEW_IDS = [[oracles.TINY_SOS, *range(3 + label, 8 + 2 * label), oracles.TINY_EOS] for label in range(len(NEW))]
@@ -123,7 +123,7 @@ def test_start_of_a_task():
     again = prompted.prompted_clip(num_task_tokens=6)
     again.add_task("fish", ["eel"], [NEW_IDS[0]])  # what was added before does not matter
     add(again)
-    views, twice = model.task_views(), again.task_views()
+    views, twice = model.task_parameters(), again.task_parameters()
     for name, view in views.items():
         assert torch.equal(view[3], twice[name][4])
     for tower in ("vision", "text"):
@@ -141,7 +141,7 @@ def test_start_of_a_task():
 def test_start_from_another_task():
     model = prompted.prompted_clip()
     add(model, init_from="clipart")
-    views = model.task_views()
+    views = model.task_parameters()
     for tower in ("vision", "text"):
         assert torch.equal(views[tower][3], views[tower][1])
         assert not torch.equal(views[tower][3], views[tower][0])

@@ -40,7 +40,7 @@ def test_features_of_published_shapes_equal_concatenation(clip):
     model = get_peft_model(clip, JSCPTConfig(tasks=prompted.TASKS, class_token_ids=prompted.class_token_ids()))
     pixels, task_ids = torch.randn(3, 3, 224, 224), torch.tensor([0, 1, 2])
     with torch.no_grad():
-        output, views = model.classify(pixels, task_ids), model.task_views()
+        output, views = model.classify(pixels, task_ids), model.task_parameters()
         plain = prompted.PlainClip(model.get_base_model())
         for task, ids in enumerate(prompted.class_token_ids().values()):
             x = oracles.image_features(plain, views["vision"][task], pixels[task : task + 1])[0]

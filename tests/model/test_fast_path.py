@@ -64,7 +64,7 @@ def test_logits_and_features_equal_concatenation():
     model = prompted.prompted_clip(prompt_depth=2)
     pixels, task_ids, _ = prompted.batch(model)
     plain = prompted.PlainClip(model.get_base_model())
-    output, views = model.classify(pixels, task_ids), model.task_views()
+    output, views = model.classify(pixels, task_ids), model.task_parameters()
     for task, ids in enumerate(model.active_jscpt_config.class_token_ids.values()):
         chosen = task_ids == task
         x = oracles.image_features(plain, views["vision"][task], pixels[chosen])
@@ -93,7 +93,7 @@ def test_checkpointing_changes_nothing(depth):
     calls = []
     model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
     hooks = [
-        layer.layer_norm2.register_forward_hook(lambda *_: calls.append(1)) for layer in model.vision_tower.blocks
+        layer.layer_norm2.register_forward_hook(lambda *_: calls.append(1)) for layer in model.backbone.vision.blocks
     ]
     checkpointed = gradients()
     for hook in hooks:
@@ -119,7 +119,7 @@ def test_bfloat16_base_is_close_to_float32():
 def test_start_token_is_kept_until_the_base_changes():
     model = prompted.prompted_clip()
     before = model.class_embeds()
-    tower = model.text_tower
+    tower = model.backbone.text
     assert tower._start(oracles.TINY_SOS) is tower._start(oracles.TINY_SOS)
     with torch.no_grad():
         tower.base_layer.encoder.layers[0].self_attn.v_proj.weight.mul_(1.5)
@@ -127,5 +127,5 @@ def test_start_token_is_kept_until_the_base_changes():
     assert relative_error(changed, before) > 1e-3
     plain = prompted.PlainClip(model.get_base_model())
     ids = model.active_jscpt_config.class_token_ids["photo"]
-    reference = oracles.text_features(plain, model.task_views()["text"][0], ids)
+    reference = oracles.text_features(plain, model.task_parameters()["text"][0], ids)
     torch.testing.assert_close(changed[0, : len(ids)], reference, atol=1e-10, rtol=1e-10)

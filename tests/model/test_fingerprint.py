@@ -6,10 +6,9 @@ from itertools import pairwise
 
 import prompted
 import torch
+from jscpt_peft.model.fingerprint import Fingerprint
 from torch import nn
 from torch.func import functional_call
-
-from jscpt_peft.model.fingerprint import Fingerprint
 
 
 def test_same_until_something_changes():

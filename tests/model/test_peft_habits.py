@@ -141,8 +141,8 @@ def test_copies_are_independent():
     other.set_task("sketch")
     assert model.router.task is None
     with torch.no_grad():
-        other.vision_tower.jscpt_prompts["default"].shared.zero_()
-    assert model.vision_tower.jscpt_prompts["default"].shared.abs().sum() > 0
+        other.backbone.vision.jscpt_prompts["default"].shared.zero_()
+    assert model.backbone.vision.jscpt_prompts["default"].shared.abs().sum() > 0
 
 
 def test_start_of_the_prompts_depends_on_the_seed_alone():
@@ -198,7 +198,7 @@ def test_words_start_the_shared_text_prompts():
         num_shared_tokens=3,
     )
     model = get_peft_model(oracles.tiny_clip(), config)
-    table = model.text_tower.base_layer.embeddings.token_embedding.weight
+    table = model.backbone.text.base_layer.embeddings.token_embedding.weight
     shared = model.prompt_tokens("text")[0, :, :3]
     assert torch.equal(shared, table[[4, 9, 4]].expand_as(shared))
 
@@ -232,7 +232,7 @@ def test_a_used_model_can_be_pickled_and_copied():
         wanted = model.classify(pixels, task_ids).logits
         for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
             assert torch.equal(other.classify(pixels, task_ids).logits, wanted)
-            other.text_tower.jscpt_prompts["default"].shared.zero_()
+            other.backbone.text.jscpt_prompts["default"].shared.zero_()
             assert not torch.equal(other.classify(pixels, task_ids).logits, wanted)
             assert torch.equal(model.classify(pixels, task_ids).logits, wanted)
 
@@ -241,7 +241,7 @@ def test_texts_without_prompts_are_encoded_once():
     """Their class features are constants, in training too."""
     model = prompted.prompted_clip(towers="vision")
     pixels, task_ids, labels = prompted.batch(model)
-    tower, passes = model.text_tower, []
+    tower, passes = model.backbone.text, []
     pooled = tower.pooled
     tower.pooled = lambda *arguments: passes.append(1) or pooled(*arguments)
     for _ in range(3):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import adapted
 import pytest
 import torch
+from paths import TINY_CLIP
 from peft import PeftModel
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, pipeline
 from transformers.pipelines import ZeroShotImageClassificationPipeline
 from transformers.pipelines import base as pipelines_base
-
-from jscpt_peft.assets import TINY_CLIP
 
 TASK = "zero-shot-image-classification"
 PADDING = {"longest": {}, "max_length": {"padding": "max_length", "max_length": 77}}

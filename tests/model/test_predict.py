@@ -11,11 +11,11 @@ import adapted
 import numpy as np
 import pytest
 import torch
+from paths import TINY_CLIP
 from peft import PeftModel
 from PIL import Image, ImageSequence
 from transformers import AutoImageProcessor
 
-from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.data import to_rgb
 
 
@@ -143,7 +143,7 @@ def test_an_iterator_that_hands_out_the_same_picture_again(model, images, tmp_pa
 
 
 def test_one_vision_pass_a_batch_and_class_features_once(model, images, monkeypatch):
-    vision, text = counted(monkeypatch, model.vision_tower), counted(monkeypatch, model.text_tower)
+    vision, text = counted(monkeypatch, model.backbone.vision), counted(monkeypatch, model.backbone.text)
     model.predict(images, "sketch", batch_size=3)
     assert vision == [3, 3, 1]
     classes = sum(map(len, adapted.TASKS.values()))
@@ -155,7 +155,7 @@ def test_one_vision_pass_a_batch_and_class_features_once(model, images, monkeypa
 
 
 def test_images_are_read_batch_by_batch(model, images, monkeypatch):
-    vision, ahead = counted(monkeypatch, model.vision_tower), []
+    vision, ahead = counted(monkeypatch, model.backbone.vision), []
 
     def stream():
         for number in range(40):
@@ -168,7 +168,7 @@ def test_images_are_read_batch_by_batch(model, images, monkeypatch):
 
 def test_the_model_stays_as_it_is(model, images):
     expected = model.predict(images, "sketch")
-    for layer in [*model.vision_tower.blocks, *model.text_tower.blocks]:
+    for layer in [*model.backbone.vision.blocks, *model.backbone.text.blocks]:
         layer.self_attn.dropout = 0.5
     for training in (True, False):
         model.train(training)
@@ -214,7 +214,7 @@ def on_a_bf16_base() -> PeftModel:
 )
 def test_bf16_agrees_with_float32(make, context, options):
     images, exact, model, dtypes = adapted.pictures(24), adapted.adapted_clip(), make(), set()
-    for tower in (model.vision_tower, model.text_tower):
+    for tower in (model.backbone.vision, model.backbone.text):
         attention = tower.blocks[-1].self_attn
         attention.out_proj.register_forward_hook(lambda _module, _inputs, output: dtypes.add(output.dtype))
     expected = exact.predict(images, "painting")

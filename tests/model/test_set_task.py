@@ -35,11 +35,11 @@ def test_last_hidden_state_has_the_shape_of_the_base_models(depth):
     model = prompted.prompted_clip(prompt_depth=depth)
     pixels, _, _ = prompted.batch(model)
     model.set_task("photo")
-    base = model.vision_tower.base_layer(pixels)
-    assert model.vision_tower(pixels).last_hidden_state.shape == base.last_hidden_state.shape
+    base = model.backbone.vision.base_layer(pixels)
+    assert model.backbone.vision(pixels).last_hidden_state.shape == base.last_hidden_state.shape
     ids = padded_ids("sketch", 6)
     longest = 1 + max(len(row) - 1 for row in prompted.class_token_ids()["sketch"])
-    assert model.text_tower(ids).last_hidden_state.shape == (len(ids), longest, 24)
+    assert model.backbone.text(ids).last_hidden_state.shape == (len(ids), longest, 24)
 
 
 def test_task_ids_per_sample():
@@ -70,7 +70,7 @@ def test_class_features_are_kept_while_nothing_changes():
     with torch.no_grad():
         kept = model.class_embeds()
         assert model.class_embeds() is kept
-        model.text_tower.jscpt_prompts["default"].task.add_(0.1)
+        model.backbone.text.jscpt_prompts["default"].task.add_(0.1)
         assert model.class_embeds() is not kept
     assert model.class_embeds().requires_grad
 
@@ -78,14 +78,14 @@ def test_class_features_are_kept_while_nothing_changes():
 def test_class_features_are_kept_in_training_where_the_text_is_not_prompted():
     model = prompted.prompted_clip(towers="vision")
     kept = model.class_embeds()
-    assert model.class_embeds(model.task_views()) is kept
+    assert model.class_embeds(model.task_parameters()) is kept
     assert not kept.requires_grad
 
 
 def test_views_other_than_the_parameters_are_used():
     model = prompted.prompted_clip()
     with torch.no_grad():
-        kept, views = model.class_embeds(), model.task_views()
+        kept, views = model.class_embeds(), model.task_parameters()
         views["text"] = views["text"] + torch.randn_like(views["text"])
         assert not torch.allclose(model.class_embeds(views), kept)
 

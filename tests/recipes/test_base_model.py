@@ -9,9 +9,8 @@ import adapted
 import predict
 import pytest
 from adapter import adapter_config, base_of, load_adapter
+from paths import TINY_CLIP
 from PIL import Image
-
-from jscpt_peft.assets import TINY_CLIP
 
 REMEDY = "--model_name_or_path"
 
@@ -33,9 +32,7 @@ def test_a_base_that_is_there_or_on_the_hub(folder, base):
     assert base_of(trained_on(folder, base), "mine") == base
 
 
-@pytest.mark.parametrize(
-    "elsewhere", ["/gone/site-packages/jscpt_peft/assets/tiny-clip", "C:\\gone\\jscpt_peft\\assets\\tiny-clip"]
-)
+@pytest.mark.parametrize("elsewhere", ["/gone/recipes/assets/tiny-clip", "C:\\gone\\recipes\\assets\\tiny-clip"])
 def test_the_packages_own_clip_of_another_machine(folder, elsewhere):
     assert base_of(trained_on(folder, elsewhere), "mine") == str(TINY_CLIP)
 

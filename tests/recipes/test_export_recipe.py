@@ -7,11 +7,11 @@ import json
 import export
 import pytest
 import torch
+from paths import TINY_CLIP
 from peft import PeftModel, get_peft_model
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.assets import TINY_CLIP
 
 TASKS = {"flat": ["circle", "heart", "star"], "chalk": ["circle", "ring"]}
 
@@ -44,7 +44,7 @@ def test_the_command_writes_what_the_adapter_computes(tmp_path, capsys):
     about = json.loads((output / "classifier.json").read_text())
     assert about["class_names"] == TASKS["chalk"]
     assert about["image_mean"] == list(CLIPImageProcessorPil.from_pretrained(TINY_CLIP).image_mean)
-    assert about["base_model"] == "jscpt_peft.assets.TINY_CLIP"  # not its path on this machine
+    assert about["base_model"] == "tiny-clip"  # not its path on this machine
     model = PeftModel.from_pretrained(CLIPModel.from_pretrained(TINY_CLIP), trained)
     pixels = torch.randn(3, 3, about["image_size"], about["image_size"])
     with torch.no_grad():

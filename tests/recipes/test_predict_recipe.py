@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import adapted
+import jscpt_peft.model.prediction as prediction
 import predict
 import pytest
 from PIL import Image
-
-import jscpt_peft.model.prediction as prediction
 
 TASK = "sketch"  # three classes
 

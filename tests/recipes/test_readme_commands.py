@@ -11,8 +11,8 @@ from pathlib import Path
 import benchmark_data
 import pytest
 from hub_server import Hub
+from paths import TINY_CLIP
 
-from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.data.benchmark import HubTable
 from jscpt_peft.data.benchmarks import BENCHMARKS
 

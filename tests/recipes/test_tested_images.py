@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import benchmark_data
-import evaluation
 import pytest
 import train
 from hub_server import Hub
+from paths import RECIPES, TINY_CLIP, load_recipe
 from peft import get_peft_model
 from PIL import Image
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.data import load_task_set, read_manifest, write_manifest
 from jscpt_peft.data.benchmarks import BENCHMARKS
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+evaluation = load_recipe("evaluate")
 QUICK = ["--use_cpu", "--dataloader_num_workers", "0", "--corruptions", "none"]
 DOMAINS = ("art", "clipart", "product", "real_world")
 
@@ -305,19 +303,19 @@ def test_no_manifest_takes_the_place_of_that_of_a_training(pictures, tmp_path, c
 PROGRAM = """
 import io, json, sys
 from pathlib import Path
-import evaluation
+import evaluate
 
 cases, done = json.loads(sys.argv[1]), {}
 for name, command in cases.items():
-    evaluation.console.file, code = io.StringIO(), 0
+    evaluate.console.file, code = io.StringIO(), 0
     try:
-        evaluation.main(command)
+        evaluate.main(command)
     except SystemExit as stop:
         code = stop.code
     output = Path(command[command.index("--output_dir") + 1])
     written = json.loads((output / "evaluation.json").read_text()) if code == 0 else None
     manifest = json.loads((output / "manifest.json").read_text()) if code == 0 else None
-    said = " ".join(evaluation.console.file.getvalue().split())
+    said = " ".join(evaluate.console.file.getvalue().split())
     done[name] = {"code": code, "said": said, "subject": written and written["subject"], "manifest": manifest}
 print(json.dumps(done))
 """

@@ -6,12 +6,12 @@ import prompted
 import pytest
 import small_run
 import torch
+from paths import TINY_CLIP
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.data import ImageTaskDataset, image_transform, load_task_set
 from jscpt_peft.evaluation import read_history
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
@@ -185,7 +185,7 @@ def test_training_one_task_of_many_is_training_an_adapter_of_one_task(tmp_path):
     )
     one.add_adapter("alone", config)
     one.set_adapter("alone")
-    views = {name: view[3:] for name, view in many.task_views().items()}
+    views = {name: view[3:] for name, view in many.task_parameters().items()}
     with torch.no_grad():
         for name, parameter in one.named_parameters():
             if ".alone." in name:
@@ -195,8 +195,8 @@ def test_training_one_task_of_many_is_training_an_adapter_of_one_task(tmp_path):
     runs = [new_run(tmp_path / "many", many), new_run(tmp_path / "one", one, task_ids=(0,))]
     for run in runs:
         run.train()
-    for name, view in one.task_views().items():
-        torch.testing.assert_close(many.task_views()[name][3:], view, atol=2e-5, rtol=1e-4)
+    for name, view in one.task_parameters().items():
+        torch.testing.assert_close(many.task_parameters()[name][3:], view, atol=2e-5, rtol=1e-4)
     alphas = [float(run.upper_level.scheduler.alpha[-1]) for run in runs]
     assert alphas[0] == pytest.approx(alphas[1], rel=1e-5) and alphas[0] != 1
 

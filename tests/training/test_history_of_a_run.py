@@ -11,6 +11,7 @@ import prompted
 import pytest
 import small_run
 import torch
+from jscpt_peft.training.schedule import Schedule
 from torch.nn.functional import cross_entropy, normalize
 from transformers import TrainerCallback
 
@@ -18,7 +19,6 @@ from jscpt_peft.data import collate
 from jscpt_peft.evaluation import draw_figures, history_arrays, read_history
 from jscpt_peft.evaluation.prompt_scheduling_figure import prompt_scheduling_figure
 from jscpt_peft.scheduling import TaskPromptScheduler
-from jscpt_peft.training.schedule import Schedule
 from jscpt_peft.training.step_log import HISTORY_FILE, StepLog
 from jscpt_peft.training.task_gradients import TaskMeans
 

@@ -8,12 +8,12 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import fork_server
 import killed_program
 import numpy as np
 import prompted
@@ -26,7 +26,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from jscpt_peft.data import TaskBalancedBatchSampler
 from jscpt_peft.evaluation import read_history
-from jscpt_peft.training.checkpoint import SEAL, check_checkpoint, last_valid_checkpoint
+from jscpt_peft.training.checkpoint import DIGESTS, check_checkpoint, last_valid_checkpoint, unfinished
 from jscpt_peft.training.step_log import HISTORY_FILE
 
 # What a kill leaves of the history's last line is left out, with a warning.
@@ -120,7 +120,10 @@ def stopped_at(step: int, whole: Path, folder: Path) -> Path:
 
 
 def steps_of(variant: str) -> list[int]:
-    return [2, 3, 5] if variant == "data workers" else list(range(1, STEPS[variant] + 1))
+    """Every one once; elsewhere in the middle of an epoch, at its end, after an update of Ω, and after the last."""
+    if variant == "sgd":
+        return list(range(1, STEPS[variant] + 1))
+    return [2, 3, *([STEPS[variant]] if variant in ("plateau", "evaluation") else [5])]
 
 
 @pytest.mark.parametrize(("variant", "step"), [(variant, step) for variant in VARIANTS for step in steps_of(variant)])
@@ -200,7 +203,7 @@ def test_the_checkpoint_holds_everything(tmp_path):
     state = json.loads((folder / "trainer_state.json").read_text())
     assert state["global_step"] == 5 and state["epoch"] == pytest.approx(5 / 3)
     files = {path.name for path in folder.iterdir()}
-    assert json.loads((folder / SEAL).read_text())["files"].keys() == files - {SEAL}
+    assert json.loads((folder / DIGESTS).read_text())["files"].keys() == files - {DIGESTS}
 
 
 def test_the_batches_after_a_resume_are_those_that_were_left(tmp_path, undisturbed, monkeypatch):
@@ -265,8 +268,9 @@ def killed_runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("killed")
     options = json.dumps({**COMMON, **VARIANTS["sgd"], "save_steps": 2, "save_total_limit": 1})
     command = [sys.executable, killed_program.__file__, str(root), options]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
-    return root, json.loads(printed.splitlines()[-1])
+    done = fork_server.run(command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root, json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("kill", killed_program.KILLS)
@@ -275,8 +279,9 @@ def test_killed_while_saving(killed_runs, kill):
     root, printed = killed_runs
     number = list(killed_program.KILLS).index(kill)
     assert printed["codes"][number] == -signal.SIGKILL
-    last = "checkpoint-4" if kill in ("after the name", "deletion") else "checkpoint-2"
-    assert printed["left"][number] == ["checkpoint-2", "checkpoint-4"][: 1 + (last == "checkpoint-4")]
+    named = kill in ("after the name", "deletion")
+    assert printed["left"][number] == ["checkpoint-2", "checkpoint-4"][: 1 + named]
+    last = "checkpoint-4" if named or kill == "before the name" else "checkpoint-2"  # it lacked nothing but its name
     assert f"Going on from {root / str(number) / last}." in (root / f"{number}.log").read_text()
     resumed, whole = (torch.load(root / f"{name}.pt", weights_only=True) for name in (number, "whole"))
     assert_same(resumed, whole)
@@ -286,8 +291,8 @@ def test_killed_while_saving(killed_runs, kill):
 def test_killed_while_a_checkpoint_took_the_place_of_another(tmp_path, undisturbed, caplog):
     whole, folder = undisturbed("sgd")
     stopped_at(4, folder, tmp_path / "run")
-    (tmp_path / "run" / "checkpoint-4").rename(tmp_path / "run" / ".replaced-checkpoint-4")
-    shutil.copytree(tmp_path / "run" / "checkpoint-3", tmp_path / "run" / ".incomplete-checkpoint-4")
+    shutil.copytree(tmp_path / "run" / "checkpoint-4", unfinished(tmp_path / "run" / "checkpoint-4"))
+    Path.unlink(tmp_path / "run" / "checkpoint-4" / "optimizer.pt")
     run = new_run(tmp_path / "run")
     run.train(resume_from_checkpoint=True)
     assert f"Going on from {tmp_path / 'run' / 'checkpoint-4'}." in caplog.text
@@ -409,12 +414,12 @@ def flip_a_bit(path: Path) -> None:
 
 
 DAMAGES = {
-    "optimizer.pt has [0-9]+ bytes instead of [0-9]+": ("optimizer.pt", truncate),
+    "optimizer.pt is not what was written": ("optimizer.pt", truncate),
     "adapter_model.safetensors is not what was written": ("adapter_model.safetensors", flip_a_bit),
     "task_scheduler.pt is not what was written": ("task_scheduler.pt", flip_a_bit),
     "rng_state.pth is missing": ("rng_state.pth", Path.unlink),
-    f"it has no {SEAL}, so it was not written to its end": (SEAL, Path.unlink),
-    f"its {SEAL} is damaged": (SEAL, truncate),
+    f"it has no {DIGESTS}, so it was not written to its end": (DIGESTS, Path.unlink),
+    f"its {DIGESTS} is damaged": (DIGESTS, truncate),
 }
 
 
@@ -552,8 +557,8 @@ class TestNothingToGoOnFrom:
     def test_none_is_valid(self, undisturbed, tmp_path):
         stopped_at(2, undisturbed("sgd")[1], tmp_path / "run")
         truncate(tmp_path / "run" / "checkpoint-2" / "optimizer.pt")
-        (tmp_path / "run" / "checkpoint-1" / SEAL).unlink()
+        (tmp_path / "run" / "checkpoint-1" / DIGESTS).unlink()
         with pytest.raises(ValueError) as refused:
             new_run(tmp_path / "run").train(resume_from_checkpoint=True)
-        assert "checkpoint-2: its file optimizer.pt has" in str(refused.value)
-        assert f"checkpoint-1: it has no {SEAL}" in str(refused.value)
+        assert "checkpoint-2: its file optimizer.pt is not what was written" in str(refused.value)
+        assert f"checkpoint-1: it has no {DIGESTS}" in str(refused.value)

@@ -70,7 +70,7 @@ def test_an_interrupted_run_keeps_its_last_step_and_goes_on_from_it(tmp_path, st
     whole.train()
     run = new_run(tmp_path / "run", accuracies, stop, **options)
     run.train()
-    assert run.interrupt.interrupted and run.unsaved_error is None
+    assert run.interrupt.interrupted and run.unsaved_error is None and run.args.save_strategy == strategy
     assert run.evaluated == [3, 6][: 1 + (stop == 6)]  # an epoch that is not over is not evaluated
     best = set() if strategy == "no" else {"checkpoint-3"}
     assert checkpoints(tmp_path / "run") == {f"checkpoint-{stop}"} | best
@@ -130,9 +130,9 @@ def test_what_was_trained_after_a_step_that_one_goes_back_to_is_set_aside(tmp_pa
     other = {**options, "hypergradient_batch_size": 1}
     again = new_run(tmp_path, {}, stop=5, **other)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    aside = {"abandoned-checkpoint-4", "abandoned-checkpoint-6"}
+    assert checkpoints(tmp_path / "set_aside") == {"checkpoint-4", "checkpoint-6"}
     assert "The run is taken back to step 2: later checkpoints are now" in caplog.text
-    assert checkpoints(tmp_path) == aside | {"checkpoint-2", "checkpoint-4", "checkpoint-5"}
+    assert checkpoints(tmp_path) == {"set_aside", "checkpoint-2", "checkpoint-4", "checkpoint-5"}
     last = new_run(tmp_path, {}, max_steps=8, **other)
     last.train(resume_from_checkpoint=True)
     assert f"Going on from {tmp_path / 'checkpoint-5'}." in caplog.text
@@ -145,7 +145,7 @@ def test_going_back_to_a_checkpoint_of_another_name(tmp_path):
     new_run(tmp_path, {}, **options).train()
     (tmp_path / "checkpoint-2").rename(tmp_path / "checkpoint-2-good")
     new_run(tmp_path, {}, **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2-good"))
-    assert checkpoints(tmp_path) == {"checkpoint-2-good", "abandoned-checkpoint-4", "checkpoint-4"}
+    assert checkpoints(tmp_path) == {"checkpoint-2-good", "set_aside", "checkpoint-4"}
 
 
 def test_a_checkpoint_of_another_folder_sets_nothing_aside(tmp_path):

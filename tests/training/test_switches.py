@@ -161,7 +161,7 @@ def test_fixed_masks_stay_at_one_half_while_the_mlps_learn(tmp_path):
     assert len(mlps) == 8
     assert all(not torch.equal(before[name], after[name]) for name in before)
 
-    views = model.task_views()
+    views = model.task_parameters()
     assert torch.equal(torch.sigmoid(views["mask"]), torch.full_like(views["mask"], 0.5))
     pixels, tasks, _ = prompted.batch(model)
     with torch.no_grad():

@@ -39,7 +39,7 @@ def test_one_backward_equals_one_a_task(options):
     batch = prompted.batch(model)
     separate = separate_gradients(model, batch)
     sums, _ = task_gradients(model, *batch)
-    step, views = sums.means(), model.task_views()
+    step, views = sums.means(), model.task_parameters()
     for task, reference in enumerate(separate):
         weights = torch.zeros(3, dtype=torch.float64)
         weights[task] = 1
@@ -54,7 +54,7 @@ def test_scheduled_gradient_is_that_of_the_weighted_loss():
     loss = (weights * model.classify(*batch).task_losses).sum()
     reference = flat(torch.autograd.grad(loss, trainable(model)))
     step = task_gradients(model, *batch)[0].means()
-    scheduled = flat(scheduled_gradient(model.task_views(), trainable(model), step.gradients, weights))
+    scheduled = flat(scheduled_gradient(model.task_parameters(), trainable(model), step.gradients, weights))
     torch.testing.assert_close(scheduled, reference, atol=1e-12, rtol=1e-10)
 
 
@@ -65,7 +65,7 @@ def test_products_with_every_tasks_gradient(options):
     separate = separate_gradients(model, batch)
     vector = torch.randn(separate.shape[1], dtype=torch.float64)
     step = task_gradients(model, *batch)[0].means()
-    products = task_products(model.task_views(), trainable(model), step.gradients, vector)
+    products = task_products(model.task_parameters(), trainable(model), step.gradients, vector)
     torch.testing.assert_close(products, separate @ vector, atol=1e-12, rtol=1e-10)
 
 
@@ -129,7 +129,7 @@ def test_reference_losses(kind):
     pixels, task_ids, labels = prompted.batch(model)
     step = task_gradients(model, pixels, task_ids, labels, reference=kind)[0].means()
     output = model.classify(pixels, task_ids)
-    masks = torch.sigmoid(model.selection.views()["mask"])[task_ids]
+    masks = torch.sigmoid(model.task_adapter.head.task_parameters()["mask"])[task_ids]
     view = output.image_embeds if kind == "original" else (1 - masks) * output.image_embeds
     for task in range(3):
         chosen, classes = task_ids == task, output.class_embeds[task, : len(list(prompted.TASKS.values())[task])]

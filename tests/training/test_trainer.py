@@ -162,7 +162,7 @@ def test_omega_moves_and_everything_is_logged(tmp_path, terms, bf16):
 def test_bfloat16_in_lower_steps_and_float32_where_second_derivatives_are_taken(tmp_path):
     run = small_run.trainer(tmp_path, bf16=True, max_steps=2)
     seen = []
-    run.model.vision_tower.blocks[0].self_attn.k_proj.register_forward_hook(
+    run.model.backbone.vision.blocks[0].self_attn.k_proj.register_forward_hook(
         lambda _module, _inputs, output: seen.append((run.state.global_step, output.dtype))
     )
     run.train()

@@ -1,0 +1,118 @@
+"""The methods that the library carries: name -> the few settings that make each (`JSCPTConfig.for_method`).
+
+A method is what its `structure` says. `paper` are the settings that the JSCPT paper standardises all methods to
+(section 4.1), `original` those of the method's own publication; where both are silent, the defaults hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .choices import check_choice
+
+HYPERPARAMETERS = ("paper", "original")
+PHOTO = "a photo of a {}."
+UNIFORM = {"prompt_scheduling": False, "task_scheduling": False, "learn_scheduler": False}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        summary: one line on it.
+        structure: fields of `JSCPTConfig` that make the method what it is; nothing may override them.
+        paper, original: further fields of `JSCPTConfig`, by whose hyperparameters they are.
+        training: fields of `JSCPTTrainingArguments` that belong to the method.
+        paper_training, original_training: further ones, by whose hyperparameters they are.
+    """
+
+    summary: str
+    structure: Mapping[str, Any]
+    paper: Mapping[str, Any] = field(default_factory=dict)
+    original: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    paper_training: Mapping[str, Any] = field(default_factory=dict)
+    original_training: Mapping[str, Any] = field(default_factory=dict)
+
+
+_JSCPT = {"prompts": "concatenated", "towers": "both", "intervention": "mask_mlp", "learn_masks": True}
+# CoOp's own schedule: 200 epochs for 16 shots, of 32 images.
+_COOP_TRAINING = {"learning_rate": 2e-3, "weight_decay": 5e-4, "num_train_epochs": 200.0}
+
+METHODS: dict[str, Method] = {
+    "zero_shot": Method(
+        "CLIP as it is",
+        {"num_shared_tokens": 0, "num_task_tokens": 0, "intervention": "none"},
+        paper={"class_template": PHOTO},
+        original={"class_template": PHOTO},
+        training=UNIFORM,
+    ),
+    "coop": Method(
+        "shared text prompts before the first block (CoOp, IJCV 2022)",
+        {"prompts": "concatenated", "towers": "text", "prompt_depth": 1, "num_task_tokens": 0, "intervention": "none"},
+        paper={"num_shared_tokens": 16},
+        original={"num_shared_tokens": 16},
+        training=UNIFORM,
+        original_training=_COOP_TRAINING,
+    ),
+    "vpt": Method(
+        "shared vision prompts in every block, fixed texts (VPT-deep, ECCV 2022)",
+        {"prompts": "concatenated", "towers": "vision", "num_task_tokens": 0, "intervention": "none"},
+        paper={"num_shared_tokens": 16, "class_template": PHOTO},
+        original={"num_shared_tokens": 16, "class_template": PHOTO},
+        training=UNIFORM,
+        original_training=_COOP_TRAINING,
+    ),
+    "jscpt": Method("joint scheduling of causal prompts and tasks (CVPR 2025)", _JSCPT),
+    "jscpt_no_feature_selection": Method(
+        "JSCPT with masks fixed at 0.5", {**_JSCPT, "learn_masks": False}
+    ),
+    "jscpt_no_prompt_scheduling": Method(
+        "JSCPT without the factor of causal effects", _JSCPT, training={"prompt_scheduling": False}
+    ),
+    "jscpt_no_task_scheduling": Method(
+        "JSCPT without the factor of affinities", _JSCPT, training={"task_scheduling": False}
+    ),
+    "jscpt_cagrad": Method(
+        "JSCPT with CAGrad's weights for the factor of affinities", _JSCPT, training={"gradient_aggregator": "cagrad"}
+    ),
+}  # fmt: skip
+
+
+def method_fields(name: str, hyperparameters: str = "paper", **overrides: Any) -> dict[str, Any]:
+    """Fields of `JSCPTConfig` for a method.
+
+    Args:
+        name: one of `METHODS`.
+        hyperparameters: whose settings, `"paper"` or `"original"`.
+        overrides: fields that replace or add to them.
+
+    Raises:
+        ValueError: there is no such method, or an override would make another method of it.
+    """
+    method = METHODS[_checked(name, hyperparameters)]
+    for field_name, value in overrides.items():
+        needed = method.structure.get(field_name, value)
+        if value != needed:
+            raise ValueError(
+                f"`{field_name}` is {value!r}, but method {name!r} is made by {needed!r}: leave it out, or build the "
+                "configuration without `for_method`."
+            )
+    chosen = method.paper if hyperparameters == "paper" else method.original
+    return {**method.structure, **chosen, **overrides}
+
+
+def training_options(name: str, hyperparameters: str = "paper") -> dict[str, Any]:
+    """Fields of `JSCPTTrainingArguments` for a method; arguments and errors as for `method_fields`."""
+    method = METHODS[_checked(name, hyperparameters)]
+    chosen = method.paper_training if hyperparameters == "paper" else method.original_training
+    return {**method.training, **chosen}
+
+
+def _checked(name: str, hyperparameters: str) -> str:
+    check_choice("method", name, METHODS)
+    check_choice("hyperparameters", hyperparameters, HYPERPARAMETERS)
+    return name

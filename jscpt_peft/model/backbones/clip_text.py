@@ -1,0 +1,146 @@
+"""CLIP's text tower under prompts: the exact fast path of deep prompts, the texts of all tasks in one pass.
+
+Text is causal, so `[SOS]` is a constant of the frozen model, and prompts depend on nothing but the task: a class costs
+its own tokens alone. After the last block only `[EOS]` is read, so only it is computed there.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import CLIPTextModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from ..cache import Cache, CacheKey, precision_mode
+from ..class_texts import ClassTexts, read_out_positions
+from ..task_context import TaskContext, deterministic, tasks_in_use
+from .attention import KeysValues, block, keys_values
+from .base import PromptedTower
+
+
+class StartOfText(NamedTuple):
+    """`[SOS]` in every block: its keys and values `[1, heads, 1, d / heads]`, and its output `[1, 1, d]`."""
+
+    seen: list[KeysValues]
+    output: torch.Tensor
+
+
+class PromptedCLIPText(PromptedTower):
+    """`CLIPTextModel` under prompts: `[SOS, P_l, words, EOS]` in block l.
+
+    The words move up by the n prompt tokens: `[SOS]` keeps position 0, the first block's prompts get positions
+    1..n, the words 1+n, ... (CoOp's convention).
+    """
+
+    name = "text"
+
+    def __init__(self, base_layer: CLIPTextModel, context: TaskContext) -> None:
+        super().__init__(base_layer, context)
+        self._starts = Cache()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.base_layer.encoder.layers
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        task_ids: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        if not self.enabled:
+            return self.base_layer(input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs)
+        self.refuse_recording(kwargs)
+        if position_ids is not None:
+            raise ValueError("`position_ids` must be left out with prompts, which decide where the words stand.")
+        # No use for `attention_mask`: text is right-padded and causal, so [EOS] never sees the padding.
+        input_ids = input_ids.view(-1, input_ids.shape[-1])
+        task_ids = self.resolve(task_ids, input_ids)
+        read_out = read_out_positions(input_ids, self.base_layer.eos_token_id)
+        input_ids = input_ids[:, : int(read_out.max()) + 1]  # nothing after [EOS] is ever seen
+        start_id = int(input_ids[0, 0])
+        if not bool((input_ids[:, 0] == start_id).all()):
+            raise ValueError("`input_ids` must all start with the same [SOS] token; found several.")
+        hidden = self._run(start_id, input_ids[:, 1:], task_ids, self.prompts())
+        start = self._start(start_id).output.expand(len(hidden), -1, -1)
+        hidden = self.base_layer.final_layer_norm(torch.cat([start, hidden], dim=1))
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=hidden[rows, read_out])
+
+    def pooled(self, texts: ClassTexts, prompts: torch.Tensor) -> torch.Tensor:
+        """Pooled `[EOS]` outputs `[S, d]` of texts of any tasks, computed in one pass.
+
+        Args:
+            texts: what is read.
+            prompts: `[N, depth, n, d]`.
+        """
+        hidden = self._run(texts.start_id, texts.words, texts.task_ids, prompts, texts.read_out)
+        return self.base_layer.final_layer_norm(hidden[:, 0])
+
+    def _run(
+        self,
+        start_id: int,
+        words: torch.Tensor,
+        task_ids: torch.Tensor,
+        prompts: torch.Tensor,
+        read_out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Outputs of the words `[S, W, d]`, or of the read-out position alone `[S, 1, d]`."""
+        prompts, task_ids = tasks_in_use(prompts, task_ids)
+        num_tasks, depth, num_prompts, _ = prompts.shape
+        start = self._start(start_id).seen
+        hidden = self._embed(words, first_position=1 + num_prompts)
+        causal = torch.ones(words.shape[1], words.shape[1], dtype=torch.bool, device=words.device).tril()
+        mask = torch.cat([causal.new_ones(words.shape[1], 1 + num_prompts), causal], dim=1)
+        prompt_mask = causal.new_ones(num_prompts, 1 + num_prompts).tril(1)  # [SOS], earlier prompts, itself
+        every_task = task_ids.new_zeros(num_tasks)
+        last = len(self.blocks) - 1
+        for index, layer in enumerate(self.blocks):
+            prefix = KeysValues(*(part.expand(num_tasks, -1, -1, -1) for part in start[index]))
+            if num_prompts:
+                if index < depth:
+                    tokens = prompts[:, index].to(hidden.dtype)
+                    if index == 0:
+                        tokens = tokens + self._positions(1, num_prompts)
+                prefix = prefix.before(keys_values(layer, tokens))
+                if depth - 1 <= index < last:
+                    # The last prompts are carried on; they see no class, so once a task is enough.
+                    tokens = block(layer, tokens, start[index], every_task, prompt_mask)
+            if read_out is not None and index == last:
+                hidden = block(layer, hidden, prefix, task_ids, mask[read_out][:, None, None], read_out)
+            else:
+                hidden = block(layer, hidden, prefix, task_ids, mask)
+        return hidden
+
+    def _embed(self, token_ids: torch.Tensor, first_position: int) -> torch.Tensor:
+        return self.base_layer.embeddings.token_embedding(token_ids) + self._positions(
+            first_position, token_ids.shape[1]
+        )
+
+    def _positions(self, first: int, count: int) -> torch.Tensor:
+        table = self.base_layer.embeddings.position_embedding.weight
+        if first + count > len(table):
+            raise ValueError(
+                f"a text of {count} tokens behind {first} others needs {first + count} positions, but the base model "
+                f"has {len(table)}: shorten the text or use fewer prompt tokens."
+            )
+        return table[first : first + count]
+
+    def _start(self, start_id: int) -> StartOfText:
+        """What `[SOS]`, which sees only itself, contributes: constants of the frozen model."""
+        mode = start_id, precision_mode(self.base_layer.device.type)
+        return self._starts.get(mode, CacheKey([self.base_layer]), lambda: self._make_start(start_id))
+
+    @torch.no_grad()
+    def _make_start(self, start_id: int) -> StartOfText:
+        hidden = self._embed(self.base_layer.embeddings.position_ids.new_full((1, 1), start_id), first_position=0)
+        seen = []
+        with deterministic():
+            for layer in self.blocks:
+                seen.append(keys_values(layer, hidden))
+                hidden = block(layer, hidden)
+        return StartOfText(seen, hidden)

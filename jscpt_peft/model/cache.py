@@ -1,0 +1,75 @@
+"""Results that are kept while nothing that they depend on changes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .backbones.double_backward import is_double_backward
+
+
+def precision_mode(device_type: str) -> tuple:
+    """What else results depend on: autocast, the kernels in use, and inference mode."""
+    return (
+        torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
+        is_double_backward(),  # other kernels, which differ in the last bits
+        torch.is_inference_mode_enabled(),  # tensors made in inference mode cannot take part in autograd later
+    )
+
+
+class CacheKey:
+    """Equal to another one where the same parameters had the same values.
+
+    In-place updates (optimizer, `load_state_dict`) raise a tensor's version counter, and a replaced tensor (`.to`) has
+    another address or type. Writing through `tensor.data` escapes it. The tensors themselves are remembered, weakly:
+    what takes the address of a freed one is not taken for it.
+
+    Args:
+        modules: whose parameters count, in order.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        self._tensors = [weakref.ref(parameter) for parameter in parameters]
+        self._state = tuple((each.data_ptr(), _version(each), each.dtype) for each in parameters)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CacheKey) or self._state != other._state:
+            return False
+        pairs = [(one(), another()) for one, another in zip(self._tensors, other._tensors, strict=True)]
+        return all(one is another and one is not None for one, another in pairs)
+
+    def __hash__(self) -> int:
+        return hash(self._state)
+
+
+class Cache:
+    """The latest result per mode. Any number of threads may use it: entries are replaced as a whole, never changed."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Any, tuple[CacheKey, Any]] = {}
+
+    def get(self, mode: Any, key: CacheKey, make: Callable[[], Any]) -> Any:
+        """The result kept under `mode` if its key is `key`, else what `make` gives, which is kept.
+
+        Args:
+            mode: results of different modes are kept side by side; there should be few.
+            key: what the result depends on.
+            make: makes it.
+        """
+        entry = self._entries.get(mode)
+        if entry is None or entry[0] != key:
+            entry = key, make()
+            self._entries[mode] = entry
+        return entry[1]
+
+    def __getstate__(self) -> dict:
+        return {"_entries": {}}  # a copy, or what comes out of a pickle, starts empty: its parameters are others
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

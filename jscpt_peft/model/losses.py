@@ -1,0 +1,115 @@
+"""From features to predictions: task logits (Eq. 1) and task losses (Eq. 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+from transformers.utils import ModelOutput
+
+from .task_context import tasks_in_use
+
+
+@dataclass
+class JSCPTOutput(ModelOutput):
+    """Output of `classify`; N tasks, B images, C the largest number of classes of a task, D the projection size.
+
+    Args:
+        loss: mean of the losses of the tasks present; `None` without labels.
+        task_losses: `[N]` mean loss of each task's images (Eq. 3), nan where a task is absent; `None` without labels.
+        loss_sums: `[N]` the same summed over the images, 0 where a task is absent; `None` without labels.
+        task_counts: `[N]` images of each task; `None` without labels.
+        logits: `[B, C]`, -inf beyond the classes of a sample's task.
+        image_embeds: `[B, D]` x, not normalised.
+        selected_embeds: `[B, D]` x̄ (Eq. 2), not normalised.
+        class_embeds: `[N, C, D]` z, not normalised; zero beyond a task's classes.
+    """
+
+    loss: torch.Tensor | None = None
+    task_losses: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    selected_embeds: torch.Tensor | None = None
+    class_embeds: torch.Tensor | None = None
+    loss_sums: torch.Tensor | None = None
+    task_counts: torch.Tensor | None = None
+
+
+def task_logits(
+    embeds: torch.Tensor,
+    class_embeds: torch.Tensor,
+    num_classes: torch.Tensor,
+    task_ids: torch.Tensor,
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Logits over the classes of each sample's own task (Eq. 1).
+
+    Args:
+        embeds: `[B, D]` image features.
+        class_embeds: `[N, C, D]` class features.
+        num_classes: `[N]`.
+        task_ids: `[B]`.
+        logits_of: what the base model makes of cosine similarities: their product with 1/τ, for CLIP.
+
+    Returns:
+        `[B, C]` in float32 or better; -inf beyond a task's classes.
+    """
+    precise = torch.promote_types(embeds.dtype, torch.float32)
+    (class_embeds, rows), num_columns = tasks_in_use(class_embeds, task_ids), class_embeds.shape[1]
+    most = int(num_classes[task_ids].max()) if len(task_ids) else 0
+    images, broken_images = _finite_rows(embeds.to(precise))
+    classes, broken_classes = _finite_rows(class_embeds[:, :most].to(precise))
+    with torch.autocast(embeds.device.type, enabled=False):
+        every_task = torch.einsum("bd,ncd->bnc", F.normalize(images, dim=-1), F.normalize(classes, dim=-1))
+    logits = logits_of(every_task[torch.arange(len(embeds), device=embeds.device), rows])
+    logits = logits.masked_fill((broken_images | broken_classes.any(1)[rows])[:, None], torch.nan)
+    beyond = torch.arange(most, device=logits.device) >= num_classes[task_ids, None]
+    return F.pad(logits.masked_fill(beyond, -torch.inf), (0, num_columns - most), value=-torch.inf)
+
+
+def _finite_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features `[..., D]` with zeros in rows that are not finite, and which rows these are.
+
+    The product of all images with all classes would otherwise carry one task's NaN into the others' gradients.
+    """
+    broken = ~features.detach().isfinite().all(-1)  # no graph, which would keep the features for nothing
+    return torch.where(broken[..., None], 0, features), broken
+
+
+def task_loss_sums(
+    logits: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tensor, num_tasks: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy summed over each task's samples `[N]` (Eq. 3), and their numbers `[N]`.
+
+    Sums and counts, since batches, chunks and processes add up: they are divided once, by whoever has all of them.
+
+    Args:
+        logits: `[B, C]`.
+        labels: `[B]` within the sample's task.
+        task_ids: `[B]`.
+        num_tasks: N.
+    """
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    sums = losses.new_zeros(num_tasks).index_add(0, task_ids, losses)
+    return sums, torch.bincount(task_ids, minlength=num_tasks)
+
+
+def mean_losses(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Mean losses `[N]`, nan where a task has no sample."""
+    return (sums / counts.clamp(min=1)).masked_fill(counts == 0, torch.nan)
+
+
+def check_labels(labels: torch.Tensor, task_ids: torch.Tensor, tasks: dict[str, list[str]]) -> None:
+    """Raises a `ValueError` that names the first label out of its task's range."""
+    names = list(tasks)
+    counts = torch.tensor([len(tasks[name]) for name in names], device=labels.device)
+    wrong = (labels < 0) | (labels >= counts[task_ids])
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        task = names[int(task_ids[first])]
+        raise ValueError(
+            f"`labels[{first}]` is {int(labels[first])}, but task {task!r} has {len(tasks[task])} classes "
+            f"(labels 0..{len(tasks[task]) - 1})."
+        )

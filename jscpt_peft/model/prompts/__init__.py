@@ -1,0 +1,9 @@
+"""Prompt sources, one file per idea; `PROMPT_SOURCES` names them for `JSCPTConfig(prompts=...)`."""
+
+from .base import PromptSource
+from .concatenated import ConcatenatedPrompts
+
+PROMPT_SOURCES: dict[str, type[PromptSource]] = {"concatenated": ConcatenatedPrompts}
+"""Name -> prompt source. A source of one's own is added here before it is used or loaded."""
+
+__all__ = ["PROMPT_SOURCES", "ConcatenatedPrompts", "PromptSource"]

@@ -1,0 +1,129 @@
+"""Which task is meant, and what one thread does with a model that other threads use too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor, nn
+
+from jscpt_peft.choices import nearest
+
+_deterministic: ContextVar[bool] = ContextVar("deterministic", default=False)
+_disabled: ContextVar[tuple] = ContextVar("disabled", default=())
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Within, this thread's passes drop nothing out, whatever the modules' modes.
+
+    `model.eval()` would change the model under other threads that use it.
+    """
+    token = _deterministic.set(True)
+    try:
+        yield
+    finally:
+        _deterministic.reset(token)
+
+
+def is_deterministic() -> bool:
+    """Whether `deterministic` is open in this thread."""
+    return _deterministic.get()
+
+
+def task_index(name: str, task_names: Sequence[str], argument: str = "task") -> int:
+    """Position of the task `name`; a `ValueError` with the nearest name where there is none.
+
+    Args:
+        name: of a task.
+        task_names: the adapter's tasks.
+        argument: what the message calls `name`.
+    """
+    if name in task_names:
+        return task_names.index(name)
+    raise ValueError(
+        f"`{argument}` {name!r} is not one of the adapter's tasks {list(task_names)}.{nearest(name, task_names)}"
+    )
+
+
+def tasks_in_use(by_task: Tensor, task_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries of `by_task` `[N, ...]` whose tasks occur in `task_ids` `[B]`, and each sample's place among them `[B]`.
+
+    Tasks without a sample cost nothing then, and change nothing: not even the last bits, which depend on the shapes.
+    """
+    tasks, rows = task_ids.unique(return_inverse=True)
+    return by_task[tasks], rows
+
+
+class TaskContext:
+    """What the wrapped layers of one model share.
+
+    Attributes:
+        task: name of the task chosen by `set_task`, or `None`.
+        adapters: adapter name -> `TaskAdapter`; held, as a module, by the layer that PEFT finds them in.
+    """
+
+    def __init__(self) -> None:
+        self.task: str | None = None
+        self.adapters = nn.ModuleDict()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within, this thread sees the base model alone."""
+        token = _disabled.set((*_disabled.get(), self))
+        try:
+            yield
+        finally:
+            _disabled.reset(token)
+
+    @property
+    def is_disabled(self) -> bool:
+        """Whether `disabled` is open in this thread."""
+        return any(context is self for context in _disabled.get())
+
+    def resolve(
+        self,
+        task_ids: Tensor | Sequence[int] | int | None,
+        rows: int,
+        task_names: Sequence[str],
+        device: torch.device,
+    ) -> Tensor:
+        """Task ids `[rows]` of `rows` images or texts.
+
+        Args:
+            task_ids: one id for all rows, one id a row, or `None` for the task of `set_task`.
+            rows: number of images or texts.
+            task_names: the active adapter's tasks.
+            device: where the ids are needed.
+
+        Raises:
+            ValueError: no task is known, an id is out of range, or the numbers of ids and rows differ.
+        """
+        if task_ids is None:
+            task_ids = self._default_task(task_names)
+        ids = torch.as_tensor(task_ids, dtype=torch.long, device=device).reshape(-1)
+        if ids.numel() == 1:
+            ids = ids.expand(rows)
+        if ids.numel() != rows:
+            raise ValueError(
+                f"`task_ids` has {ids.numel()} entries for {rows} rows: give one id for all or one id per row. Where "
+                "images and texts differ in number, choose one task with `set_task(name)`."
+            )
+        if rows and not (int(ids.min()) >= 0 and int(ids.max()) < len(task_names)):
+            raise ValueError(
+                f"`task_ids` must lie in 0..{len(task_names) - 1} (tasks {list(task_names)}), got values from "
+                f"{int(ids.min())} to {int(ids.max())}."
+            )
+        return ids
+
+    def _default_task(self, task_names: Sequence[str]) -> int:
+        if self.task is not None:
+            return task_index(self.task, task_names)
+        if len(task_names) == 1:
+            return 0
+        raise ValueError(
+            "`task_ids` is missing and no task is set: pass `task_ids=` (for `predict`, `task=`) or call "
+            f"`set_task(name)` with one of {list(task_names)}."
+        )

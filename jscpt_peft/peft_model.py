@@ -1,0 +1,138 @@
+"""`JSCPTPeftModel`: the `PeftModel` that a user holds, with the methods of a `JSCPTModel` and with a card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils import logging
+
+from .model import JSCPTModel
+
+logger = logging.get_logger(__name__)
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def _of_tuner(
+    method: Callable[Concatenate[JSCPTModel, Parameters], Result],
+) -> Callable[Concatenate[JSCPTPeftModel, Parameters], Result]:
+    """A method that calls the tuner's: seen by `dir()`, by `help()` and by type checkers."""
+
+    @wraps(method)
+    def call(self: JSCPTPeftModel, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        return method(self.base_model, *args, **kwargs)
+
+    return call
+
+
+class JSCPTPeftModel(PeftModel):
+    """A base model under a JSCPT adapter: what `get_peft_model` and `PeftModel.from_pretrained` return.
+
+    `save_pretrained` and `push_to_hub` write a card beside the adapter. A card that somebody has written or edited is
+    left alone, in a folder and on the Hub.
+    """
+
+    classify = _of_tuner(JSCPTModel.classify)
+    class_embeds = _of_tuner(JSCPTModel.class_embeds)
+    predict = _of_tuner(JSCPTModel.predict)
+    prompt_tokens = _of_tuner(JSCPTModel.prompt_tokens)
+    task_parameters = _of_tuner(JSCPTModel.task_parameters)
+    set_task = _of_tuner(JSCPTModel.set_task)
+    add_task = _of_tuner(JSCPTModel.add_task)
+    train_only = _of_tuner(JSCPTModel.train_only)
+
+    @property
+    def task_names(self) -> list[str]:
+        """The active adapter's tasks, in the order of `task_ids`."""
+        return self.base_model.task_names
+
+    @property
+    def trained_task(self) -> str | None:
+        """The task of `train_only`, or `None`."""
+        return self.base_model.trained_task
+
+    def export_task(
+        self,
+        task: str,
+        directory: str | Path,
+        dtype: torch.dtype = torch.float32,
+        image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
+        image_std: Sequence[float] = OPENAI_CLIP_STD,
+    ) -> Path:
+        """Writes a task's classifier into a folder, to be served with PyTorch alone; see `serving.export_task`."""
+        from .serving.export import export_task
+
+        return export_task(self.base_model, task, directory, dtype, image_mean, image_std)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Within, this thread sees the base model alone; other threads go on with the adapter."""
+        with self.base_model.backbone.context.disabled():
+            yield
+
+    # ---- saving and loading -----------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        safe_serialization: bool = True,
+        selected_adapters: list[str] | None = None,
+        save_embedding_layers: str | bool = "auto",
+        is_main_process: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """As `PeftModel`'s; the card is of an adapter that is saved."""
+        from .serving.card import default_adapter
+
+        super().save_pretrained(
+            save_directory, safe_serialization, selected_adapters, save_embedding_layers, is_main_process, **kwargs
+        )
+        if is_main_process and selected_adapters and default_adapter(self) not in selected_adapters:
+            self._write_card(save_directory, adapter=selected_adapters[0])
+
+    def create_or_update_model_card(self, output_dir: str | Path) -> None:
+        """Writes the README.md beside the adapter; called by `save_pretrained`."""
+        self._write_card(output_dir)
+
+    def _upload_modified_files(self, working_dir: str, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        # `push_to_hub` has just put the repository's card, or an empty one, over what `save_pretrained` wrote.
+        self._write_card(working_dir, name=repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
+
+    def _write_card(self, folder: str | Path, **about: Any) -> None:
+        from .serving.card import adapter_card, write_card
+
+        try:
+            write_card(adapter_card(self, **about), folder)
+        except Exception as error:  # whatever it is: PEFT writes the card first, and the weights are what counts
+            logger.warning(f"The card of the adapter in {folder} was not written ({type(error).__name__}: {error}).")
+
+    def load_adapter(self, model_id: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """As `PeftModel`'s.
+
+        Raises:
+            ValueError: the weights are no safetensors file, or a pickle that would execute something.
+        """
+        try:
+            return super().load_adapter(model_id, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{SAFETENSORS_WEIGHTS_NAME} of the adapter {str(model_id)!r} is no safetensors file, or not whole "
+                f"({error}): download it again, or have it published again."
+            ) from error
+        except UnpicklingError as error:
+            raise ValueError(
+                f"{WEIGHTS_NAME} of the adapter {str(model_id)!r} is a pickle of more than tensors, and nothing of it "
+                f"was executed: have the adapter published as {SAFETENSORS_WEIGHTS_NAME}."
+            ) from error

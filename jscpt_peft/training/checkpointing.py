@@ -1,0 +1,274 @@
+"""Checkpoints of `JSCPTTrainer`: whole or not there, resumed only where they fit, and never of a spoiled state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
+from transformers.utils import logging
+
+from . import checkpoint as files
+from .arguments import JSCPTTrainingArguments
+from .bilevel import UpperLevel
+from .configuration import RESTORED, fixed_configuration, reproducing_configuration
+from .distributed import by_first_process, gather_objects, wait_for_all
+from .nonfinite import Snapshot
+from .step_log import StepLog
+from .task_gradients import TaskMeans
+
+logger = logging.get_logger(__name__)
+
+SCHEDULER_FILE = "task_scheduler.pt"
+# What writing to a full disk raises, by who writes: Python, torch.save, safetensors.
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+BEST = ("best_metric", "best_global_step", "best_model_checkpoint")
+
+
+class Checkpointing(Trainer):
+    """Writes every checkpoint whole or not at all, on any number of processes, and resumes from the last valid one.
+
+    A checkpoint that cannot be written (a full disk) is announced and left out: training goes on, and the earlier
+    checkpoints stay as they are. Where tasks stay non-finite, the state before the first of these steps is saved.
+
+    Attributes:
+        unsaved_error: why the last checkpoint could not be written; `None` where it could.
+        nonfinite_steps: steps in a row, up to now, in which a task's loss or gradient was not finite.
+    """
+
+    args: JSCPTTrainingArguments
+    task_names: list[str]
+    upper_level: UpperLevel
+    step_log: StepLog
+    unsaved_error: str | None = None
+    nonfinite_steps = 0
+    # State, step and epoch before the last step of finite losses.
+    _good: tuple[Snapshot, int, float] | None = None
+    _limit: int | None = None
+    _resumed_step = 0
+
+    def fixed_configuration(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with a run that goes on from it, as JSON."""
+        return fixed_configuration(self.model, self.args)
+
+    def reproducing_configuration(self) -> dict[str, Any]:
+        """What must be equal too for the resumed run to be the one that never stopped, bit for bit."""
+        datasets = {"train": self.train_dataset, "dev": self.upper_level.dev_dataset}
+        sizes = {name: [] if dataset is None else dataset.sizes for name, dataset in datasets.items()}
+        return reproducing_configuration(self.model, self.args, sizes)
+
+    def trainable_parameters(self) -> list[torch.nn.Parameter]:
+        """θ."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    # ---- resuming ---------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: a checkpoint, or `True` for the last valid one in `output_dir`.
+            args, kwargs: of `Trainer.train`.
+
+        Raises:
+            ValueError: the checkpoint is damaged, of another configuration or not there, or no valid one is.
+        """
+        self._good, self.nonfinite_steps = None, 0
+        checkpoint, state, run = None, TrainerState(), Path(self.args.output_dir)
+        if resume_from_checkpoint:
+            checkpoint = str(by_first_process(lambda: self._checkpoint_to_resume(resume_from_checkpoint)))
+            state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+            self._load_scheduler(Path(checkpoint, SCHEDULER_FILE))
+        elif self.args.should_save and files.checkpoints(run):
+            logger.warning(
+                f"`output_dir` {run} holds checkpoints of an earlier run, which count towards `save_total_limit` and "
+                "from which `resume_from_checkpoint=True` may go on: remove them, or choose another directory."
+            )
+        self._resumed_step, self._saved_best = state.global_step, _best(state)
+        # With a limit of 1 `Trainer` would delete all but the best at the end: also the one to go on from.
+        self._limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super().train(checkpoint, *args, **kwargs)
+        finally:
+            self.args.save_total_limit = self._limit
+
+    def set_initial_training_values(self, *args: Any) -> tuple[Any, ...]:
+        """As `Trainer`'s; no epoch is left where the checkpoint is that of the last step, which it would exceed."""
+        epochs, steps_per_epoch, *others, max_steps = super().set_initial_training_values(*args)
+        if self._resumed_step >= max_steps:
+            epochs = min(epochs, self._resumed_step // steps_per_epoch)
+        return epochs, steps_per_epoch, *others, max_steps
+
+    def _checkpoint_to_resume(self, asked: str | bool) -> Path:
+        run, configuration = Path(self.args.output_dir), self.fixed_configuration()
+        files.recover(run)
+        newest, refused = files.last_valid_checkpoint(run, configuration)
+        if asked is not True:
+            try:
+                files.check_checkpoint(Path(asked), configuration)
+            except ValueError as reason:
+                remedy = f"The last valid one is {newest}." if newest else f"{run} holds no valid one."
+                raise ValueError(f"`resume_from_checkpoint` {asked} cannot be used: {reason}. {remedy}") from reason
+            newest = Path(asked)
+            if newest.resolve().parent == run.resolve():  # else `True` would later go on from what is given up here
+                step = TrainerState.load_from_json(str(newest / TRAINER_STATE_NAME)).global_step
+                aside = ", ".join(map(str, files.set_aside_after(run, step)))
+                if aside:
+                    logger.warning(f"The run is taken back to step {step}: later checkpoints are now {aside}.")
+        elif newest is None:
+            reasons = "; ".join(f"{path.name}: {reason}" for path, reason in refused.items())
+            raise ValueError(
+                f"`resume_from_checkpoint` is True, but `output_dir` {run} holds no checkpoint to go on from"
+                f"{f' ({reasons})' if reasons else ''}. Leave it out to start anew."
+            )
+        else:
+            for path, reason in refused.items():
+                logger.warning(f"{path} is passed over: {reason}.")
+            logger.warning(f"Going on from {newest}.")
+        _warn_of_changes(files.configuration_of(newest), self.reproducing_configuration())
+        return newest
+
+    def _load_scheduler(self, path: Path) -> None:
+        if not path.exists():
+            logger.warning(f"{path} does not exist (saved with `save_only_model`?): the scheduler starts anew.")
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.nonfinite_steps = state.pop("nonfinite_steps")
+        self.upper_level.load_state_dict(state)
+
+    # ---- saving -----------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:  # noqa: ARG002 (Trainer's form)
+        """As `Trainer`'s, into a folder of its own that becomes the checkpoint when all of it is on disk."""
+        self.step_log.flush()  # a run that goes on from here finds its history whole
+        run = Path(self._get_output_dir(trial))
+        final = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.nonfinite_steps:
+            self.unsaved_error = f"tasks were not finite in the last {self.nonfinite_steps} steps"
+            logger.warning(f"Step {self.state.global_step} is not saved: {self.unsaved_error}.")
+        else:
+            self.store_flos()
+            self._note_best_checkpoint(run, final)
+            self.unsaved_error = self._write_whole(final)
+            if self.unsaved_error is not None:
+                logger.error(
+                    f"{final} could not be written and is left out ({self.unsaved_error}). Training goes on; earlier "
+                    "checkpoints are as they were. Make room on the disk, or set `save_total_limit`."
+                )
+        if self.unsaved_error is not None:
+            if self.state.best_global_step == self.state.global_step:  # the best is the best of those that there are
+                vars(self.state).update(self._saved_best)
+            return
+        self._saved_best = _best(self.state)
+        self.checkpoint_saved(final)
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            files.delete_oldest(run, self._limit, {final, *([Path(best)] if best else [])})
+
+    def checkpoint_saved(self, checkpoint: Path) -> None:
+        """Called when a checkpoint is whole, before older ones are deleted. For subclasses."""
+
+    def _write_whole(self, final: Path) -> str | None:
+        """Every process's part, then digests and name by the first; what went wrong anywhere, if anything."""
+        configuration = self.fixed_configuration() | self.reproducing_configuration()
+        failure = by_first_process(lambda: _failure(files.start_checkpoint, final))
+        if failure is None:
+            failures = gather_objects(_failure(self._write_parts, files.unfinished(final)))
+            failure = next((each for each in failures if each is not None), None)
+        if failure is None:
+            failure = by_first_process(lambda: _failure(files.finish_checkpoint, final, configuration))
+        if failure is not None:
+            by_first_process(lambda: _failure(files.recover, final.parent))
+        wait_for_all()
+        return failure
+
+    def _write_parts(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise OSError(f"`output_dir` {folder.parent} is not the first process's: let all of them share one")
+        directory = str(folder)
+        self.save_model(directory, _internal_call=True)
+        if not self.args.save_only_model:
+            self._save_optimizer_and_scheduler(directory)
+            self._save_scaler(directory)
+            self._save_rng_state(directory)
+        if self.args.should_save:
+            if not self.args.save_only_model:
+                state = {**self.upper_level.state_dict(), "nonfinite_steps": self.nonfinite_steps}
+                torch.save(state, folder / SCHEDULER_FILE)
+            for each in (*self.callback_handler.callbacks, self.control):
+                if isinstance(each, ExportableState):
+                    self.state.stateful_callbacks[type(each).__name__] = each.state()
+            self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
+
+    def _note_best_checkpoint(self, run: Path, final: Path) -> None:
+        if self.args.save_strategy == SaveStrategy.NO or not self.state.best_global_step:
+            return
+        best = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        if best == final or best.exists():
+            self.state.best_model_checkpoint = str(best)
+
+    # ---- steps that are not finite ----------------------------------------------------------------------------------
+
+    def guard(self, step: TaskMeans) -> None:
+        """Counts steps in a row in which a task is not finite; its weight is zero, and too many stop the run."""
+        if not bool(step.nonfinite.any()):
+            self.nonfinite_steps = 0
+            # The parameters have just shown that they are good: the update that follows may spoil them.
+            snapshot = Snapshot(self.trainable_parameters(), [self.optimizer, self.lr_scheduler, self.upper_level])
+            self._good = snapshot, self.state.global_step, self.state.epoch or 0.0
+            return
+        self.nonfinite_steps += 1
+        tasks = [name for name, wrong in zip(self.task_names, step.nonfinite, strict=True) if wrong]
+        logger.warning(
+            f"Step {self.state.global_step + 1}: loss or gradient of {tasks} is not finite; weight 0 in this step "
+            f"({self.nonfinite_steps} in a row)."
+        )
+        if self.nonfinite_steps >= self.args.max_nonfinite_steps:
+            raise FloatingPointError(
+                f"The loss of {tasks} was not finite in {self.nonfinite_steps} steps in a row "
+                f"(`max_nonfinite_steps`). {self.save_last_good_state()} Lower `learning_rate`, or look at these "
+                "tasks' images."
+            )
+
+    def save_last_good_state(self) -> str:
+        """Goes back to before the first of the steps in a row and saves that; says what is saved where."""
+        if self._good is None:
+            return "No step was good, so nothing is saved."
+        snapshot, self.state.global_step, self.state.epoch = self._good
+        snapshot.restore()
+        self.nonfinite_steps = 0
+        # What was saved after the update that broke the run must not be what it goes on from.
+        by_first_process(lambda: files.set_aside_after(Path(self.args.output_dir), self.state.global_step))
+        self._save_checkpoint(self.model, trial=None)
+        if self.unsaved_error is not None:
+            return f"The last good state, of step {self.state.global_step}, could not be saved."
+        return f"The last good state, of step {self.state.global_step}, is saved in {self.args.output_dir}."
+
+
+def _best(state: TrainerState) -> dict[str, Any]:
+    return {name: vars(state)[name] for name in BEST}
+
+
+def _failure(write: Callable[..., Any], *arguments: Any) -> str | None:
+    """Runs `write`; what it failed with, in one line, if it did."""
+    try:
+        write(*arguments)
+    except WRITE_ERRORS as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    return None
+
+
+def _warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [name for name in now if before.get(name) != now[name]]
+    restored = [f"`{name}` {before.get(name)} (not {now[name]})" for name in changed if name in RESTORED]
+    others = [f"`{name}` ({before.get(name)}, now {now[name]})" for name in changed if name not in RESTORED]
+    if restored:
+        logger.warning(f"The optimizers keep the checkpoint's {', '.join(restored)}.")
+    if others:
+        logger.warning(f"The run goes on, but not as it would have without a stop: {', '.join(others)} changed.")

@@ -1,0 +1,105 @@
+"""What is evaluated: a trained adapter, or zero-shot CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import ClassVar
+
+from adapter import adapter_config, load_adapter
+from arguments import default_model
+from peft import PeftModel
+from transformers import CLIPModel
+from zero_shot import zero_shot_model
+
+from jscpt_peft.choices import check_choice, nearest
+from jscpt_peft.data import TaskSet
+
+
+@dataclass
+class EvaluatedModelArguments:
+    """What is evaluated."""
+
+    _argument_group_name: ClassVar[str] = "what is evaluated"
+    adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of a trained adapter."})
+    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the adapter on the Hub."})
+    method: str = field(
+        default="adapter", metadata={"help": "adapter, or zero_shot: the base model under the tasks' templates."}
+    )
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "A CLIPModel: Hub id or folder. Default: the one that the adapter was trained on; for zero_shot "
+            "the one that the task set is trained with, or the small CLIP of the recipes."
+        },
+    )
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model to evaluate.
+
+    Attributes:
+        model: it.
+        source: its base model.
+        task_ids: `[N]` where the task set's tasks stand among the model's.
+    """
+
+    model: PeftModel
+    source: str
+    task_ids: list[int]
+
+
+def check_evaluated(arguments: EvaluatedModelArguments) -> None:
+    """Raises a ValueError where the arguments do not say what to evaluate."""
+    check_choice("method", arguments.method, METHODS)
+    if arguments.method == "adapter" and arguments.adapter is None:
+        raise ValueError("`adapter` is missing: name the folder or Hub id of one, or pass --method zero_shot.")
+    if arguments.method == "zero_shot" and arguments.adapter is not None:
+        raise ValueError(
+            f"`adapter` is {arguments.adapter!r}, but --method zero_shot has none: leave out one of them."
+        )
+
+
+def load_adapted(arguments: EvaluatedModelArguments, task_set: TaskSet) -> EvaluatedModel:
+    config = adapter_config(arguments.adapter, arguments.revision)
+    task_ids = known_tasks(arguments.adapter, config.tasks, task_set)
+    model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
+    return EvaluatedModel(model, source, task_ids)
+
+
+def load_zero_shot(arguments: EvaluatedModelArguments, task_set: TaskSet) -> EvaluatedModel:
+    source = arguments.model_name_or_path or default_model(task_set.name)
+    clip = CLIPModel.from_pretrained(source, dtype="float32")
+    return EvaluatedModel(zero_shot_model(clip, source, task_set), source, list(range(len(task_set))))
+
+
+METHODS: dict[str, Callable[[EvaluatedModelArguments, TaskSet], EvaluatedModel]] = {
+    "adapter": load_adapted,
+    "zero_shot": load_zero_shot,
+}
+
+
+def known_tasks(adapter: str, known: dict[str, list[str]], task_set: TaskSet) -> list[int]:
+    """Where the task set's tasks stand among those of an adapter, found by name, `[N]`.
+
+    Raises:
+        ValueError: the adapter does not know a task, or knows it with other classes or in another order.
+    """
+    for name, class_names in task_set.class_names.items():
+        if name not in known:
+            raise ValueError(
+                f"`adapter` {adapter} has no task {name!r}: its tasks are {', '.join(known)}.{nearest(name, known)}"
+            )
+        for label, (here, there) in enumerate(zip_longest(class_names, known[name])):
+            if here != there:
+                raise ValueError(
+                    f"class {label} of task {name!r} is {_named(here)} in task set {task_set.name!r} and "
+                    f"{_named(there)} in `adapter` {adapter}: evaluate it on the classes it was trained for."
+                )
+    return [list(known).index(name) for name in task_set.class_names]
+
+
+def _named(class_name: str | None) -> str:
+    return "missing" if class_name is None else repr(class_name)

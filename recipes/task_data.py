@@ -1,0 +1,82 @@
+"""The tasks that a recipe works on: what the command line says of them, and their images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from transformers import CLIPImageProcessorPil
+
+from jscpt_peft.data import SPLITS, ImageTaskDataset, TaskSet, image_transform, load_task_set, read_manifest
+from jscpt_peft.training.distributed import gather_objects
+
+
+@dataclass
+class DataArguments:
+    """Which tasks, and how many of their images."""
+
+    _argument_group_name: ClassVar[str] = "data"
+    task_set: str = field(
+        default="shapes",
+        metadata={
+            "help": "shapes (drawn on the fly), folder (your own images in --data_root), emoji, office_home, "
+            "mini_domainnet, few_shot_10, or benchmarks with commas between, such as food101,dtd."
+        },
+    )
+    data_root: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder: ROOT of ROOT/<task>/<class>/* or ROOT/<task>/{train,validation,test}/<class>/*. "
+            "Benchmarks: the folder with the data sets in the layouts of CoOp, Dassl or LibMTL; default: the Hub."
+        },
+    )
+    data_revision: str | None = field(
+        default=None,
+        metadata={"help": "Branch, tag or commit of the benchmarks' Hub repositories in place of the pinned ones."},
+    )
+    train_fraction: float | None = field(
+        default=None, metadata={"help": "Part of each class's training images to use."}
+    )
+    shots: int | None = field(default=None, metadata={"help": "Training images per class."})
+    spurious_strength: float | None = field(
+        default=None, metadata={"help": "shapes: correlation of background and class in training, 0 to 1."}
+    )
+    manifest: str | None = field(default=None, metadata={"help": "Re-use the split of this manifest.json."})
+    smallest_crop: float = field(
+        default=0.08, metadata={"help": "Smallest part of a training image's area that a random crop keeps."}
+    )
+    skip_bad_images: bool = field(default=False, metadata={"help": "Skip images that cannot be read."})
+
+
+def load_data(data: DataArguments, seed: int) -> TaskSet:
+    options = {
+        "spurious_strength": data.spurious_strength,
+        "revision": data.data_revision,
+        "manifest": read_manifest(data.manifest) if data.manifest else None,
+        "skip_bad_images": data.skip_bad_images or None,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    task_set = load_task_set(data.task_set, data.data_root, data.train_fraction, data.shots, seed, **given)
+    sources = None if data.data_root else task_set.manifest["options"].get("sources")
+    content = json.dumps([task_set.manifest["tasks"], sources]).encode()
+    if len(set(gather_objects(hashlib.sha256(content).hexdigest()))) > 1:
+        # Files that are others elsewhere, or a place on the Hub that some of the processes could not reach.
+        raise ValueError(
+            f"`task_set` {data.task_set!r} has other images in some processes than in others: start again, give "
+            "all of them the same files, or a `manifest` that says which images to take."
+        )
+    return task_set
+
+
+def make_datasets(
+    task_set: TaskSet, processor: CLIPImageProcessorPil, smallest_crop: float, seed: int
+) -> dict[str, ImageTaskDataset]:
+    """The splits with CLIP's transforms: random crops and flips in training, resize and centre crop elsewhere."""
+    size = processor.crop_size["height"]
+    transforms = {
+        train: image_transform(size, processor.image_mean, processor.image_std, train, smallest_crop)
+        for train in (True, False)
+    }
+    return {split: ImageTaskDataset(task_set.split(split), transforms[split == "train"], seed) for split in SPLITS}

@@ -1,0 +1,145 @@
+"""Arguments come from the dataclasses, by the command line or a file; a wrong one is answered with the remedy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import partial
+
+import pytest
+import yaml
+from arguments import CONFIGS, FILLED, ModelArguments, RecipeParser, config_fields, default_model, parse
+from paths import TINY_CLIP
+from peft import PeftConfig
+from recipe_runs import fails
+from task_data import DataArguments
+
+from jscpt_peft import JSCPTConfig
+from jscpt_peft.scheduling import AGGREGATORS
+from jscpt_peft.training import JSCPTTrainingArguments
+
+KINDS = (DataArguments, ModelArguments, JSCPTTrainingArguments)
+NOT_PLAIN = {"tasks", "task_order", "class_token_ids", "prompt_init_token_ids", "base_dimensions"}
+CHOICES = {
+    "weight_normalization": ["none", "sum"],
+    "causal_effect": ["sigmoid", "literal"],
+    "reference": ["complement", "original"],
+    "affinity": ["cosine", "unclipped", "clipped"],
+    "affinity_direction": ["outgoing", "incoming"],
+    "gradient_aggregator": [*AGGREGATORS],
+    "towers": ["text", "vision", "both"],
+}
+
+
+def parsed(*arguments, kinds=KINDS):
+    return {name: value for each in parse(kinds, "", list(arguments)) for name, value in vars(each).items()}
+
+
+def helped(capsys, *arguments, kinds=KINDS):
+    with pytest.raises(SystemExit) as stop:
+        parsed(*arguments, kinds=kinds)
+    assert stop.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_every_field_that_a_user_can_say_is_an_argument_and_in_help(capsys):
+    own = {each.name for each in fields(JSCPTConfig)} - {each.name for each in fields(PeftConfig)}
+    expected = own - NOT_PLAIN - FILLED | set(JSCPTTrainingArguments.__annotations__)
+    expected -= {"remove_unused_columns", "label_names", "_argument_group_name"}
+    text = helped(capsys, "--help")
+    assert {name for name in expected if f"--{name} " not in text} == set()
+    assert not [name for name in (*NOT_PLAIN, *FILLED, "peft_type", "inference_mode") if f"--{name} " in text]
+    assert "--task_set" in text and "(default: 10)" in text and "--deepspeed" not in text
+    assert "--deepspeed" in helped(capsys, "--help_all")
+
+
+def test_a_new_field_is_an_argument_by_itself(capsys):
+    @dataclass
+    class Config(JSCPTConfig):
+        colour: str | dict[str, str] = field(default="red", metadata={"help": "Of everything."})
+        palette: list[str] | None = None
+
+    @dataclass
+    class Training(JSCPTTrainingArguments):
+        patience: int | None = field(default=None, metadata={"help": "How long to wait."})
+
+    kinds = (DataArguments, make_dataclass("Model", [*config_fields(Config)]), Training)
+    text = helped(capsys, "--help", kinds=kinds)
+    assert "--colour COLOUR Of everything. (default: red)" in text and "--palette" not in text
+    assert "--patience PATIENCE How long to wait." in text
+    assert parsed("--output_dir", "x", "--colour", "blue", "--patience", "3", kinds=kinds)["patience"] == 3
+
+
+def test_switches_and_choices_from_the_command_line_and_from_a_file(tmp_path):
+    switches = [each for kind in (ModelArguments, JSCPTTrainingArguments) for each in fields(kind)]
+    own = set(ModelArguments.__annotations__) | set(JSCPTTrainingArguments.__annotations__)
+    on = [each.name for each in switches if each.default is True and each.name in own]
+    assert {"learn_masks", "learn_scheduler", "prompt_scheduling", "task_scheduling"} <= set(on)
+    config = tmp_path / "mine.yaml"
+    for name, values in {**{name: [False, True] for name in on}, **CHOICES}.items():
+        for value in values:
+            assert parsed("--output_dir", "x", f"--{name}", str(value))[name] == value
+            config.write_text(yaml.safe_dump({name: value, "output_dir": "x"}))
+            assert parsed(str(config))[name] == value
+    for name in on:
+        assert parsed("--output_dir", "x", f"--no_{name}")[name] is False
+
+
+def test_command_line_beats_file_beats_task_set(tmp_path):
+    config = tmp_path / "mine.json"
+    config.write_text(json.dumps({"num_shared_tokens": 5, "num_task_tokens": 6, "shots": 3, "output_dir": "x"}))
+    values = parsed(str(config), "--num_task_tokens", "7")
+    assert (values["num_shared_tokens"], values["num_task_tokens"], values["output_dir"]) == (5, 7, "x")
+    own = yaml.safe_load((CONFIGS / "shapes.yaml").read_text())
+    assert (values["task_set"], values["shots"], values["learning_rate"]) == ("shapes", 3, own["learning_rate"])
+    assert parsed(str(config), "--learning_rate", "0.5")["learning_rate"] == 0.5
+    values = parsed("--task_set", "folder", "--output_dir", "x")  # which has no file: the paper's values
+    assert (values["learning_rate"], values["momentum"], values["num_train_epochs"]) == (0.0015, 0.9, 50)
+    assert (values["lower_steps"], values["neumann_terms"], values["per_device_train_batch_size"]) == (10, 3, 16)
+    assert (values["num_shared_tokens"], values["num_task_tokens"], values["prompt_depth"]) == (16, 16, None)
+
+
+@pytest.mark.parametrize("option", [["--task_set", "dtd"], ["--task-set", "dtd"], ["--task_set=food101,dtd"]])
+def test_every_spelling_of_the_task_set_finds_its_settings(option):
+    for arguments in (option, ["--task_set", "shapes", *option]):  # the last one counts
+        values = parsed(*arguments, "--output_dir", "x")
+        assert values["task_set"].endswith("dtd")
+        assert values["model_name_or_path"] == "openai/clip-vit-base-patch16"
+        assert values["per_device_train_batch_size"] == 32
+
+
+def test_the_base_model_of_a_task_set():
+    assert default_model("office_home") == "openai/clip-vit-base-patch16"
+    assert default_model("shapes") == str(TINY_CLIP)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gradient_agregator", "cagrad"], "argument '--gradient_agregator'. Did you mean 'gradient_aggregator'?"),
+        (["--affinity", "cosin"], "got 'cosin'. Did you mean 'cosine'?"),
+        (["--gradient_aggregator", "mgda", "--no_task_scheduling"], "`task_scheduling=False` switches off"),
+        (["--lower_steps", "ten"], "argument --lower_steps/--lower-steps: invalid int value: 'ten'"),
+        (["shapes"], "not used by the HfArgumentParser: ['shapes']"),
+        (["missing.yaml"], "missing.yaml does not exist"),
+    ],
+)
+def test_a_wrong_argument_is_answered(capsys, arguments, message):
+    assert message in fails(capsys, partial(parse, KINDS, ""), *arguments, "--output_dir", "x")
+
+
+def test_a_wrong_file_is_answered(capsys, tmp_path):
+    config = tmp_path / "mine.yaml"
+    for content, message in {
+        "learning_rat: 1": "unknown argument 'learning_rat'. Did you mean 'learning_rate'?",
+        "- 1": "must hold `argument: value` pairs, got list",
+        "a: [": "cannot be read",
+    }.items():
+        config.write_text(content)
+        assert message in fails(capsys, partial(parse, KINDS, ""), config)
+
+
+def test_a_typo_is_named_before_what_is_missing(capsys):
+    parser = RecipeParser()
+    parser.add_argument("--adapter", required=True)
+    assert "unknown argument '--adaptor'. Did you mean 'adapter'?" in fails(capsys, parser.parse_args, "--adaptor=x")

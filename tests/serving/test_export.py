@@ -1,0 +1,290 @@
+"""The exported classifier, against `classify` and `predict` of the model that it was taken from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import prompted
+import pytest
+import torch
+from PIL import Image
+
+from jscpt_peft.serving import export
+from jscpt_peft.serving.base_names import public_name
+
+OPTIONS = {
+    "every block": {},
+    "first block": {"prompt_depth": 1},
+    "two of three blocks": {"prompt_depth": 2},
+    "vision": {"towers": "vision"},
+    "text": {"towers": "text"},
+    "no intervention": {"intervention": "none"},
+    "shared intervention": {"intervention_shared": True, "learn_masks": False},
+    "no prompts": {"num_shared_tokens": 0, "num_task_tokens": 0},
+    "eager": {"implementation": "eager"},
+    "eager, two of three blocks": {"implementation": "eager", "prompt_depth": 2},
+}
+
+
+def load(directory: Path):
+    return export.load_task(directory)[0]
+
+
+def pixels(count: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(count), dtype=dtype)
+
+
+def wanted(model, task: str, images: torch.Tensor) -> torch.Tensor:
+    """Logits by `classify`, over the task's own classes."""
+    with torch.no_grad():
+        logits = model.classify(images, model.task_names.index(task)).logits
+    return logits[:, : len(prompted.TASKS[task])]
+
+
+# ---- equal logits ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_logits_are_those_of_classify(options, tmp_path):
+    model = prompted.prompted_clip(**options)
+    classifier = load(model.export_task("sketch", tmp_path / "sketch", dtype=torch.float64))
+    for count in (1, 3, 7):
+        images = pixels(count)
+        assert (classifier(images) - wanted(model, "sketch", images)).abs().max() <= 1e-10
+
+
+def test_each_task_has_its_own_classes_and_prompts(tmp_path):
+    model = prompted.prompted_clip(torch.float32)
+    images, scale = pixels(3, torch.float32), model.get_base_model().logit_scale.exp()
+    for task, names in prompted.TASKS.items():
+        logits = load(model.export_task(task, tmp_path / task))(images)
+        assert logits.shape == (3, len(names))
+        assert ((logits - wanted(model, task, images)) / scale).abs().max() <= 1e-6  # of the cosines
+
+
+def test_half_the_precision_is_half_the_tower(tmp_path):
+    model = prompted.prompted_clip(torch.float32)
+    images, scale = pixels(3, torch.float32), model.get_base_model().logit_scale.exp()
+    whole = model.export_task("photo", tmp_path / "whole")
+    half = model.export_task("photo", tmp_path / "half", dtype=torch.bfloat16)
+    logits = load(half)(images)
+    assert logits.dtype == torch.float32
+    assert ((logits - wanted(model, "photo", images)) / scale).abs().max() <= 0.03
+    # its weights are those that the model would have in bfloat16
+    model.to(torch.bfloat16)
+    assert ((logits - wanted(model, "photo", images)) / scale).abs().max() <= 0.01
+    assert 2 * _weights(half, "vision") == _weights(whole, "vision")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_base_in_bfloat16_whose_adapter_peft_keeps_in_float32(dtype, tmp_path):
+    model = prompted.prompted_clip(torch.bfloat16)
+    assert model.prompt_tokens("vision").dtype == torch.float32
+    images, scale = pixels(3, torch.float32), model.get_base_model().logit_scale.exp()
+    logits = load(model.export_task("sketch", tmp_path / "sketch", dtype=dtype))(images)
+    assert ((logits - wanted(model, "sketch", images)) / scale).abs().max() <= 0.01
+
+
+def test_without_the_adapter_it_is_the_base_model(tmp_path):
+    model = prompted.prompted_clip()
+    images = pixels(3)
+    with model.disable_adapter():
+        classifier = load(model.export_task("photo", tmp_path / "photo", dtype=torch.float64))
+        plain = wanted(model, "photo", images)
+    assert (classifier(images) - plain).abs().max() <= 1e-10
+    assert (plain - wanted(model, "photo", images)).abs().max() > 0.1
+
+
+def test_the_model_stays_as_it_is(tmp_path):
+    model = prompted.prompted_clip()
+    images = pixels(2)
+    expected = wanted(model, "photo", images)
+    for layer in [*model.vision_tower.blocks, *model.text_tower.blocks]:
+        layer.self_attn.dropout = 0.5
+    before = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
+    model.train()
+    classifier = load(model.export_task("photo", tmp_path / "photo", dtype=torch.float64))
+    assert (classifier(images) - expected).abs().max() <= 1e-10  # a classifier drops nothing
+    assert model.training
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[name], p) and after[name].requires_grad == g for name, (p, g) in before.items())
+
+
+# ---- what is in it --------------------------------------------------------------------------------------------------
+
+
+def _weights(directory: Path, part: str = "") -> int:
+    """Bytes of all weights, or of those whose names start with `part`."""
+    state = torch.export.load(directory / "classifier.pt2").state_dict
+    return sum(tensor.nbytes for name, tensor in state.items() if name.startswith(part))
+
+
+def test_nothing_but_the_vision_tower_and_the_task_goes_along(tmp_path):
+    model = prompted.prompted_clip(torch.float32)
+    directory = model.export_task("sketch", tmp_path / "sketch")
+    state = torch.export.load(directory / "classifier.pt2").state_dict
+    assert {name.split(".")[0] for name in state} == {"vision", "projection", "selection", "keys", "values", "classes"}
+    assert state["classes"].shape == (20, 4)
+    clip = model.get_base_model()
+    tower = sum(
+        p.nbytes for p in (*clip.vision_model.base_layer.parameters(), clip.visual_projection.base_layer.weight)
+    )
+    views = model.task_views()
+    selection = sum(view[0].nbytes for name, view in views.items() if name not in ("vision", "text"))
+    prompts = 2 * views["vision"][0].nbytes  # keys and values
+    assert _weights(directory) == tower + selection + prompts + state["classes"].nbytes
+    assert (directory / "classifier.pt2").stat().st_size < 1.1 * _weights(directory) + 250_000  # the graph
+
+
+def test_no_path_of_this_machine_is_in_it(tmp_path):
+    directory = prompted.prompted_clip().export_task("photo", tmp_path / "photo")
+    here = str(Path(export.__file__).parents[2]).encode()
+    with zipfile.ZipFile(directory / "classifier.pt2") as archive:
+        assert [name for name in archive.namelist() if here in archive.read(name)] == []
+
+
+def test_the_description(tmp_path):
+    model = prompted.prompted_clip(torch.float32)
+    directory = model.export_task("sketch", tmp_path / "sketch", image_mean=(0.5, 0.4, 0.3), image_std=(0.2, 0.2, 0.1))
+    about = json.loads((directory / "classifier.json").read_text())
+    assert {path.name for path in directory.iterdir()} == {"classifier.pt2", "classifier.json", "README.md"}
+    assert (about["task"], about["class_names"], about["image_size"]) == ("sketch", ["a", "b", "c", "d"], 32)
+    assert (about["image_mean"], about["image_std"]) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.1])
+    assert (about["dtype"], about["input_dtype"], about["class_template"]) == ("float32", "float32", "{}.")
+    assert about["sha256"] == hashlib.sha256((directory / "classifier.pt2").read_bytes()).hexdigest()
+    assert about["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("base", "name"),
+    [("user/clip", "user/clip"), ("/home/me/my-clip", "my-clip"), ("C:\\me\\my-clip", "my-clip"), (None, None)],
+)
+def test_the_base_model_goes_by_a_name_that_others_understand(base, name):
+    assert public_name(base) == name
+
+
+def test_what_is_not_whole_is_not_loaded(tmp_path):
+    directory = prompted.prompted_clip(torch.float32).export_task("photo", tmp_path / "photo")
+    assert export.load_task(directory)[1]["task"] == "photo"
+    program = directory / "classifier.pt2"
+    program.write_bytes(program.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"classifier\.pt2 is not what classifier\.json beside it describes"):
+        export.load_task(directory)
+    assert "can run code" in (directory / "README.md").read_text()
+
+
+def noise(width: int, height: int, mode: str) -> Image.Image:
+    """A picture of random pixels; greyscale of 16 bits is mostly above 255."""
+    if mode == "RGB":
+        return Image.fromarray(torch.randint(0, 256, (height, width, 3), dtype=torch.uint8).numpy())
+    levels = torch.randint(0, 2**16, (height, width), dtype=torch.int32).numpy()
+    return Image.fromarray(levels.astype({"I;16": "uint16", "I;16B": ">u2", "I": "int32", "F": "float32"}[mode]))
+
+
+def serve(directory: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the lines of the README on picture.jpg, where PyTorch and Pillow are all that there is."""
+    (lines,) = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(), flags=re.DOTALL)
+    blocked = ("jscpt_peft", "peft", "transformers", "safetensors", "accelerate", "datasets", "huggingface_hub")
+    script = f"import sys\nsys.modules.update(dict.fromkeys({blocked}))\n{lines}"
+    return subprocess.run([sys.executable, "-c", script], cwd=directory, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("size", "mode", "file_format"),
+    [
+        ((50, 37), "RGB", "JPEG"),
+        ((21, 64), "RGB", "JPEG"),
+        ((32, 32), "RGB", "JPEG"),
+        ((50, 37), "I;16", "PNG"),
+        ((50, 37), "I;16B", "TIFF"),
+    ],
+)
+def test_the_lines_of_its_readme_give_what_predict_gives_with_torch_and_pillow_alone(
+    tmp_path, size, mode, file_format
+):
+    model = prompted.prompted_clip(torch.float32)
+    statistics = {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.2, 0.3, 0.25)}
+    directory = model.export_task("sketch", tmp_path / "sketch", **statistics)
+    noise(*size, mode).save(directory / "picture.jpg", format=file_format)
+    assert Image.open(directory / "picture.jpg").mode == mode
+    run = serve(directory)
+    assert run.returncode == 0, run.stderr
+    served = {name: float(p) for name, p in re.findall(r"'(\w+)': ([0-9.e-]+)", run.stdout)}
+    (predicted,) = model.predict(Image.open(directory / "picture.jpg"), task="sketch", **statistics)
+    assert served == pytest.approx(predicted, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_the_lines_of_its_readme_refuse_greyscale_that_has_no_white(tmp_path, mode):
+    directory = prompted.prompted_clip(torch.float32).export_task("sketch", tmp_path / "sketch")
+    noise(50, 37, mode).save(directory / "picture.jpg", format="TIFF")
+    run = serve(directory)
+    assert run.returncode == 1 and "ValueError: greyscale of 32 bits does not say which level is white" in run.stderr
+
+
+# ---- whole or not at all --------------------------------------------------------------------------------------------
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
+
+
+def test_an_earlier_export_is_replaced(tmp_path):
+    model = prompted.prompted_clip(torch.float32)
+    (tmp_path / "served").mkdir()
+    directory = model.export_task("photo", tmp_path / "served")
+    model.export_task("sketch", directory)
+    assert json.loads((directory / "classifier.json").read_text())["task"] == "sketch"
+    assert load(directory)(pixels(1, torch.float32)).shape == (1, 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["served"]
+
+
+@pytest.mark.parametrize("where", ["torch.export.save", "json.dumps", "os.replace"])
+def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, where):
+    model = prompted.prompted_clip(torch.float32)
+    directory = model.export_task("photo", tmp_path / "served")
+    before = content(tmp_path)
+    replace, called = export.os.replace, []
+
+    def fail(*arguments, **_keywords):
+        called.append(arguments)
+        if where == "os.replace" and len(called) != 2:  # the second one puts the new export in place
+            return replace(*arguments)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(where, fail)
+    with pytest.raises(OSError, match="No space left"):
+        model.export_task("sketch", directory)
+    monkeypatch.undo()
+    assert content(tmp_path) == before
+    if where != "os.replace":
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+            patch.setattr(where, fail)
+            model.export_task("sketch", tmp_path / "new")
+        assert content(tmp_path) == before
+
+
+def test_other_files_are_never_touched(tmp_path):
+    model = prompted.prompted_clip(torch.float32)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"`directory` '.*thesis' holds something else than an earlier export"):
+        model.export_task("photo", tmp_path / "thesis")
+    with pytest.raises(NotADirectoryError, match=r"`directory` '.*chapter\.txt' is a file"):
+        model.export_task("photo", tmp_path / "thesis" / "chapter.txt")
+    assert content(tmp_path) == {"thesis/chapter.txt": b"mine"}
+
+
+def test_bad_arguments_are_named(tmp_path):
+    model = prompted.prompted_clip(torch.float32)
+    with pytest.raises(ValueError, match=r"`task` 'sketsh' is not one of .*Did you mean 'sketch'\?"):
+        model.export_task("sketsh", tmp_path / "new")
+    with pytest.raises(ValueError, match=r"`dtype` is torch\.float16: give one of torch\.float32, "):
+        model.export_task("photo", tmp_path / "new", dtype=torch.float16)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,206 @@
+"""Faults in the middle of a run: the message names the cause, nothing hangs, nothing saved is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import small_run
+import torch
+from transformers import TrainerCallback
+
+from jscpt_peft.evaluation import read_history
+from jscpt_peft.training.lost_processes import lost_processes_named
+from jscpt_peft.training.nonfinite import Snapshot
+from jscpt_peft.training.task_gradients import TaskSums
+
+SAVING = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 3}
+
+
+class Faulty(torch.utils.data.Dataset):
+    """The training pictures of a run; `fault` befalls whoever reads one in epoch 1 or later."""
+
+    def __init__(self, dataset, fault):
+        self.dataset, self.fault, self.sizes = dataset, fault, dataset.sizes
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        if key[1] >= 8:  # the draws of the first epoch are 0 to 7
+            self.fault()
+        return self.dataset[key]
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang():
+    time.sleep(600)
+
+
+def misread():
+    raise OSError("image 'art/cat/7.png' cannot be read (truncated): repair it, or load with `skip_bad_images=True`.")
+
+
+def faulty_run(folder, fault, **options):
+    run = small_run.trainer(folder, **{"max_steps": 12, "dataloader_num_workers": 1, **SAVING, **options})
+    run.train_dataset = Faulty(run.train_dataset, fault)
+    return run
+
+
+def test_a_data_worker_that_dies(tmp_path):
+    run = faulty_run(tmp_path, die)
+    with pytest.raises(ChildProcessError, match=r"a data worker died or hangs \(DataLoader worker .*go on with"):
+        run.train()
+    again = small_run.trainer(tmp_path, max_steps=6, **SAVING)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 6
+
+
+def test_a_data_worker_that_hangs(tmp_path):
+    start = time.monotonic()
+    with pytest.raises(ChildProcessError, match=r"timed out after 3 seconds.*`dataloader_timeout`"):
+        faulty_run(tmp_path, hang, dataloader_timeout=3).train()
+    assert time.monotonic() - start < 60
+    assert list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_data_worker_that_hangs_in_evaluation(tmp_path):
+    run = small_run.trainer(tmp_path, dataloader_num_workers=1, dataloader_timeout=3)
+
+    class Hangs(torch.utils.data.Dataset):
+        datasets = run.eval_dataset.datasets
+
+        def __len__(self):
+            return len(run.eval_dataset)
+
+        def __getitem__(self, key):
+            return hang()
+
+    with pytest.raises(ChildProcessError, match=r"timed out after 3 seconds.*`dataloader_timeout`"):
+        run.evaluate(Hangs())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read(tmp_path, workers):
+    """In a worker as in the main process: one sentence, not the worker's traceback."""
+    with pytest.raises(OSError) as caught:
+        faulty_run(tmp_path, misread, dataloader_num_workers=workers).train()
+    assert str(caught.value).startswith("image 'art/cat/7.png' cannot be read (truncated): repair it")
+    assert "Traceback" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def mistake():
+    raise RuntimeError("stack expects each tensor to be equal size")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_of_ones_own_code_is_not_a_dead_worker(tmp_path, workers):
+    with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
+        faulty_run(tmp_path, mistake, dataloader_num_workers=workers).train()
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="out of memory"), lost_processes_named(1):
+        raise RuntimeError("out of memory")
+    with pytest.raises(RuntimeError, match="NCCL error"), lost_processes_named(1):  # there is no other one
+        raise RuntimeError("NCCL error")
+
+
+class Explode(TrainerCallback):
+    """After a step, the parameters are what an update far too large would leave: finite, and good for nothing."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, _args, state, _control, model=None, **_):
+        if state.global_step == self.step:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.requires_grad:
+                        parameter.mul_(1e38).clamp_(-1e38, 1e38)
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
+def test_the_last_good_state_is_saved(tmp_path, optim):
+    """All tasks break at once: what is saved is the state before the update that broke them, not what it left."""
+    options = {"max_steps": 6, "lower_steps": 2, "optim": optim, "learning_rate": 0.01}
+    options |= {"save_strategy": "steps", "save_steps": 1}  # what is saved after that update must not be taken
+    whole = small_run.trainer(tmp_path / "whole", **options)
+    whole.train()
+    run = small_run.trainer(tmp_path / "run", callbacks=[Explode(3)], max_nonfinite_steps=2, **options)
+    with pytest.raises(FloatingPointError, match="The last good state, of step 2, is saved in"):
+        run.train()
+    saved = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
+    assert saved == ["checkpoint-1", "checkpoint-2", "set_aside"]
+    again = small_run.trainer(tmp_path / "run", **options)
+    again.train(resume_from_checkpoint=True)
+    for name, parameter in small_run.trained_parameters(whole).items():
+        assert torch.equal(parameter, small_run.trained_parameters(again)[name]), name
+    assert torch.equal(whole.upper_level.scheduler.alpha, again.upper_level.scheduler.alpha)
+    histories = [read_history(tmp_path / name / "scheduler_history.jsonl") for name in ("whole", "run")]
+    assert histories[0] == histories[1]
+
+
+def test_a_step_without_a_usable_task_moves_nothing(tmp_path):
+    """Neither do momentum, weight decay or Ω; and the counts are in the history."""
+
+    class Remember(TrainerCallback):
+        def on_step_end(self, _args, _state, _control, **_):
+            states.append([parameter.detach().clone() for parameter in run.trainable_parameters()])
+
+    class Infinite(torch.utils.data.Dataset):
+        @property
+        def sizes(self):
+            return dataset.sizes
+
+        def __len__(self):
+            return len(dataset)
+
+        def __getitem__(self, key):
+            item = dataset[key]
+            broken = 2 <= key[1] < 6  # the second and third batch of two images a task
+            return {**item, "pixel_values": item["pixel_values"] * torch.inf} if broken else item
+
+    states = []
+    options = {"max_steps": 4, "lower_steps": 3, "weight_decay": 0.1}
+    run = small_run.trainer(tmp_path, callbacks=[Remember()], **options)
+    dataset = run.train_dataset
+    run.train_dataset = Infinite()
+    run.train()
+    for before, after in zip(states[0], states[2], strict=True):
+        assert torch.equal(before, after)
+    assert any(not torch.equal(before, after) for before, after in zip(states[2], states[3], strict=True))
+    assert run.upper_level.updates == 0 and run.upper_level.scheduler.alpha.eq(1).all()
+    rows = read_history(tmp_path / "scheduler_history.jsonl")
+    assert [row["nonfinite"] for row in rows] == [[False] * 3, [True] * 3, [True] * 3, [False] * 3]
+    last = [entry for entry in run.state.log_history if "loss/photo" in entry][-1]
+    assert last["nonfinite_steps/photo"] == last["nonfinite_steps/sketch"] == 2
+
+
+def test_a_gradient_that_is_not_finite_counts_like_a_loss():
+    gradients = {"x": torch.tensor([[1.0, 2.0], [torch.nan, 1.0], [torch.inf, 1.0]])}
+    counts, losses = torch.tensor([1, 1, 1]), torch.ones(3)
+    means = TaskSums(counts, losses, losses, gradients).means()
+    assert means.usable.tolist() == [True, False, False] and means.nonfinite.tolist() == [False, True, True]
+    assert means.gradients["x"].tolist() == [[1, 2], [0, 0], [0, 0]]
+
+
+def test_snapshot():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([parameter])
+    for _ in range(2):
+        parameter.grad = torch.ones(2)
+        optimizer.step()
+    kept, state = parameter.detach().clone(), optimizer.state_dict()["state"][0]["exp_avg"].clone()
+    snapshot = Snapshot([parameter], [optimizer])
+    for _ in range(2):  # it serves more than once
+        optimizer.step()
+        assert not torch.equal(parameter, kept)
+        snapshot.restore()
+        assert torch.equal(parameter, kept)
+        assert torch.equal(optimizer.state_dict()["state"][0]["exp_avg"], state)
