@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pandas as pd
 from arguments import ModelArguments, parse
 from cli_errors import cli_errors, console
 from evaluated_model import METHODS, EvaluatedModelArguments, check_evaluated
@@ -35,10 +36,10 @@ from jscpt_peft.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from jscpt_peft.data.manifest import MANIFEST_FILE
 from jscpt_peft.data.splits import ranked
 from jscpt_peft.evaluation import (
-    Answers,
+    Predictions,
     Robustness,
     draw_evaluation,
-    evaluate_answers,
+    evaluate_predictions,
     print_evaluation,
     write_evaluation,
 )
@@ -104,18 +105,18 @@ def run(data: DataArguments, model_arguments: EvaluatedModelArguments, arguments
     )
     trainer = JSCPTTrainer(evaluated.model, arguments, compute_metrics=None)
     make_images = partial(ImageTaskDataset, transform=transform, task_ids=evaluated.task_ids)
-    answers = answer(trainer, make_images(tests))
+    predictions = predict(trainer, make_images(tests))
     robustness, examples = None, []
     if arguments.chosen_corruptions:
         trainer.remove_callback(ProgressCallback)  # one line shows the progress of them all
-        robustness = measure_robustness(trainer, task_set, answers, make_images, size)
+        robustness = measure_robustness(trainer, task_set, predictions, make_images, size)
         first = to_rgb(tests[0][0]["image"])
         examples = corrupted_examples(first, arguments.chosen_corruptions, size, arguments.seed)
     if arguments.process_index == 0:
-        evaluation = evaluate_answers(
-            answers,
+        evaluation = evaluate_predictions(
+            predictions,
             task_set.class_names,
-            subject={
+            evaluated_model={
                 "method": model_arguments.method,
                 "adapter": model_arguments.adapter,
                 "revision": model_arguments.revision,
@@ -143,42 +144,39 @@ def prepare_output(arguments: EvaluationArguments) -> None:
     output.mkdir(parents=True, exist_ok=True)
 
 
-# ---- answers --------------------------------------------------------------------------------------------------------
+# ---- predictions ----------------------------------------------------------------------------------------------------
 
 
-def answer(trainer: JSCPTTrainer, images: ImageTaskDataset) -> Answers:
-    """The model's answers to all images, in their order; `Trainer` shares the work among processes."""
+def predict(trainer: JSCPTTrainer, images: ImageTaskDataset) -> Predictions:
+    """The model's predictions of all images, in their order; `Trainer` shares the work among processes."""
     prediction = trainer.predict(images, metric_key_prefix="test")
     labels, _, *groups = prediction.label_ids
     task_ids = np.repeat(np.arange(len(images.datasets)), [len(task) for task in images.datasets])
-    return Answers.from_logits(prediction.predictions, labels, task_ids, groups[0] if groups else None)
+    return Predictions.from_logits(prediction.predictions, labels, task_ids, groups[0] if groups else None)
 
 
 def measure_robustness(
     trainer: JSCPTTrainer,
     task_set: TaskSet,
-    answers: Answers,
+    predictions: Predictions,
     make_images: Callable[..., ImageTaskDataset],
     size: int,
 ) -> Robustness:
-    """Accuracies under the chosen corruptions, on images drawn by (seed, task, key); `answers` are the clean ones."""
+    """Accuracies under the chosen corruptions, on images drawn by (seed, task, key); `predictions` are without."""
     arguments, names, tests = trainer.args, list(task_set.class_names), task_set.split("test")
     rows = [chosen_rows(task, arguments.corruption_images, arguments.seed) for task in task_set]
     chosen = [test.select(each) for test, each in zip(tests, rows, strict=True)]
     starts = np.cumsum([0, *map(len, tests)])[:-1]
-    clean = answers.chosen(np.concatenate([start + each for start, each in zip(starts, rows, strict=True)]))
+    clean = predictions.chosen(np.concatenate([start + each for start, each in zip(starts, rows, strict=True)]))
     conditions = [(name, severity) for name in arguments.chosen_corruptions for severity in SEVERITIES]
-    accuracies = []
+    accuracies = {}
     for name, severity in track(conditions, "corruptions", console=console, transient=True, disable=console.quiet):
         corrupted = partial(corrupt, corruption=name, severity=severity, seed=arguments.seed, size=size)
-        accuracies.append(by_task(answer(trainer, make_images(chosen, corrupt=corrupted)), names))
+        accuracies[name, severity] = by_task(predict(trainer, make_images(chosen, corrupt=corrupted)), names)
     return Robustness(
         images_per_task=arguments.corruption_images,
-        task_names=tuple(names),
-        corruptions=arguments.chosen_corruptions,
-        severities=SEVERITIES,
-        clean=np.array(by_task(clean, names)),
-        accuracies=np.array(accuracies).reshape(-1, len(SEVERITIES), len(names)),
+        clean=pd.Series(by_task(clean, names), index=names),
+        accuracies=pd.DataFrame(accuracies, index=names).T,
     )
 
 
@@ -188,8 +186,8 @@ def chosen_rows(task: Task, count: int, seed: int) -> np.ndarray:
     return np.sort([rows[key] for key in ranked(rows, seed, task.name)[:count]])
 
 
-def by_task(answers: Answers, names: list[str]) -> list[float]:
-    accuracies = answers.accuracies(names)
+def by_task(predictions: Predictions, names: list[str]) -> list[float]:
+    accuracies = predictions.accuracies(names)
     return [accuracies[f"accuracy/{name}"] for name in names]
 
 

@@ -30,7 +30,7 @@ from zero_shot import zero_shot_model
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, write_manifest
 from jscpt_peft.data.manifest import MANIFEST_FILE
-from jscpt_peft.evaluation import draw_pictures, print_results, results_table, write_results
+from jscpt_peft.evaluation import draw_figures, print_results, results_table, write_results
 from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.callbacks import StopOnInterrupt, TaskProgress
@@ -141,7 +141,7 @@ def report(
     print_results(table, title, console)
     written = write_results(table, training.output_dir, title)
     history = Path(training.output_dir, HISTORY_FILE)
-    written += draw_pictures(history, training.output_dir, NEUTRAL_EFFECT[training.causal_effect])
+    written += draw_figures(history, training.output_dir, NEUTRAL_EFFECT[training.causal_effect])
     names = ", ".join(path.name for path in written)
     console.print(f"Adapter and results: {training.output_dir} ({names})", markup=False)
 

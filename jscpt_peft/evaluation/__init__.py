@@ -1,48 +1,34 @@
-"""What a run has achieved: accuracies, the results table, the scheduler's history and its pictures."""
+"""What a run has achieved: accuracies, tables, the scheduler's history, and figures of them."""
 
 from typing import TYPE_CHECKING, Any
 
-from .accuracy import multi_task_accuracy, worst_task
+from .accuracy import multi_task_accuracy
 from .calibration import Reliability, reliability
 from .confusion import confusion_matrix, macro_f1
-from .evaluation_pictures import draw_evaluation
-from .evaluation_report import evaluation_json, evaluation_markdown, print_evaluation, write_evaluation
-from .evaluation_results import Answers, Evaluation, Robustness, evaluate_answers
-from .history import SchedulerHistory
-from .history_table import history_arrays, history_features, read_history
-from .pictures import draw_pictures
-from .prompt_pictures import LITERAL_NEUTRAL_EFFECT
-from .report import (
-    ResultsRow,
-    ResultsTable,
-    print_results,
-    results_json,
-    results_markdown,
-    results_table,
-    write_results,
-)
+from .evaluation import Evaluation, Predictions, Robustness, evaluate_predictions
+from .evaluation_figures import draw_evaluation
+from .evaluation_tables import evaluation_json, evaluation_markdown, print_evaluation, write_evaluation
+from .history import SchedulerHistory, history_arrays, read_history
+from .history_figures import draw_figures
+from .results import print_results, results_json, results_markdown, results_table, write_results
 
 if TYPE_CHECKING:
     from .metric import MultiTaskAccuracy
 
 __all__ = [
-    "LITERAL_NEUTRAL_EFFECT",
-    "Answers",
     "Evaluation",
     "MultiTaskAccuracy",
+    "Predictions",
     "Reliability",
-    "ResultsRow",
-    "ResultsTable",
     "Robustness",
     "SchedulerHistory",
     "confusion_matrix",
     "draw_evaluation",
-    "draw_pictures",
-    "evaluate_answers",
+    "draw_figures",
+    "evaluate_predictions",
     "evaluation_json",
     "evaluation_markdown",
     "history_arrays",
-    "history_features",
     "macro_f1",
     "multi_task_accuracy",
     "print_evaluation",
@@ -52,7 +38,6 @@ __all__ = [
     "results_json",
     "results_markdown",
     "results_table",
-    "worst_task",
     "write_evaluation",
     "write_results",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -27,7 +27,6 @@ def multi_task_accuracy(
         `accuracy/<task>` for every task (nan for a task without samples); `mean_accuracy`, the mean over the tasks
         that have samples (each task counts the same, however many samples it has); `worst_task_accuracy`; and, with
         `groups`, `worst_group_accuracy`, the minimum over the (task, group) pairs that have samples.
-        [`worst_task`] tells which task the worst one is.
 
     Raises:
         ValueError: no samples, columns of different lengths or of another type, a task id out of range, bad names.
@@ -55,29 +54,10 @@ def multi_task_accuracy(
     metrics["mean_accuracy"] = float(np.nanmean(by_task))
     metrics["worst_task_accuracy"] = float(np.nanmin(by_task))
     if groups is not None:
-        groups = integers("groups", groups, length=len(predictions))
-        pairs, pair_ids = np.unique(np.stack([task_ids, groups], axis=1), axis=0, return_inverse=True)
-        by_pair = _accuracy_by(pair_ids.reshape(-1), correct, count=len(pairs))
-        metrics["worst_group_accuracy"] = float(by_pair.min())
+        pairs = np.stack([task_ids, integers("groups", groups, length=len(predictions))], axis=1)
+        distinct, pair_ids = np.unique(pairs, axis=0, return_inverse=True)
+        metrics["worst_group_accuracy"] = float(_accuracy_by(pair_ids.reshape(-1), correct, len(distinct)).min())
     return metrics
-
-
-def worst_task(metrics: Mapping[str, float], task_names: Sequence[str], prefix: str = "") -> tuple[str, float]:
-    """Name and accuracy of the task with the lowest `accuracy/<task>` (the first of several equal ones).
-
-    Args:
-        metrics: what [`multi_task_accuracy`] returned, keys optionally preceded by `prefix` (Trainer's `eval_`).
-        task_names: the tasks to compare; those with nan are passed over.
-
-    Raises:
-        ValueError: no task has an accuracy.
-    """
-    accuracies = [(metrics[f"{prefix}accuracy/{name}"], name) for name in task_names]
-    present = [(accuracy, name) for accuracy, name in accuracies if not np.isnan(accuracy)]
-    if not present:
-        raise ValueError(f"`metrics` holds no accuracy for any of the tasks {list(task_names)}.")
-    accuracy, name = min(present, key=lambda pair: pair[0])
-    return name, accuracy
 
 
 def distinct_names(task_names: Sequence[str]) -> tuple[str, ...]:
@@ -92,7 +72,9 @@ def integers(name: str, values: Sequence[int], length: int | None = None) -> np.
     """The column `name` as integers [S], if it holds integers and `length` of them; else a ValueError."""
     column = np.asarray(values)
     if column.ndim != 1:
-        raise ValueError(f"`{name}` has shape {column.shape}: pass one integer a sample, [S] (an argmax, not logits).")
+        raise ValueError(
+            f"`{name}` has shape {column.shape}: pass one integer per sample, [S] (an argmax, not logits)."
+        )
     if length is not None and len(column) != length:
         raise ValueError(f"`{name}` has {len(column)} samples, `predictions` {length}: pass as many of each.")
     if len(column) > 0 and column.dtype.kind not in "iu":

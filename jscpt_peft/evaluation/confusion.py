@@ -24,8 +24,9 @@ def confusion_matrix(predictions: Sequence[int], references: Sequence[int], num_
     for name, column in (("predictions", predictions), ("references", references)):
         wrong = column[(column < 0) | (column >= num_classes)]
         if len(wrong) > 0:
-            valid = f"0 to {num_classes - 1}"
-            raise ValueError(f"`{name}` holds {wrong[0]}: with `num_classes` {num_classes} it is {valid}.")
+            raise ValueError(
+                f"`{name}` holds {wrong[0]}: with `num_classes` {num_classes} it is 0 to {num_classes - 1}."
+            )
     cells = np.bincount(references * num_classes + predictions, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes)
 
@@ -43,7 +44,7 @@ def macro_f1(matrix: np.ndarray) -> float:
     return float(np.mean(2 * np.diag(matrix)[occurs] / denominator[occurs])) if occurs.any() else float("nan")
 
 
-def confused_pairs(matrix: np.ndarray, count: int) -> list[tuple[int, int, int]]:
+def confused_pairs(matrix: np.ndarray, count: int | None = None) -> list[tuple[int, int, int]]:
     """The most frequent mistakes as (true class, predicted class, number), most frequent first, at most `count`."""
     mistakes = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
@@ -56,7 +57,5 @@ def most_confused_classes(matrix: np.ndarray, count: int) -> list[int]:
 
     Where there are fewer classes with mistakes, the first of the others fill up.
     """
-    pairs = confused_pairs(matrix, matrix.size)
-    ranked = dict.fromkeys([each for true, predicted, _ in pairs for each in (true, predicted)])
-    ranked |= dict.fromkeys(range(len(matrix)))
-    return sorted(list(ranked)[:count])
+    ranked = dict.fromkeys(each for true, predicted, _ in confused_pairs(matrix) for each in (true, predicted))
+    return sorted(list(ranked | dict.fromkeys(range(len(matrix))))[:count])

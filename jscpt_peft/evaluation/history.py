@@ -1,202 +1,187 @@
-"""The scheduler's history: one JSON object a line for every step, a plain table for pandas and datasets."""
+"""The scheduler's history: a file with one JSON object per optimizer step, which is only ever appended to."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from bisect import bisect
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from .history_table import SCHEDULER_COLUMNS, SCHEDULER_COUNTS, history_lines
+MOST_TASKS_WITH_PAIRS = 32
+BETWEEN_TASKS = ("affinity", "gradient_cosine")
 
 
 class SchedulerHistory:
-    """Writes the history, one row a step, each on disk as soon as it is appended. For one process only.
+    """Appends rows to a history file. For one process only.
 
-    Every row holds the same keys with the same types, so that `pandas.read_json(path, lines=True)` and
-    `datasets.load_dataset("json", data_files=path)` read the file as a table. What is not finite (an absent task's
-    loss) is written as null, for JSON knows no nan.
+    A run that goes on from a checkpoint appends what follows it once more, and [`read_history`] takes the later rows:
+    nothing on disk is rewritten, so nothing can be lost. Only the row of step 1 starts the file anew.
 
     Args:
-        path: the file, by convention `scheduler_history.jsonl` in the run's output directory.
-        tasks: [N] names in task order.
-        resume_step: keep the rows of an existing file up to and including this step, the one of the checkpoint that
-            training resumes from, and drop what was written after it, whatever that is. 0 starts a new history.
-
-    Attributes:
-        nonfinite_steps: [N], in how many of the file's rows each task was `nonfinite`.
-
-    Raises:
-        ValueError: the rows kept are damaged or belong to other tasks; the file is then as it was.
-        OSError: the disk is full or the like; likewise.
+        path: the file, by convention `scheduler_history.jsonl` in the run's output directory; made with its folder.
+        task_names: [N] in task order.
 
     Example:
-        >>> with SchedulerHistory("scheduler_history.jsonl", ["art", "sketch"]) as history:
-        ...     history.append(step=1, epoch=0.1, loss=[1.5, 2.0], ...)
+        >>> history = SchedulerHistory("scheduler_history.jsonl", ["art", "sketch"])
+        >>> history.append({"step": 1, "epoch": 0.1, "loss": [1.5, 2.0], "weight": [1.0, 1.0]})
     """
 
-    def __init__(self, path: str | os.PathLike, tasks: Sequence[str], resume_step: int = 0) -> None:
+    def __init__(self, path: str | os.PathLike, task_names: Sequence[str]) -> None:
         self.path = Path(path)
-        self.tasks = list(tasks)
-        self.nonfinite_steps = [0] * len(self.tasks)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Through a second file, so that a crash here cannot lose the rows of hours.
-        fresh = self.path.with_name(self.path.name + ".new")
-        try:
-            with fresh.open("wb") as file:
-                if resume_step > 0 and self.path.exists():
-                    self._keep(file, resume_step)
-            fresh.replace(self.path)
-        finally:
-            fresh.unlink(missing_ok=True)
-        self._file = self.path.open("a", encoding="utf-8")
+        self.task_names = list(task_names)
 
-    def _keep(self, file: BinaryIO, resume_step: int) -> None:
-        """Copies and counts the rows up to a step; reads no further, so that damage in what is dropped is none."""
-        for line, row in history_lines(self.path):
-            if row["step"] > resume_step:
-                return
-            if row["tasks"] != self.tasks:
-                raise ValueError(
-                    f"`tasks` is {self.tasks}, but {self.path} was written for {row['tasks']}: "
-                    f"resume with the tasks of that run, or write to another file."
-                )
-            file.write(line.rstrip(b"\r\n") + b"\n")  # a last line may lack its break
-            self._count(row["nonfinite"])
-            if row["step"] == resume_step:
-                return
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Writes one row and closes the file.
 
-    def _count(self, nonfinite: Sequence[bool]) -> None:
-        self.nonfinite_steps = [before + now for before, now in zip(self.nonfinite_steps, nonfinite, strict=True)]
-
-    def append(
-        self,
-        *,
-        step: int,
-        epoch: float,
-        loss: Sequence[float],
-        causal_effect: Sequence[float],
-        alpha: Sequence[float],
-        beta: Sequence[float],
-        prompt_factor: Sequence[float],
-        task_factor: Sequence[float],
-        weight: Sequence[float],
-        alpha_after: Sequence[float],
-        beta_after: Sequence[float],
-        nonfinite: Sequence[bool],
-        affinity: Sequence[Sequence[float]],
-        gradient_cosine: Sequence[Sequence[float]],
-        gradient_norm: float,
-        scheduler: Mapping[str, float] | None = None,
-    ) -> None:
-        """Append one row and flush it.
-
-        A row explains its own weights: `weight` is `prompt_factor · task_factor`, normalised where the run normalises,
-        and these come from the row's `causal_effect`, `affinity`, `alpha` and `beta`. What the step then made of Ω
-        stands in `alpha_after` and `beta_after`, which are the next row's `alpha` and `beta`.
+        With more than 32 tasks, `affinity` and `gradient_cosine` are left out for `affinity_mean` and
+        `gradient_cosine_mean` (see [`mean_of_others`]), so that a row's size is linear in the number of tasks.
 
         Args:
-            step: optimizer steps taken, from 1.
-            epoch: the same in passes over the largest task; the first is over at 1.0.
-            loss: [N] task losses (Eq. 3), nan for an absent task.
-            causal_effect: [N] Δ (Eq. 4).
-            alpha: [N] α, as it was when the step's weights were computed (Eq. 6).
-            beta: [N] β, likewise.
-            prompt_factor: [N] first factor of Eq. 6, σ(α_i Δ_i); 1 without prompt scheduling. nan where the task is
-                absent or `nonfinite`.
-            task_factor: [N] second factor of Eq. 6, σ(β_i a_i) or what a gradient aggregator gives in its place; 1
-                without task scheduling. nan likewise.
-            weight: [N] φ (Eq. 6), with which the step was taken; 0 for a task that is absent or `nonfinite`.
-            alpha_after: [N] α after the step; another than `alpha` only where the step updated Ω.
-            beta_after: [N] β after the step.
-            nonfinite: [N] of bool, tasks whose loss or gradient was not finite, so that they got weight 0.
-            affinity: [N, N] A (Eq. 5), row = source, column = target, zero diagonal; nan in the row and column of a
-                task without a weight.
-            gradient_cosine: [N, N] cosine of the tasks' gradients with respect to the shared prompts, nan likewise.
-            gradient_norm: norm of the step's gradient (Eq. 9).
-            scheduler: where the step updated Ω (Eq. 11): `step_size` and `neumann_terms` of the Neumann series,
-                `hypergradient_norm`, `dev_loss`, and `graph_bytes`, the memory kept for the Hessian-vector products.
-                None elsewhere.
-
-        Lists, arrays and CPU tensors without gradient are accepted.
+            row: `step`, an integer from 1, and any other columns. A value is a number or bool, `[N]` of them (per
+                task), `[N, N]` (per pair of tasks), a mapping of such values, or None. Lists, arrays and CPU tensors
+                without gradient will do. Numbers that are not finite are written as null, since JSON has no nan.
 
         Raises:
-            ValueError: a value of another shape, `nonfinite` that is not bool, or other keys in `scheduler`.
+            ValueError: a value has another shape; nothing is written.
+            OSError: the disk is full, for example. What was written of the row is passed over by [`read_history`].
         """
-        count = len(self.tasks)
-        row: dict[str, Any] = {"tasks": self.tasks, "step": int(step), "epoch": _numbers("epoch", epoch, ())}
-        vectors = {
-            "loss": loss,
-            "causal_effect": causal_effect,
-            "alpha": alpha,
-            "beta": beta,
-            "prompt_factor": prompt_factor,
-            "task_factor": task_factor,
-            "weight": weight,
-            "alpha_after": alpha_after,
-            "beta_after": beta_after,
-        }
-        for name, values in vectors.items():
-            row[name] = _numbers(name, values, (count,))
-        row["nonfinite"] = _booleans("nonfinite", nonfinite, (count,))
-        for name, values in {"affinity": affinity, "gradient_cosine": gradient_cosine}.items():
-            row[name] = _numbers(name, values, (count, count))
-        row["gradient_norm"] = _numbers("gradient_norm", gradient_norm, ())
-        row["scheduler"] = None if scheduler is None else _scheduler_columns(scheduler)
-        self._file.write(_line(row))
-        self._file.flush()
-        self._count(row["nonfinite"])
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> SchedulerHistory:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        count = len(self.task_names)
+        plain = {"tasks": self.task_names}
+        for name, value in row.items():
+            if name in BETWEEN_TASKS and count > MOST_TASKS_WITH_PAIRS:
+                name, value = f"{name}_mean", mean_of_others(value)
+            plain[name] = _plain(name, value, count)
+        line = json.dumps(plain, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("wb" if plain["step"] == 1 else "ab+") as file:
+            file.write(line if _at_line_start(file) else b"\n" + line)
 
 
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+def read_history(path: str | os.PathLike, columns: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """Rows of a history file, one per step, in order. `pandas.DataFrame(rows)` makes a table of them.
+
+    Where a run went back to a checkpoint, the rows that it wrote before and after that step are replaced by the new
+    ones. A line that broke off when a run was killed is ignored. Other damaged lines, and rows of other tasks than the
+    last row's, are left out.
+
+    Args:
+        path: of the file.
+        columns: which to keep besides `tasks` and `step`; all if None. Saves memory with long histories.
+
+    Warns:
+        UserWarning: lines are left out that nothing replaces. It names the file and the first of them.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    rows: dict[int, dict[str, Any]] = {}  # by line number
+    left_out, torn = [], None
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            row = _parse(line)
+            if row is None:
+                left_out.append(number)
+                torn = None if line.endswith(b"\n") else number
+            else:
+                rows[number] = {key: row[key] for key in row if columns is None or key in ("tasks", "step", *columns)}
+    tasks = rows[max(rows)]["tasks"] if rows else []
+    numbers: list[int] = []  # of the lines kept, last first
+    for number, row in reversed(rows.items()):
+        if row["tasks"] != tasks:
+            left_out.append(number)
+        elif not numbers or row["step"] < rows[numbers[-1]]["step"]:
+            numbers.append(number)
+    numbers.reverse()
+    steps = [0, *(rows[number]["step"] for number in numbers)]
+    for number in sorted(left_out):
+        place = bisect(numbers, number)  # the line lies between the steps at `place` and `place + 1`
+        replaced = steps[place + 1] == steps[place] + 1 if place < len(numbers) else number == torn
+        if not replaced:
+            warnings.warn(
+                f"{path}: line {number} is not a row of this history, and is left out with what it held.", stacklevel=2
+            )
+            break
+    return [rows[number] for number in numbers]
 
 
-def _numbers(name: str, values: Any, shape: tuple[int, ...]) -> Any:
-    """Python floats, nested as `shape` tells, with None for what is not finite."""
-    array = _of_shape(name, np.asarray(values, dtype=np.float64), shape)
-    return _finite_or_none(array.tolist())
+def history_arrays(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """The columns that all of T rows have, stacked: `[T]`, `[T, N]` and `[T, N, N]` of float64, null as nan.
+
+    `nonfinite` is bool. Added are `scheduler_step`, `[T]` of bool, whether the step updated Ω, and [`mean_of_others`]
+    of the columns between tasks as `affinity_mean` and `gradient_cosine_mean`.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("`rows` is empty: the history holds no step yet.")
+    names = [name for name in rows[0] if name not in ("tasks", "scheduler") and all(name in row for row in rows)]
+    arrays = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in names}
+    if "nonfinite" in arrays:
+        arrays["nonfinite"] = arrays["nonfinite"] == 1
+    arrays["scheduler_step"] = np.array([row.get("scheduler") is not None for row in rows])
+    means = {f"{name}_mean": mean_of_others(arrays[name]) for name in BETWEEN_TASKS if name in arrays}
+    return arrays | means
 
 
-def _booleans(name: str, values: Any, shape: tuple[int, ...]) -> list[bool]:
-    array = _of_shape(name, np.asarray(values), shape)
-    if array.dtype != bool:
-        raise ValueError(f"`{name}` is {array.tolist()}: pass booleans.")
-    return array.tolist()
+def mean_of_others(values: Any) -> np.ndarray:
+    """Of `[..., N, N]` values, row = source and column = target, the mean over each target's other tasks `[..., N]`.
+
+    Without nan; nan where nothing else is left.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    return nanmean(np.where(np.eye(values.shape[-1], dtype=bool), np.nan, values), axis=-2)
 
 
-def _of_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if array.shape != shape:
-        raise ValueError(f"`{name}` has shape {array.shape}: pass {shape} (the history's tasks decide).")
-    return array
+def nanmean(values: np.ndarray, axis: int) -> np.ndarray:
+    """`np.nanmean` without its warning where all values are nan."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.nanmean(values, axis=axis)
 
 
-def _finite_or_none(values: Any) -> Any:
-    if isinstance(values, list):
-        return [_finite_or_none(value) for value in values]
-    return values if math.isfinite(values) else None
+def _plain(name: str, value: Any, count: int) -> Any:
+    """As JSON can hold it."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return {key: _plain(f"{name}.{key}", each, count) for key, each in value.items()}
+    array = np.asarray(value)
+    if array.shape not in ((), (count,), (count, count)):
+        raise ValueError(
+            f"`{name}` has shape {array.shape}: pass a single value, ({count},) or ({count}, {count}), since the "
+            f"history has {count} tasks."
+        )
+    return (np.where(np.isfinite(array), array, None) if array.dtype.kind == "f" else array).tolist()
 
 
-def _scheduler_columns(scheduler: Mapping[str, float]) -> dict[str, float | int | None]:
-    if set(scheduler) != set(SCHEDULER_COLUMNS):
-        raise ValueError(f"`scheduler` has the keys {sorted(scheduler)}: pass {list(SCHEDULER_COLUMNS)}, or None.")
-    return {
-        name: int(scheduler[name]) if name in SCHEDULER_COUNTS else _numbers(name, scheduler[name], ())
-        for name in SCHEDULER_COLUMNS
-    }
+def _at_line_start(file: BinaryIO) -> bool:
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The row that a line holds, if it holds one."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not (isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("tasks"), list)):
+        return None
+    values = (value for name, value in row.items() if name != "tasks")
+    return row if all(_fits(value, len(row["tasks"])) for value in values) else None
+
+
+def _fits(value: Any, count: int) -> bool:
+    if isinstance(value, list):
+        return len(value) == count and all(_fits(each, count) for each in value)
+    if isinstance(value, dict):
+        return all(_fits(each, count) for each in value.values())
+    return value is None or isinstance(value, bool | int | float)

@@ -40,7 +40,7 @@ class MultiTaskAccuracy(evaluate.Metric):
         return evaluate.MetricInfo(
             description="Accuracy per task, its mean over tasks, the worst task and the worst (task, group) pair.",
             citation="",
-            inputs_description="\npredictions, references, task_ids and optionally groups: integers, one a sample.",
+            inputs_description="\npredictions, references, task_ids and optionally groups: one integer per sample.",
             features=datasets.Features(
                 {name: datasets.Value("int64") for name in ("predictions", "references", "task_ids", "groups")}
             ),
@@ -52,29 +52,22 @@ class MultiTaskAccuracy(evaluate.Metric):
         return "" if self.keep_in_memory else super()._build_data_dir()
 
     def add_batch(self, *, predictions, references, task_ids, groups=None) -> None:
-        """Add samples: integer columns [S] (lists, arrays or CPU tensors); `groups` in all batches or in none."""
+        """Adds samples: integer columns [S] (lists, arrays or CPU tensors); `groups` in all batches or in none."""
         predictions = integers("predictions", predictions)
-        columns = {
-            "predictions": predictions,
-            "references": integers("references", references, length=len(predictions)),
-            "task_ids": integers("task_ids", task_ids, length=len(predictions)),
-            "groups": [None] * len(predictions),
-        }
-        if groups is not None:
-            columns["groups"] = integers("groups", groups, length=len(predictions))
-        super().add_batch(**columns)
-
-    def add(self, *, prediction, reference, task_ids, groups=None) -> None:
-        """Add one sample: integers."""
-        self.add_batch(
-            predictions=[prediction],
-            references=[reference],
-            task_ids=[task_ids],
-            groups=None if groups is None else [groups],
+        super().add_batch(
+            predictions=predictions,
+            references=integers("references", references, length=len(predictions)),
+            task_ids=integers("task_ids", task_ids, length=len(predictions)),
+            groups=[None] * len(predictions) if groups is None else integers("groups", groups, len(predictions)),
         )
 
+    def add(self, *, prediction, reference, task_ids, groups=None) -> None:
+        """Adds one sample: integers."""
+        group = None if groups is None else [groups]
+        self.add_batch(predictions=[prediction], references=[reference], task_ids=[task_ids], groups=group)
+
     def compute(self, *, predictions=None, references=None, task_ids=None, groups=None) -> dict[str, float] | None:
-        """Score what was added, and the columns given here; start afresh. Returns as [`multi_task_accuracy`] does."""
+        """Scores what was added and the columns given here, as [`multi_task_accuracy`] does, and starts afresh."""
         if self.writer is None and predictions is None:
             raise ValueError("`predictions` is empty: there is nothing to score; call `add_batch` before `compute`.")
         return super().compute(predictions=predictions, references=references, task_ids=task_ids, groups=groups)

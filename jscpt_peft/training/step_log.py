@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from jscpt_peft.evaluation import SchedulerHistory
+from jscpt_peft.evaluation import SchedulerHistory, read_history
 
 from .bilevel import UpperStep
 from .task_gradients import TaskMeans
@@ -32,10 +30,10 @@ class StepLog:
 
     def __init__(self, task_names: list[str], path: Path | None) -> None:
         self.task_names = task_names
-        self.path = path
         self._rows: list[dict[str, Any]] = []  # since the last log
         self._unwritten: list[dict[str, Any]] = []
-        self._history: SchedulerHistory | None = None
+        self._history = None if path is None else SchedulerHistory(path, task_names)
+        self._nonfinite_steps: Tensor | None = None  # [N], of the whole history
 
     def append(
         self,
@@ -74,7 +72,8 @@ class StepLog:
             "scheduler": None if upper is None else upper.logs(),
         }
         self._rows.append(row)
-        self._unwritten.append(row)
+        if self._history is not None:
+            self._unwritten.append(row)
 
     def drain(self) -> dict[str, float]:
         """Logs of the steps since the last call, which are written to the history if they are not yet.
@@ -111,47 +110,29 @@ class StepLog:
         }
         updates = [row["scheduler"] for row in rows if row["scheduler"] is not None]
         logs |= {f"scheduler/{name}": value for name, value in (updates[-1] if updates else {}).items()}
-        counts = [] if self._history is None else zip(self.task_names, self._history.nonfinite_steps, strict=True)
-        logs |= {f"nonfinite_steps/{task}": count for task, count in counts if count > 0}
+        counts = [] if self._nonfinite_steps is None else self._nonfinite_steps.tolist()
+        named = zip(self.task_names, counts, strict=False)
+        logs |= {f"nonfinite_steps/{task}": count for task, count in named if count > 0}
         return logs
 
     def flush(self) -> None:
-        """Writes the steps since the last call to the history; what a full disk refuses is written next time.
-
-        A history that the run cannot continue, damaged or of other tasks, is set aside and a new one started: a
-        checkpoint must not be worthless because of a log.
-        """
-        rows = self._unwritten
-        if self.path is None or not rows:
-            self._unwritten = []
-            return
+        """Writes the steps since the last call to the history; what a full disk refuses is written next time."""
         try:
-            if self._history is None:
-                self._history = _open_history(self.path, self.task_names, first_step=rows[0]["step"])
-            for row in rows:
-                self._history.append(**{n: v.cpu() if isinstance(v, Tensor) else v for n, v in row.items()})
+            if self._unwritten and self._nonfinite_steps is None:
+                self._nonfinite_steps = self._count_nonfinite(before=self._unwritten[0]["step"])
+            while self._unwritten:
+                row = {n: v.cpu() if isinstance(v, Tensor) else v for n, v in self._unwritten[0].items()}
+                self._history.append(row)
+                self._nonfinite_steps += row["nonfinite"]
+                del self._unwritten[0]
         except OSError as error:
-            self._history = None  # opened anew next time, without what may have been half written
-            logger.error(f"{self.path} could not be written ({error}); its rows are kept in memory until it can be.")
-        else:
-            self._unwritten = []
+            path = self._history.path
+            logger.error(f"{path} could not be written ({error}); its rows are kept in memory until it can be.")
 
-
-def _open_history(path: Path, task_names: list[str], first_step: int) -> SchedulerHistory:
-    """The history with its rows before `first_step`, or where these are of no use one without rows."""
-    try:
-        return SchedulerHistory(path, task_names, resume_step=first_step - 1)
-    except ValueError as error:
-        reason, aside = error, _free_name(path)
-    path.rename(aside)
-    logger.error(
-        f"{path} cannot be continued: {reason} It is kept as {aside.name}; a new one starts with step {first_step}."
-    )
-    return SchedulerHistory(path, task_names)
-
-
-def _free_name(path: Path) -> Path:
-    """`scheduler_history.damaged.jsonl` and the like, or with the first number from 2 on that is not taken."""
-    endings = chain([""], (f"-{number}" for number in count(2)))
-    names = (path.with_name(f"{path.stem}.damaged{ending}{path.suffix}") for ending in endings)
-    return next(name for name in names if not os.path.lexists(name))
+    def _count_nonfinite(self, before: int) -> Tensor:
+        """Steps `[N]` in which each task was not finite, in the part of the history that the run goes on with."""
+        path, counts = self._history.path, torch.zeros(len(self.task_names), dtype=torch.int64)
+        for row in read_history(path, columns=["nonfinite"]) if before > 1 and path.exists() else ():
+            if row["step"] < before and row["tasks"] == self.task_names:
+                counts += torch.tensor([each is True for each in row.get("nonfinite") or counts])
+        return counts

@@ -1,4 +1,4 @@
-"""Pictures of prompt scheduling: causal effects over time, and the weights that they lead to (Fig. 4 of the paper)."""
+"""How causal effects lead to weights, batch by batch (Fig. 4 of the paper)."""
 
 from __future__ import annotations
 
@@ -8,36 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from .charts import COLOURS, GREY, new_figure, short_name
-from .line_chart import Reference, axis_limits, draw_by_task, smoothing_note
+from .lines import Reference, axis_limits
+from .style import COLOURS, DASHED, GREY, new_figure, short_name
 
 # Eq. 4 gives σ(exp(0)) = 0.731 where selecting features changes nothing.
 LITERAL_NEUTRAL_EFFECT = 1 / (1 + math.exp(-1))
 MOST_BATCHES = 16  # as many as in Fig. 4
-
-
-def causal_effects_figure(
-    arrays: dict[str, np.ndarray], tasks: Sequence[str], neutral_effect: float = LITERAL_NEUTRAL_EFFECT
-) -> Figure:
-    """Causal effects Δ over time (Eq. 4), against the value of a selection that changes nothing.
-
-    `arrays` as [`history_arrays`] returns them.
-    """
-    reference = Reference(neutral_effect, f"no effect ({neutral_effect:.3g})")
-    figure = new_figure(
-        "Causal effect of feature selection on each task",
-        f"Above {neutral_effect:.3g} the selected features have the lower loss. {smoothing_note(arrays['step'])}",
-    )
-    draw_by_task(
-        figure,
-        arrays["step"],
-        arrays["causal_effect"],
-        tasks,
-        "causal effect Δ (0 to 1)",
-        least_span=0.02,
-        reference=reference,
-    )
-    return figure
 
 
 def prompt_scheduling_figure(
@@ -46,7 +22,7 @@ def prompt_scheduling_figure(
     task: int = 0,
     neutral_effect: float = LITERAL_NEUTRAL_EFFECT,
 ) -> Figure:
-    """Causal effect Δ, prompt factor σ(αΔ) and weight φ of one task, batch by batch in two epochs (Fig. 4).
+    """Causal effect Δ, prompt factor σ(αΔ) and weight φ of one task, batch by batch in two epochs.
 
     The epochs are the first and the last whole one; a run within one epoch is cut in two halves. Of longer epochs, 16
     batches at equal distances are shown.
@@ -58,9 +34,9 @@ def prompt_scheduling_figure(
         neutral_effect: the causal effect of a selection that changes nothing.
     """
     rows = (
-        ("causal_effect", "causal effect Δ", Reference(neutral_effect, "no effect")),
-        ("prompt_factor", "prompt factor σ(αΔ)", None),
-        ("weight", "weight φ", equal_weights(arrays)),
+        (arrays["causal_effect"], "causal effect Δ", Reference(neutral_effect, "no effect")),
+        (arrays["prompt_factor"], "prompt factor σ(αΔ)", None),
+        (present_weights(arrays), "weight φ", equal_weights(arrays)),
     )
     epochs = _two_epochs(arrays["epoch"])
     figure = new_figure(
@@ -69,39 +45,39 @@ def prompt_scheduling_figure(
         height=9,
     )
     panels = figure.subplots(len(rows), len(epochs), sharex="col", sharey="row", squeeze=False)
-    for row, colour, (name, label, reference) in zip(panels, COLOURS, rows, strict=False):
-        # A task that is absent or not finite has no factors; its weight of 0 is none of theirs.
-        values = np.where(np.isfinite(arrays["prompt_factor"][:, task]), arrays[name][:, task], np.nan)
-        shown = np.concatenate([values[chosen] for _, chosen in epochs])
-        row[0].set_ylim(axis_limits(shown, shown, [reference.value] if reference else [], least_span=0.01))
+    for row, colour, (values, label, reference) in zip(panels, COLOURS, rows, strict=False):
+        shown = values[np.concatenate([chosen for _, chosen in epochs]), task]
+        row[0].set_ylim(axis_limits(shown, shown, [] if reference is None else [reference.value], least_span=0.01))
         row[0].set_ylabel(label)
         for axes, (_, chosen) in zip(row, epochs, strict=True):
             if reference is not None:
-                axes.axhline(reference.value, color=GREY, linestyle=(0, (5, 4)), linewidth=1.2, zorder=1.8)
-            axes.plot(arrays["step"][chosen], values[chosen], "o-", color=colour, linewidth=1.2, markersize=6)
-            if not np.isfinite(values[chosen]).any():
+                axes.axhline(reference.value, **DASHED)
+            axes.plot(arrays["step"][chosen], values[chosen, task], "o-", color=colour, linewidth=1.2, markersize=6)
+            if np.isnan(values[chosen, task]).all():
                 axes.text(0.5, 0.5, "no data", color=GREY, ha="center", va="center", transform=axes.transAxes)
         if reference is not None:
-            beside = row[-1].get_yaxis_transform()
-            row[-1].text(1.02, reference.value, reference.label, color=GREY, size=10.5, va="center", transform=beside)
+            beside = {"transform": row[-1].get_yaxis_transform(), "va": "center"}
+            row[-1].text(1.02, reference.value, reference.label, color=GREY, size=10.5, **beside)
     figure.align_ylabels(panels[:, 0])
     for column, (title, chosen) in zip(panels.T, epochs, strict=True):
-        column[0].set_title(title, size=11.5, loc="left", weight="bold")
-        column[-1].set_xlabel("optimizer step")
         steps = arrays["step"][chosen]
-        column[-1].set_xticks(_some(steps, 6))
         margin = 0.04 * max(steps[-1] - steps[0], 1)
-        column[-1].set_xlim(steps[0] - margin, steps[-1] + margin)
+        column[0].set_title(title)
+        column[-1].set(xlabel="optimizer step", xlim=(steps[0] - margin, steps[-1] + margin), xticks=_some(steps, 6))
     return figure
+
+
+def present_weights(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Weights [T, N]; nan where a task was absent or not finite, whose weight of 0 says nothing about it."""
+    present = np.isfinite(arrays["loss"]) & ~arrays.get("nonfinite", np.zeros_like(arrays["loss"], dtype=bool))
+    return np.where(present, arrays["weight"], np.nan)
 
 
 def equal_weights(arrays: dict[str, np.ndarray]) -> Reference | None:
     """What the weights are when all tasks count the same; None unless they are normalised to one such value."""
-    known = np.isfinite(arrays["prompt_factor"])  # [T, N]: neither absent nor not finite
-    steps = known.any(axis=1)
-    totals = np.where(known, np.abs(arrays["weight"]), 0).sum(axis=1)
-    means = totals[steps] / known.sum(axis=1)[steps]
-    return Reference(1.0, "equal weights") if np.allclose(means, 1.0, atol=1e-3) else None
+    weights = np.abs(present_weights(arrays))
+    weights = weights[np.isfinite(weights).any(axis=1)]
+    return Reference(1.0, "equal weights") if np.allclose(np.nanmean(weights, axis=1), 1.0, atol=1e-3) else None
 
 
 def _two_epochs(epoch: np.ndarray) -> list[tuple[str, np.ndarray]]:
