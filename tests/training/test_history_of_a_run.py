@@ -11,14 +11,12 @@ import prompted
 import pytest
 import small_run
 import torch
-from jscpt_peft.training.schedule import Schedule
 from torch.nn.functional import cross_entropy, normalize
 from transformers import TrainerCallback
 
 from jscpt_peft.data import collate
 from jscpt_peft.evaluation import draw_figures, history_arrays, read_history
 from jscpt_peft.evaluation.prompt_scheduling_figure import prompt_scheduling_figure
-from jscpt_peft.scheduling import TaskPromptScheduler
 from jscpt_peft.training.step_log import HISTORY_FILE, StepLog
 from jscpt_peft.training.task_gradients import TaskMeans
 
@@ -47,7 +45,7 @@ def training_batch(run, step):
 def task_by_task(model, batch):
     """Losses on x̄ [N] and on x [N], and the gradients of the former for the shared prompts [N, P]: N backwards."""
     task_ids, labels = batch["task_ids"], batch["labels"]
-    shared = [parameter for name, parameter in model.named_parameters() if name.endswith(".shared")]
+    shared = [parameter for name, parameter in model.named_parameters() if name.endswith("_shared")]
     losses, references, gradients = [], [], []
     for task, classes in enumerate(prompted.TASKS.values()):
         output = model.classify(batch["pixel_values"].double(), task_ids)
@@ -126,7 +124,7 @@ def test_every_row_explains_its_own_weights(tmp_path, options):
     for name in ("alpha", "beta"):
         np.testing.assert_allclose(arrays[name][0], 1, rtol=1e-6)
         np.testing.assert_array_equal(arrays[f"{name}_after"][:-1], arrays[name][1:])
-        learned = getattr(run.upper_level.scheduler, name).detach().numpy()
+        learned = getattr(run.weighting.scheduler, name).detach().numpy()
         np.testing.assert_array_equal(arrays[f"{name}_after"][-1], learned)
     moved = (arrays["alpha_after"] != arrays["alpha"]) | (arrays["beta_after"] != arrays["beta"])
     assert moved.any(axis=1).tolist() == arrays["scheduler_step"].tolist() == [False, True, False, True, False]
@@ -204,12 +202,11 @@ def test_figures_of_a_run_come_from_its_file_alone(tmp_path):
 
 def log_steps(log, steps):
     """Appends steps whose loss is their number, without flushing."""
-    vector, matrix = torch.ones(3), torch.eye(3)
+    vector = torch.ones(3)
     usable, nonfinite = torch.tensor([True, True, False]), torch.tensor([False, False, True])
     for step in steps:
         means = TaskMeans(vector * step, vector, {}, usable, nonfinite)
-        plan = Schedule(vector, matrix, matrix, vector, vector, vector, vector, vector)
-        log.append(step, step / 10, means, plan, TaskPromptScheduler(3), (vector,), None)
+        log.append(step, step / 10, means, vector, {}, {}, {}, (vector,), None)
 
 
 def flushed(path, steps):
