@@ -245,10 +245,7 @@ def test_the_data_are_those_of_the_manifest(trained, task_set, options, rows):
         {"options": {"shots": 2.5}},
         {"options": []},
     ],
-    ids=[
-        *("other images", "other tasks", "no split", "list as name", "unknown name", "no seed"),
-        *("words as fraction", "fraction as shots", "list as options"),
-    ],
+    ids=str,
 )
 def test_another_runs_or_somebody_elses_manifest_is_passed_over(trained, manifest):
     assert "task set" not in training_section(*trained, **manifest)
