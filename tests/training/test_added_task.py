@@ -151,18 +151,8 @@ def test_a_checkpoint_of_one_task_does_not_continue_another_training(tmp_path):
 
 
 def test_what_was_good_is_saved_where_the_task_breaks(tmp_path):
-    class Broken(torch.utils.data.Dataset):
-        sizes = (6,)
-
-        def __len__(self):
-            return 6
-
-        def __getitem__(self, key):
-            item = pictures[key]
-            return {**item, "pixel_values": item["pixel_values"] * torch.inf} if key[1] >= 4 else item
-
     run = new_run(tmp_path, max_nonfinite_steps=2, **SAVING)
-    pictures, run.train_dataset = run.train_dataset, Broken()
+    run.train_dataset = small_run.Spoiled(run.train_dataset, lambda draw: draw >= 4, task=None)
     before = {name: tensor.clone() for name, tensor in adapter(run).items()}
     with pytest.raises(FloatingPointError, match=r"\['birds'\] was not finite.*last good state, of step 1,"):
         run.train()

@@ -133,24 +133,9 @@ def test_every_row_explains_its_own_weights(tmp_path, options):
     assert np.abs(arrays["alpha_after"] - arrays["alpha"]).max() > 0.1 or options.get("prompt_scheduling") is False
 
 
-class SecondTaskIsInfinite(torch.utils.data.Dataset):
-    """Another dataset, but with infinite pictures of its second task, in all steps or those of the numbers given."""
-
-    def __init__(self, dataset, steps=None):
-        self.dataset, self.sizes, self.steps = dataset, dataset.sizes, steps
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, key):
-        item = self.dataset[key]
-        now = self.steps is None or key[1] // 2 in self.steps  # two images of a task a step
-        return {**item, "pixel_values": item["pixel_values"] * torch.inf} if now and item["task_ids"] == 1 else item
-
-
 def test_a_task_that_is_not_finite_is_marked_counted_and_has_no_relations(tmp_path):
     run = small_run.trainer(tmp_path, max_steps=4, logging_steps=2, neumann_terms=0)
-    run.train_dataset = SecondTaskIsInfinite(run.train_dataset)
+    run.train_dataset = small_run.Spoiled(run.train_dataset)
     run.train()
     rows = read_history(tmp_path / "scheduler_history.jsonl")
     for row in rows:
@@ -173,10 +158,10 @@ def test_counts_of_steps_that_were_not_finite_go_on_after_a_resume(tmp_path):
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "neumann_terms": 0}
     whole = small_run.trainer(tmp_path, **options)
     pictures = whole.train_dataset
-    whole.train_dataset = SecondTaskIsInfinite(pictures, steps=(0, 2))
+    whole.train_dataset = small_run.Spoiled(pictures, lambda draw: draw // 2 in (0, 2))
     whole.train()
     resumed = small_run.trainer(tmp_path, **options)
-    resumed.train_dataset = SecondTaskIsInfinite(pictures, steps=(0, 2))
+    resumed.train_dataset = small_run.Spoiled(pictures, lambda draw: draw // 2 in (0, 2))
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     for run in (whole, resumed):
         counts = [entry.get(f"nonfinite_steps/{TASKS[1]}") for entry in run.state.log_history if "loss" in entry]

@@ -223,25 +223,10 @@ def test_the_batches_after_a_resume_are_those_that_were_left(tmp_path, undisturb
     assert asked[-len(left) :] == left and set(asked[: -len(left)]) <= {(1, 0)}
 
 
-class InfiniteTask(torch.utils.data.Dataset):
-    """The training pictures, those of the second task infinite from the fourth step on."""
-
-    def __init__(self, pictures):
-        self.pictures, self.sizes = pictures, pictures.sizes
-
-    def __len__(self):
-        return len(self.pictures)
-
-    def __getitem__(self, key):
-        item = self.pictures[key]
-        spoilt = item["task_ids"] == 1 and key[1] >= 9  # `draw`: three images of a task a step
-        return {**item, "pixel_values": item["pixel_values"] * torch.inf} if spoilt else item
-
-
 def test_steps_that_were_not_finite_are_counted_on(tmp_path):
     def run():
         made = new_run(tmp_path, max_nonfinite_steps=3)
-        made.train_dataset = InfiniteTask(made.train_dataset)
+        made.train_dataset = small_run.Spoiled(made.train_dataset, lambda draw: draw >= 9)  # from the fourth step on
         return made
 
     whole = run()
