@@ -105,7 +105,7 @@ def main(
     trainer.add_callback(stop)
     trainer.train(resume_from_checkpoint=resume)
     prediction = trainer.predict(trainer.eval_dataset)
-    scheduler = trainer.upper_level.scheduler
+    scheduler = trainer.weighting.scheduler
     result = {
         "parameters": small_run.trained_parameters(trainer),
         "omega": {name: getattr(scheduler, name).detach() for name in ("alpha", "beta")},

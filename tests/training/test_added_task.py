@@ -130,8 +130,8 @@ def test_checkpoints_hold_whole_stacks_and_resume_to_the_last_bit(tmp_path):
     for name, tensor in adapter(constant).items():
         assert torch.equal(tensor, adapter(resumed)[name]), name
     assert constant.upper_level.updates == resumed.upper_level.updates == 3
-    assert torch.equal(constant.upper_level.scheduler.alpha, resumed.upper_level.scheduler.alpha)
-    assert bool(constant.upper_level.scheduler.alpha[3] != 1)  # Ω learns from this task
+    assert torch.equal(constant.weighting.scheduler.alpha, resumed.weighting.scheduler.alpha)
+    assert bool(constant.weighting.scheduler.alpha[3] != 1)  # Ω learns from this task
 
     resumed = new_run(tmp_path / "whole", **SAVING)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
@@ -187,7 +187,7 @@ def test_training_one_task_of_many_is_training_an_adapter_of_one_task(tmp_path):
         run.train()
     for name, view in one.task_parameters().items():
         torch.testing.assert_close(many.task_parameters()[name][3:], view, atol=2e-5, rtol=1e-4)
-    alphas = [float(run.upper_level.scheduler.alpha[-1]) for run in runs]
+    alphas = [float(run.weighting.scheduler.alpha[-1]) for run in runs]
     assert alphas[0] == pytest.approx(alphas[1], rel=1e-5) and alphas[0] != 1
 
 
@@ -245,5 +245,5 @@ def test_a_single_tasks_weight_teaches_the_scheduler_nothing(tmp_path):
     run = new_run(tmp_path / "sum", weight_normalization="sum", max_steps=12)
     run.train()
     assert run.upper_level.updates == 0
-    assert torch.equal(run.upper_level.scheduler.alpha, torch.ones(4))
+    assert torch.equal(run.weighting.scheduler.alpha, torch.ones(4))
     assert new_run(tmp_path / "none", max_steps=1).upper_level.learns  # Eq. 6 as printed: φ does depend on Ω

@@ -126,7 +126,7 @@ def test_every_row_explains_its_own_weights(tmp_path, options):
     for name in ("alpha", "beta"):
         np.testing.assert_allclose(arrays[name][0], 1, rtol=1e-6)
         np.testing.assert_array_equal(arrays[f"{name}_after"][:-1], arrays[name][1:])
-        learned = getattr(run.upper_level.scheduler, name).detach().numpy()
+        learned = getattr(run.weighting.scheduler, name).detach().numpy()
         np.testing.assert_array_equal(arrays[f"{name}_after"][-1], learned)
     moved = (arrays["alpha_after"] != arrays["alpha"]) | (arrays["beta_after"] != arrays["beta"])
     assert moved.any(axis=1).tolist() == arrays["scheduler_step"].tolist() == [False, True, False, True, False]

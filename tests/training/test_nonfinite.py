@@ -141,7 +141,7 @@ def test_the_last_good_state_is_saved(tmp_path, optim):
     again.train(resume_from_checkpoint=True)
     for name, parameter in small_run.trained_parameters(whole).items():
         assert torch.equal(parameter, small_run.trained_parameters(again)[name]), name
-    assert torch.equal(whole.upper_level.scheduler.alpha, again.upper_level.scheduler.alpha)
+    assert torch.equal(whole.weighting.scheduler.alpha, again.weighting.scheduler.alpha)
     histories = [read_history(tmp_path / name / "scheduler_history.jsonl") for name in ("whole", "run")]
     assert histories[0] == histories[1]
 
@@ -162,7 +162,7 @@ def test_a_step_without_a_usable_task_moves_nothing(tmp_path):
     for before, after in zip(states[0], states[2], strict=True):
         assert torch.equal(before, after)
     assert any(not torch.equal(before, after) for before, after in zip(states[2], states[3], strict=True))
-    assert run.upper_level.updates == 0 and run.upper_level.scheduler.alpha.eq(1).all()
+    assert run.upper_level.updates == 0 and run.weighting.scheduler.alpha.eq(1).all()
     rows = read_history(tmp_path / "scheduler_history.jsonl")
     assert [row["nonfinite"] for row in rows] == [[False] * 3, [True] * 3, [True] * 3, [False] * 3]
     last = [entry for entry in run.state.log_history if "loss/photo" in entry][-1]
