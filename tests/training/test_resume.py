@@ -71,7 +71,7 @@ def outcome(run) -> dict:
         "step": (run.state.global_step, run.state.epoch),
         "best": (run.state.best_metric, run.state.best_global_step),
         "logs": measured,
-        "history": Path(run.args.output_dir, HISTORY_FILE).read_text(encoding="utf-8"),
+        "history": read_history(Path(run.args.output_dir, HISTORY_FILE)),
     }
 
 
