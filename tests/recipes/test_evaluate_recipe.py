@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
 from pathlib import Path
 
 import evaluation
+import fork_server
 import numpy as np
+import processes
 import pytest
 import torch
 import train
@@ -278,29 +279,26 @@ def test_the_library_is_found_where_recipes_come_first(statement):
     assert unchanged == "True"
 
 
-@pytest.mark.parametrize("recipe", ["train.py", "evaluate.py", pytest.param("benchmark.py", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recipe", ["train.py", "evaluate.py", "benchmark.py"])
 def test_recipes_start_from_the_command_line(recipe, tmp_path):
-    command = [sys.executable, str(RECIPES / recipe), "--help"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert process.returncode == 0, process.stderr
-    assert "usage:" in process.stdout
+    done = fork_server.run([sys.executable, str(RECIPES / recipe), "--help"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
 
 
-def launch(processes, output):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes), "--cpu"]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += [str(RECIPES / "evaluate.py"), "--method", "zero_shot", "--task_set", "shapes", "--use_cpu"]
-    command += ["--output_dir", str(output), "--corruptions", "contrast", "--corruption_images", "7"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.count("Written to") == 1
+def launch(count, output):
+    program = [str(RECIPES / "evaluate.py"), "--method", "zero_shot", "--task_set", "shapes", "--use_cpu"]
+    program += ["--output_dir", str(output), "--corruptions", "contrast", "--corruption_images", "7"]
+    codes = processes.wait(processes.launch(count, output.with_suffix(".logs"), program))
+    said = "".join(processes.output(output.with_suffix(".logs"), rank) for rank in range(count))
+    assert codes == [0] * count, said
+    assert said.count("Written to") == 1
     return json.loads((output / "evaluation.json").read_text())
 
 
 @pytest.mark.slow
 def test_two_launched_processes_find_what_one_does(tmp_path):
-    found, by_two = (launch(processes, tmp_path / str(processes)) for processes in (1, 2))
+    found, by_two = (launch(count, tmp_path / str(count)) for count in (1, 2))
     assert [task["images"] for task in found["tasks"].values()] == [400] * 4
     assert found["mean"]["accuracy"] == pytest.approx(0.437, abs=0.001)  # what the README says of zero-shot CLIP
     assert found["worst_group"]["accuracy"] == min(group["accuracy"] for group in found["groups"])
