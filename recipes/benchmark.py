@@ -27,7 +27,6 @@ from typing import Literal
 
 import torch
 from arguments import RecipeParser
-from jscpt_peft.training.schedule import schedule
 from measuring import count_flops, measure
 from peft import PeftModel, get_peft_model
 from rich.console import Console
@@ -36,10 +35,17 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.scheduling import TaskPromptScheduler
+from jscpt_peft.scheduling import JointScheduling, TaskPromptScheduler, Weighting
 from jscpt_peft.training.hessian import HessianProduct, hessian_chunks, kept_graph
 from jscpt_peft.training.implicit_gradient import dev_gradient, implicit_gradient
-from jscpt_peft.training.task_gradients import Batch, TaskSums, scheduled_gradient, task_gradients
+from jscpt_peft.training.task_gradients import (
+    Batch,
+    TaskMeans,
+    TaskSums,
+    scheduled_gradient,
+    shared_gramian,
+    task_gradients,
+)
 
 # The baseline is the oracle of the tests: a second copy of it could be made slower, or another function, unnoticed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -146,7 +152,8 @@ def task_loss(model: PeftModel, task: int, pixels: Tensor, labels: Tensor) -> Te
     token_ids = list(model.active_jscpt_config.class_token_ids.values())[task]
     classes = oracles.text_features(clip, views["text"][task], token_ids, length=77)
     x = oracles.image_features(clip, views["vision"][task], pixels)
-    selection = {name.replace("mask", "mask_logits"): view[task] for name, view in model.task_adapter.head.task_parameters().items()}
+    head = model.task_adapter.head.task_parameters()
+    selection = {name.replace("mask", "mask_logits"): each[task] for name, each in head.items()}
     return oracles.task_loss(clip, oracles.intervention(x, **selection), classes, labels)
 
 
@@ -166,22 +173,24 @@ def accumulated(
 
 
 def lower_sums(model: PeftModel, batches: Sequence[Batch], dtype: str) -> TaskSums:
-    parts = (task_gradients(model, *batch, forward_context=precision(batch, dtype))[0] for batch in batches)
+    parts = (task_gradients(model, batch, "original", forward_context=precision(batch, dtype))[0] for batch in batches)
     return reduce(add, (part.detach() for part in parts))
 
 
-def lower_step(
-    model: PeftModel, scheduler: TaskPromptScheduler, batches: Sequence[Batch], dtype: str
-) -> tuple[Tensor, ...]:
+def weigh(model: PeftModel, weighting: Weighting, step: TaskMeans) -> Tensor:
+    return weighting(step.signals(1, shared_gramian(model, step.gradients)))
+
+
+def lower_step(model: PeftModel, weighting: Weighting, batches: Sequence[Batch], dtype: str) -> tuple[Tensor, ...]:
     """A step of Algorithm 1 as `JSCPTTrainer` makes it, optimizer aside."""
     step = lower_sums(model, batches, dtype).means()
-    plan = schedule(step, scheduler, model.active_jscpt_config.num_shared_tokens)
-    return scheduled_gradient(model.task_parameters(), trainable(model), step.gradients, plan.weights.detach())
+    weights = weigh(model, weighting, step).detach()
+    return scheduled_gradient(model.task_parameters(), trainable(model), step.gradients, weights)
 
 
 def upper_step(
     model: PeftModel,
-    scheduler: TaskPromptScheduler,
+    weighting: Weighting,
     batches: Sequence[Batch],
     dev_batch: Batch,
     dtype: str,
@@ -195,15 +204,15 @@ def upper_step(
     if len(batches) == 1 and terms and method == "exact" and batch_size is None and chunk_size is None:
         kept = kept_graph(model, batches[0], "original")
     step = (lower_sums(model, batches, dtype) if kept is None else kept.sums.detach()).means()
-    plan = schedule(step, scheduler, model.active_jscpt_config.num_shared_tokens)
+    weights = weigh(model, weighting, step)
     _, dev = dev_gradient(model, parameters, hessian_chunks([dev_batch], None, chunk_size))
     product = None
     if terms:
         chunks = hessian_chunks(batches, batch_size, chunk_size)
-        product = HessianProduct(model, parameters, chunks, plan.weights, method, kept)
-    views, omega = model.task_parameters(), list(scheduler.parameters())
-    implicit_gradient(views, parameters, step.gradients, plan.weights, omega, dev, product, terms, step_size=1.0)
-    return scheduled_gradient(views, parameters, step.gradients, plan.weights.detach())
+        product = HessianProduct(model, parameters, chunks, weights, method, kept)
+    views, omega = model.task_parameters(), list(weighting.parameters())
+    implicit_gradient(views, parameters, step.gradients, weights, omega, dev, product, terms, step_size=1.0)
+    return scheduled_gradient(views, parameters, step.gradients, weights.detach())
 
 
 def upper_variants(arguments: BenchmarkArguments) -> dict[str, dict[str, int | str]]:
@@ -275,15 +284,15 @@ def make_variants(arguments: BenchmarkArguments) -> dict[str, Callable[[], objec
         random_batch(model, arguments, seed) for seed in range(1 + arguments.gradient_accumulation_steps)
     )
     check_agreement(model, batches[0])
-    scheduler = TaskPromptScheduler(arguments.tasks).to(arguments.device)
+    weighting = JointScheduling(TaskPromptScheduler(arguments.tasks)).to(arguments.device)
     variants: dict[str, Callable[[], object]] = {
         BASELINE: partial(accumulated, baseline_step, model, batches, dtype),
         JOINT: partial(accumulated, joint_step, model, batches, dtype),
-        LOWER: partial(lower_step, model, scheduler, batches, dtype),
+        LOWER: partial(lower_step, model, weighting, batches, dtype),
     }
     if not arguments.quick:
         for name, options in upper_variants(arguments).items():
-            variants[name] = partial(upper_step, model, scheduler, batches, dev_batch, dtype, **options)
+            variants[name] = partial(upper_step, model, weighting, batches, dev_batch, dtype, **options)
     return variants
 
 
