@@ -1,6 +1,7 @@
 """A mkdocs hook: tables of options, made from the dataclasses, so that a new field appears by itself.
 
-A line `<!-- options: package.module.Class -->` in a page becomes a table of the fields that the class itself declares.
+A line `<!-- options: package.module.Class -->` in a page becomes a table of the fields that the class itself declares,
+and `<!-- methods -->` a table of the methods.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ import dataclasses
 import importlib
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-MARKER = re.compile(r"<!-- options: (\S+)\.(\w+) -->")
+OPTIONS = re.compile(r"<!-- options: (\S+)\.(\w+) -->")
+METHODS_MARKER = "<!-- methods -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs with the text of every page."""
-    return MARKER.sub(lambda found: option_table(*found.groups()), markdown)
+    markdown = OPTIONS.sub(lambda found: option_table(*found.groups()), markdown)
+    return markdown.replace(METHODS_MARKER, method_table()) if METHODS_MARKER in markdown else markdown
 
 
 def option_table(module: str, name: str) -> str:
@@ -30,6 +34,21 @@ def option_table(module: str, name: str) -> str:
     own = [fields[each] for each in options.__annotations__ if each in fields]
     rows = [f"| `{field.name}` | {_default(field)} | {_cell(field.metadata['help'])} |" for field in own]
     return "\n".join(["| option | default | meaning |", "|:---|:---|:---|", *rows])
+
+
+def method_table() -> str:
+    """A Markdown table with the fields that make each method."""
+    from jscpt_peft.methods import METHODS
+
+    lines = ["| name | method | `JSCPTConfig` | `JSCPTTrainingArguments` |", "|:---|:---|:---|:---|"]
+    for name, method in METHODS.items():
+        model, training = (_settings(each) for each in ({**method.structure, **method.paper}, method.training))
+        lines.append(f"| `{name}` | {_cell(method.summary)} | {model} | {training} |")
+    return "\n".join(lines)
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return "<br>".join(f"`{name}={value!r}`" for name, value in values.items())
 
 
 def _default(field: dataclasses.Field) -> str:
