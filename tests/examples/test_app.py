@@ -5,17 +5,15 @@ from __future__ import annotations
 import shutil
 import socket
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT, TINY_CLIP
 from peft import get_peft_model
-from transformers import CLIPModel
+from transformers import CLIPImageProcessorPil, CLIPModel
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.assets import TINY_CLIP
 from jscpt_peft.data import shapes_task_set
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 QUIET += ["--disable-component-update", "--disable-sync"]
@@ -54,7 +52,7 @@ def test_an_image_is_classified_under_the_chosen_task(adapted, connections, monk
     from playwright.sync_api import expect, sync_playwright
 
     model, adapter, image = adapted
-    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
     import app
 
     page_served = app.make_page(str(adapter))
@@ -77,14 +75,8 @@ def test_an_image_is_classified_under_the_chosen_task(adapted, connections, monk
     finally:
         page_served.close()
         del sys.modules["app"]
-    expected = model.predict(image, task="flat", **statistics())[0]
+    processor = CLIPImageProcessorPil.from_pretrained(TINY_CLIP)
+    expected = model.predict(image, "flat", image_mean=processor.image_mean, image_std=processor.image_std)[0]
     assert best == next(iter(expected))
     assert connections == []
     assert [each for each in requests if not each.startswith((url, "data:", "blob:"))] == []
-
-
-def statistics() -> dict[str, list[float]]:
-    from transformers import CLIPImageProcessorPil
-
-    processor = CLIPImageProcessorPil.from_pretrained(TINY_CLIP)
-    return {"image_mean": processor.image_mean, "image_std": processor.image_std}
