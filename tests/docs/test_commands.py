@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
+from arguments import RecipeParser
 from documents import PAGES, PROGRAM, commands
 from paths import ROOT, load_recipe
 
@@ -47,8 +48,6 @@ def test_arguments_are_accepted(command, monkeypatch):
         words.append("--use_cpu")  # bfloat16 asks for a device that knows it
     with pytest.raises(Accepted):
         if name == "benchmark":
-            from arguments import RecipeParser
-
             program.main(RecipeParser(program.BenchmarkArguments).parse_dataclasses(words[1:]))
         else:
             program.main(words[1:])
