@@ -10,7 +10,6 @@ import dataclasses
 import importlib
 import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +39,12 @@ def method_table() -> str:
     """A Markdown table with the fields that make each method."""
     from jscpt_peft.methods import METHODS
 
-    lines = ["| name | method | `JSCPTConfig` | `JSCPTTrainingArguments` |", "|:---|:---|:---|:---|"]
+    lines = ["| name | method | made by |", "|:---|:---|:---|"]
     for name, method in METHODS.items():
-        model, training = (_settings(each) for each in ({**method.structure, **method.paper}, method.training))
-        lines.append(f"| `{name}` | {_cell(method.summary)} | {model} | {training} |")
+        settings = {**method.structure, **method.paper, **method.training, **method.paper_training}
+        made_by = ", ".join(f"`{field}={value!r}`" for field, value in settings.items())
+        lines.append(f"| `{name}` | {_cell(method.summary)} | {_cell(made_by)} |")
     return "\n".join(lines)
-
-
-def _settings(values: Mapping[str, Any]) -> str:
-    return "<br>".join(f"`{name}={value!r}`" for name, value in values.items())
 
 
 def _default(field: dataclasses.Field) -> str:
