@@ -23,9 +23,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel
 
 import jscpt_peft  # noqa: F401  (registers the PEFT type)
 
-# For this machine only; the fonts of gradio's own themes would be loaded from Google.
-THEME = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-LAUNCH = {"server_name": "127.0.0.1", "share": False, "theme": THEME}
+LAUNCH = {"server_name": "127.0.0.1", "share": False}  # for this machine only
 
 
 def main(command_line: list[str] | None = None) -> None:
