@@ -1,0 +1,94 @@
+"""The commands for the paper's benchmarks, as docs/benchmarks.md has them, on small copies of the data sets."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import benchmark_data
+import pytest
+from documents import commands
+from hub_server import Hub
+from paths import ROOT, TINY_CLIP
+
+from jscpt_peft.data.benchmark import HubTable
+from jscpt_peft.data.benchmark_tasks import BENCHMARK_TASK_SETS
+from jscpt_peft.data.benchmarks import BENCHMARKS
+
+# What makes a run short; everything else is as the page and the task sets' YAML files have it.
+QUICK = ["--max_steps", "2", "--lower_steps", "2", "--per_device_train_batch_size", "1", "--dev_batch_size", "1"]
+QUICK += ["--num_shared_tokens", "1", "--num_task_tokens", "1", "--dataloader_num_workers", "0", "--use_cpu"]
+COUNTS = {"train": 4, "validation": 1, "test": 1, "pool": 4}
+# The copies have so few images that the task set's own 1 % says nothing: half of them are taken.
+FRACTIONS = {"mini_domainnet": ["--train_fraction", "0.5"]}
+
+
+def benchmark_commands() -> dict[str, list[str]]:
+    """Task set (and `, from a folder` where it is) -> words of the command."""
+    found = {}
+    for words in commands(ROOT / "docs" / "benchmarks.md"):
+        name = words[words.index("--task_set") + 1] if "--task_set" in words else ""
+        if any(part in BENCHMARK_TASK_SETS for part in name.split(",")):
+            found[f"{name}, from a folder" if "--data_root" in words else name] = words
+    return found
+
+
+COMMANDS = benchmark_commands()
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """The data sets' first parquet repositories, and under ViT-B/16's name a small CLIP."""
+    with Hub() as hub:
+        hub.add("openai/clip-vit-base-patch16", TINY_CLIP)
+        for name, benchmark in BENCHMARKS.items():
+            place = next(each for each in benchmark.hub if isinstance(each, HubTable))
+            files = benchmark_data.repository(name, place, COUNTS)
+            hub.add(place.repository, files, kind="datasets", revision=place.revision or "main")
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+def test_all_benchmarks_are_there():
+    assert set(COMMANDS) == {
+        *("office_home", "mini_domainnet", "few_shot_10", "food101,oxford_flowers,oxford_pets"),
+        "office_home, from a folder",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command(name, hub, home, tmp_path):
+    words = list(COMMANDS[name])
+    assert words[:2] == ["accelerate", "launch"]
+    output = tmp_path / words[words.index("--output_dir") + 1]
+    words[words.index("--output_dir") + 1] = str(output)
+    if "--data_root" in words:
+        benchmark_data.folder("office_home", tmp_path / "data", {"train": 6, "validation": 2, "test": 2})
+        words[words.index("--data_root") + 1] = str(tmp_path / "data")
+    words[words.index("recipes/train.py")] = str(ROOT / "recipes" / "train.py")
+    launcher = [sys.executable, "-m", "accelerate.commands.launch"]
+    task_set = name.partition(", ")[0] if "from a folder" in name else name
+    done = hub.run([*launcher, *words[2:], *QUICK, *FRACTIONS.get(name, [])], home=home, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    results = json.loads((output / "results.json").read_text())
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["task_set"] == task_set
+    names = [each for part in task_set.split(",") for each in TASKS.get(part, [part])]
+    assert list(results["tasks"]) == list(manifest["tasks"]) == names
+    assert {"adapter_model.safetensors", "adapter_config.json", "results.md", "losses.png"} <= {
+        path.name for path in output.iterdir()
+    }
+    base = json.loads((output / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == "openai/clip-vit-base-patch16"
+
+
+TASKS = {
+    "office_home": ["art", "clipart", "product", "real_world"],
+    "mini_domainnet": ["clipart", "painting", "real", "sketch"],
+    "few_shot_10": [name for name, each in BENCHMARKS.items() if not each.domains],
+}
