@@ -28,7 +28,7 @@ export HF_HUB_OFFLINE := 1
 .DELETE_ON_ERROR:
 # Two pips must not write into one .venv.
 .NOTPARALLEL:
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -50,6 +50,9 @@ test: $(VENV)/.test-installed ## run all tests, the slow ones too
 lint: $(VENV)/.ruff-installed ## check style and format
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+docs: $(VENV)/.docs-installed ## build the documentation: build/site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean: ## remove .venv, caches, builds and the demo's output
 	@rm -rf $(VENV) $(DEMO_OUTPUT) build dist .pytest_cache .ruff_cache *.egg-info
@@ -87,4 +90,9 @@ $(VENV)/.test-installed: pyproject.toml constraints.txt $(VENV)/.torch-installed
 $(VENV)/.ruff-installed: constraints.txt $(VENV)/.made
 	@echo "Installing ruff ..."
 	@$(PIP) install -c constraints.txt ruff
+	@touch $@
+
+$(VENV)/.docs-installed: pyproject.toml constraints.txt $(VENV)/.torch-installed
+	@echo "Installing what the documentation needs ..."
+	@$(PIP) install -c constraints.txt -e '.[docs]'
 	@touch $@

@@ -20,6 +20,7 @@ from jscpt_peft import JSCPTConfig
 from jscpt_peft.choices import nearest
 from jscpt_peft.data import TaskSet
 from jscpt_peft.data.benchmarks import TASK_SET_MEMBERS
+from jscpt_peft.methods import HYPERPARAMETERS, METHODS, method_fields, training_options
 
 CONFIGS = Path(__file__).parent / "configs"
 TINY_CLIP = Path(__file__).parent / "assets" / "tiny-clip"
@@ -35,42 +36,64 @@ HIDDEN = {"remove_unused_columns", "label_names"}  # ours to set, not the user's
 EPILOG = "Every other argument of transformers.TrainingArguments works too: --help_all shows them."
 
 
-# Fields of JSCPTConfig that `model_config` fills, or that follow from the base model.
-FILLED = {"tokenizer_name_or_path", "init_seed", "target_modules"}
-
-
 def config_fields(config: type[PeftConfig]) -> Iterator[tuple[str, Any, Field]]:
     """Name, type and field of all that a command line can say of a configuration: numbers, words and choices.
 
-    Where a field takes a mapping or a list as well, configuration files can give it; where it takes nothing else, as
-    `tasks`, it is no argument.
+    Where a field takes a mapping or a list as well, configuration files can give it.
     """
-    left_out = FILLED.union(each.name for each in fields(PeftConfig))
-    types = get_type_hints(config)
+    inherited, types = {each.name for each in fields(PeftConfig)}, get_type_hints(config)
     for each in fields(config):
-        kind = types[each.name]
-        kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-        plain = [kind for kind in kinds if kind in (str, int, float, bool) or get_origin(kind) is Literal]
-        if plain and each.name not in left_out:
-            optional = [NoneType] if NoneType in kinds else []
-            help_text = each.metadata.get("help", "")
-            yield each.name, Union[*plain, *optional], field(default=each.default, metadata={"help": help_text})
+        kind = _plain(types[each.name])
+        if kind is not NoneType and each.name not in inherited and each.metadata.get("command_line", True):
+            yield each.name, kind, field(default=each.default, metadata={"help": each.metadata.get("help", "")})
 
 
-MODEL = field(
-    default=None, metadata={"help": "A CLIPModel: Hub id or folder. Default: the small CLIP of the recipes."}
-)
+def _plain(annotation: Any) -> Any:
+    """What a word can be of an annotation: `str | None` of `str | list[str] | None`; `None` where it is nothing."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    plain = [kind for kind in kinds if kind in (str, int, float, bool, NoneType) or get_origin(kind) is Literal]
+    return Union[*plain] if plain else NoneType
+
+
+def _argument(default: str | None, text: str) -> Field:
+    return field(default=default, metadata={"help": text})
+
+
+OWN_ARGUMENTS = [
+    ("model_name_or_path", str | None, _argument(None, "A CLIPModel: Hub id or folder. Default: the small CLIP.")),
+    ("method", str | None, _argument(None, f"{', '.join(METHODS)}. Default: JSCPT, as the arguments set it.")),
+    ("hyperparameters", str, _argument("paper", f"Whose --method takes: {' or '.join(HYPERPARAMETERS)}.")),
+]
 ModelArguments = make_dataclass(
     "ModelArguments",
-    [("model_name_or_path", str | None, MODEL), *config_fields(JSCPTConfig)],
+    [*OWN_ARGUMENTS, *config_fields(JSCPTConfig)],
     namespace={"__doc__": "The base model, and the fields of `JSCPTConfig`.", "_argument_group_name": "model"},
 )
 
 
 def model_config(arguments: ModelArguments, task_set: TaskSet, source: str, seed: int) -> JSCPTConfig:
-    """The adapter's configuration: the one place where arguments become a `JSCPTConfig`."""
-    options = {name: value for name, value in vars(arguments).items() if name != "model_name_or_path"}
-    return JSCPTConfig(tasks=task_set.class_names, tokenizer_name_or_path=source, init_seed=seed, **options)
+    """The adapter's configuration: the one place where arguments become a `JSCPTConfig`.
+
+    Raises:
+        ValueError: a value is out of its range, or would make another method than the one that is named.
+    """
+    options = {name: getattr(arguments, name) for name, *_ in config_fields(JSCPTConfig)}
+    options |= {"tasks": task_set.class_names, "tokenizer_name_or_path": source, "init_seed": seed}
+    if arguments.method is None:
+        return JSCPTConfig(**options)
+    return JSCPTConfig.for_method(arguments.method, hyperparameters=arguments.hyperparameters, **options)
+
+
+def with_method(own: dict[str, Any], name: str, hyperparameters: str = "paper") -> dict[str, Any]:
+    """A task set's own settings together with a method's.
+
+    What makes the method stands over them. The paper's hyperparameters are those of ViT-B/16, so that a task set's own
+    come first; the method's original ones count where they are asked for.
+    """
+    method = {**method_fields(name, hyperparameters), **training_options(name, hyperparameters)}
+    if hyperparameters == "original":
+        return {**own, **method}
+    return {**method, **own, **METHODS[name].structure, **METHODS[name].training}
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -123,7 +146,8 @@ def parse(
     """One instance of each of `dataclasses`.
 
     Values come from the command line; what it leaves out from the configuration file named first on it, if any; what
-    that leaves out from the task set's own file (`own_configuration`), if it has one; and the rest are the defaults.
+    that leaves out from the method (`with_method`) and the task set's own file (`own_configuration`), where there are
+    such; and the rest are the defaults.
 
     Args:
         dataclasses: what to parse.
@@ -147,11 +171,16 @@ def parse(
     if arguments and Path(arguments[0]).suffix in (".yaml", ".yml", ".json"):
         given = _read(Path(arguments.pop(0)), parser, left_out)
         configuration = {name: value for name, value in given.items() if name in parser.names}
-    own = own_configuration(_named_task_set(arguments) or configuration.get("task_set") or DataArguments.task_set)
-    if own.exists():
-        values = _read(own, parser, left_out)
-        configuration = {**{name: values[name] for name in values if name not in left_out}, **configuration}
-    parser.set_defaults(**configuration)
+    said = {**configuration, **_said(arguments, "task_set", "method", "hyperparameters")}
+    own = own_configuration(said.get("task_set", DataArguments.task_set))
+    values = _read(own, parser, left_out) if own.exists() else {}
+    values = {name: value for name, value in values.items() if name not in left_out}
+    if ModelArguments in dataclasses and said.get("method") is not None:
+        try:
+            values = with_method(values, said["method"], said.get("hyperparameters", "paper"))
+        except ValueError as error:
+            parser.error(str(error))
+    parser.set_defaults(**{**values, **configuration})
     return parser.parse_dataclasses(arguments)
 
 
@@ -169,11 +198,12 @@ def default_model(task_set: str) -> str:
     return settings.get("model_name_or_path", str(TINY_CLIP))
 
 
-def _named_task_set(arguments: list[str]) -> str | None:
-    """The task set on the command line, before the rest of it can be understood."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--task_set", "--task-set")
-    return parser.parse_known_args(arguments)[0].task_set
+def _said(arguments: list[str], *names: str) -> dict[str, str]:
+    """What the command line says of `names`, before the rest of it can be understood."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for name in names:
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name)
+    return vars(parser.parse_known_args(arguments)[0])
 
 
 def _read(path: Path, parser: RecipeParser, left_out: Set[str]) -> dict[str, Any]:

@@ -177,15 +177,15 @@ def lower_sums(model: PeftModel, batches: Sequence[Batch], dtype: str) -> TaskSu
     return reduce(add, (part.detach() for part in parts))
 
 
+def weigh(model: PeftModel, weighting: Weighting, step: TaskMeans) -> Tensor:
+    return weighting(step.signals(1, shared_gramian(model, step.gradients)))
+
+
 def lower_step(model: PeftModel, weighting: Weighting, batches: Sequence[Batch], dtype: str) -> tuple[Tensor, ...]:
     """A step of Algorithm 1 as `JSCPTTrainer` makes it, optimizer aside."""
     step = lower_sums(model, batches, dtype).means()
-    weights = scheduled_weights(model, weighting, step)
-    return scheduled_gradient(model.task_parameters(), trainable(model), step.gradients, weights.detach())
-
-
-def scheduled_weights(model: PeftModel, weighting: Weighting, step: TaskMeans) -> Tensor:
-    return weighting(step.signals(1, shared_gramian(model, step.gradients)))
+    weights = weigh(model, weighting, step).detach()
+    return scheduled_gradient(model.task_parameters(), trainable(model), step.gradients, weights)
 
 
 def upper_step(
@@ -204,7 +204,7 @@ def upper_step(
     if len(batches) == 1 and terms and method == "exact" and batch_size is None and chunk_size is None:
         kept = kept_graph(model, batches[0], "original")
     step = (lower_sums(model, batches, dtype) if kept is None else kept.sums.detach()).means()
-    weights = scheduled_weights(model, weighting, step)
+    weights = weigh(model, weighting, step)
     _, dev = dev_gradient(model, parameters, hessian_chunks([dev_batch], None, chunk_size))
     product = None
     if terms:

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 from adapter import adapter_config, load_adapter
 from arguments import default_model
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from transformers import CLIPModel
-from zero_shot import zero_shot_model
 
+from jscpt_peft import JSCPTConfig
 from jscpt_peft.choices import check_choice, nearest
 from jscpt_peft.data import TaskSet
 
@@ -73,6 +73,19 @@ def load_zero_shot(arguments: EvaluatedModelArguments, task_set: TaskSet) -> Eva
     source = arguments.model_name_or_path or default_model(task_set.name)
     clip = CLIPModel.from_pretrained(source, dtype="float32")
     return EvaluatedModel(zero_shot_model(clip, source, task_set), source, list(range(len(task_set))))
+
+
+def zero_shot_model(clip: CLIPModel, source: str, task_set: TaskSet) -> PeftModel:
+    """Zero-shot CLIP under the tasks' own templates, in the form of an adapted model.
+
+    Args:
+        clip: the base model; `model.unload()` gives it back as it was.
+        source: where it came from, for its tokenizer.
+        task_set: its tasks, classes and templates.
+    """
+    templates = {task.name: task.template for task in task_set}
+    options = {"class_template": templates, "tokenizer_name_or_path": source}
+    return get_peft_model(clip, JSCPTConfig.for_method("zero_shot", tasks=task_set.class_names, **options))
 
 
 METHODS: dict[str, Callable[[EvaluatedModelArguments, TaskSet], EvaluatedModel]] = {

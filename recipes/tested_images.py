@@ -215,7 +215,7 @@ def _remedy(trained: dict, data: DataArguments) -> str:
         remedy = f"Leave out {' and '.join(given)}: then its own {MANIFEST_FILE} decides about the split."
     else:
         remedy = f"Give the data that its own {MANIFEST_FILE} was written for."
-    return remedy + ("" if "sources" in trained["options"] else " Other pictures of the same names need other names.")
+    return remedy + ("" if "sources" in trained["options"] else " Other images of the same names need other names.")
 
 
 def _say(console: Console, text: str) -> None:

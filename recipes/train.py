@@ -22,11 +22,11 @@ from pathlib import Path
 
 from arguments import TINY_CLIP, ModelArguments, model_config, parse
 from cli_errors import cli_errors, console
+from evaluated_model import zero_shot_model
 from peft import get_peft_model
 from task_data import DataArguments, load_data, make_datasets
 from transformers import CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from zero_shot import zero_shot_model
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, write_manifest
 from jscpt_peft.data.manifest import MANIFEST_FILE
@@ -47,6 +47,8 @@ def main(command_line: list[str] | None = None) -> None:
 
 
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
+    if model_arguments.method == "zero_shot":
+        raise ValueError("`method` 'zero_shot' has nothing to train: use recipes/evaluate.py --method zero_shot.")
     resume = by_first_process(lambda: prepare_output(training))
     manifest = Path(training.output_dir, MANIFEST_FILE)
     if resume and data.task_set != "shapes" and data.manifest is None and manifest.exists():

@@ -20,7 +20,7 @@ from huggingface_hub import DatasetCardData
 from PIL import Image
 
 from jscpt_peft.data.benchmark import Benchmark, HubTable
-from jscpt_peft.data.benchmarks import BENCHMARKS, MINI_CLASSES
+from jscpt_peft.data.benchmarks import BENCHMARKS
 
 COOP_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 PER_CLASS = {"train": 6, "validation": 2, "test": 2}
@@ -40,7 +40,7 @@ RAW_NAMES = {
         *("Pasture", "PermanentCrop", "Residential", "River", "SeaLake"),
     ],
     "ucf101": ["ApplyEyeMakeup", "YoYo", "CleanAndJerk"],
-    "mini_domainnet": list(MINI_CLASSES),
+    "mini_domainnet": [name.replace(" ", "_") for name in BENCHMARKS["mini_domainnet"].expected],
 }
 # Rows that are to be dropped.
 FOREIGN_NAMES = {"caltech101": ["BACKGROUND_Google", "Faces_easy"], "mini_domainnet": ["The_Mona_Lisa", "zigzag"]}

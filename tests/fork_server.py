@@ -23,13 +23,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
-PRELOADED = ["torch", "peft", "datasets", "matplotlib.pyplot", "jscpt_peft.training", "jscpt_peft.evaluation"]
 NOT_OF_PROGRAMS = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "recipes")]  # pytest's own `pythonpath`
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload([*PRELOADED, __name__])
+context.set_forkserver_preload(["preloaded", __name__])
 started: list[Process] = []
 
 
@@ -87,9 +88,16 @@ def start(
     for path in outputs:
         path.write_bytes(b"")
     arguments = ([str(word) for word in command[1:]], dict(env or os.environ), str(cwd or os.getcwd()), outputs)
+    _ensure_server()
     process = context.Process(target=_child, args=arguments, name=" ".join(map(str, command))[:200])
     process.start()
     return Process(process)
+
+
+def _ensure_server() -> None:
+    """Starts the server, at first use; it finds modules where this process does."""
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):
+        forkserver.ensure_running()
 
 
 def run(command: Sequence[str], timeout: float = 300, **options) -> subprocess.CompletedProcess[str]:
@@ -108,6 +116,7 @@ def run(command: Sequence[str], timeout: float = 300, **options) -> subprocess.C
 
 
 def _child(words: list[str], environment: dict[str, str], directory: str, outputs: list[Path]) -> None:
+    assert "preloaded" in sys.modules  # the server keeps an error of its import to itself
     for descriptor, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
     sys.stdout, sys.stderr = (os.fdopen(each, "w", encoding="utf-8", closefd=False) for each in (1, 2))

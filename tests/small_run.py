@@ -33,6 +33,27 @@ def pictures(split: str, sizes: tuple[int, ...] | None = None, train: bool = Fal
     return ImageTaskDataset(columns, transform, seed=7)
 
 
+class Spoiled(torch.utils.data.Dataset):
+    """Images of which those of one task, or of all, are infinite in the draws that are chosen.
+
+    Args:
+        images: an `ImageTaskDataset`.
+        when: tells of a draw, whether its image is infinite; a step takes B draws of every task.
+        task: position of the task; `None`: all tasks.
+    """
+
+    def __init__(self, images, when=lambda _draw: True, task: int | None = 1) -> None:
+        self.images, self.when, self.task, self.sizes = images, when, task, images.sizes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key):
+        item = self.images[key]
+        spoiled = self.task in (None, item["task_ids"]) and self.when(key[1])
+        return {**item, "pixel_values": item["pixel_values"] * torch.inf} if spoiled else item
+
+
 def trainer(output_dir, model=None, callbacks=None, sizes=None, **options) -> JSCPTTrainer:
     """A `JSCPTTrainer` on these pictures; `options` are those of `JSCPTTrainingArguments`, `sizes` replace `SIZES`."""
     sizes = {**SIZES, **(sizes or {})}

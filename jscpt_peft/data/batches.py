@@ -8,13 +8,16 @@ import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import datasets
 import torch
 from PIL import Image
 from torch import Tensor
 
 from jscpt_peft.data.transforms import UNREADABLE, ImageTransform, to_rgb
+
+if TYPE_CHECKING:  # takes seconds to import
+    import datasets
 
 Key = tuple[int, int]
 

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jscpt_peft.choices import nearest
-from jscpt_peft.data.assemble import build_task, keys_of
+from jscpt_peft.data.assemble import build_task
 from jscpt_peft.data.benchmark import Benchmark
 from jscpt_peft.data.benchmarks import BENCHMARKS, TASK_SET_MEMBERS
 from jscpt_peft.data.found import FoundTask, Source, without_unreadable
-from jscpt_peft.data.manifest import images_of_manifest
+from jscpt_peft.data.manifest import images_of_manifest, new_manifest
 from jscpt_peft.data.protocol import divide
 from jscpt_peft.data.sources import check_classes, find
-from jscpt_peft.data.task import SPLITS, TaskSet
+from jscpt_peft.data.splits import check_amount
+from jscpt_peft.data.task import TaskSet
 
 BENCHMARK_TASK_SETS = (*TASK_SET_MEMBERS, *BENCHMARKS)
 
@@ -48,7 +49,7 @@ def benchmark_task_set(
     Args:
         name: `office_home`, `mini_domainnet`, `few_shot_10`, one of its ten data sets, or several with commas between.
         data_root: the folder with the data sets' folders, in the layouts of CoOp, Dassl or LibMTL; None: the Hub.
-        train_fraction: the part of each class's training images to keep, in (0, 1]; at least one image a class.
+        train_fraction: the part of each class's training images to keep, in (0, 1]; at least one image per class.
         shots: the number to keep of each class (all of them where there are fewer); at most one of the two.
         seed: of what is kept and of D_dev.
         revision: branch, tag or commit of every Hub repository, in place of the pinned ones.
@@ -60,10 +61,7 @@ def benchmark_task_set(
         OSError: no place on the Hub can be used; the message says why for each.
         ValueError: an unknown name, a source whose classes are not the benchmark's, or an option out of its range.
     """
-    if train_fraction is not None and shots is not None:
-        raise ValueError(f"`train_fraction` is {train_fraction} and `shots` is {shots}: give at most one of them.")
-    if manifest is not None and (train_fraction is not None or shots is not None):
-        raise ValueError("`manifest` fixes the training images: leave out `train_fraction` and `shots`.")
+    check_amount(train_fraction, shots, manifest)
     if data_root is not None and revision is not None:
         raise ValueError(f"`revision` is {revision!r}, which is for the Hub, but `data_root` is given: leave one out.")
     name = mixture_name(name)
@@ -71,35 +69,26 @@ def benchmark_task_set(
     # A manifest from the Hub names rows, which are those of one commit.
     origins = manifest["options"].get("sources", {}) if manifest is not None and data_root is None else {}
     sources = [find(each, data_root, revision, origins.get(each.name)) for each in benchmarks]
-    # Manifests are published: what is below `data_root` goes by its folder there, as the images do.
-    names = [
-        each.folder if data_root is not None else source.origin
-        for each, source in zip(benchmarks, sources, strict=True)
-    ]
     if skip_bad_images:
         sources = [_readable(benchmark, source) for benchmark, source in zip(benchmarks, sources, strict=True)]
     pieces = _named_pieces(benchmarks, sources)
-    if manifest is None:
+    if manifest is not None:
+        held = {task: piece.splits for task, piece in pieces.items()}
+        chosen = images_of_manifest(manifest, name, held, " or ".join(source.origin for source in sources))
+    else:
         chosen = {
             task: divide(
                 piece.benchmark, piece.task, piece.splits, *_amount(piece.benchmark, train_fraction, shots), seed
             )
             for task, piece in pieces.items()
         }
-        manifest = {
-            "task_set": name,
-            "seed": seed,
-            "options": {
-                "train_fraction": train_fraction,
-                "shots": shots,
-                "skip_bad_images": skip_bad_images,
-                "sources": {each.name: name for each, name in zip(benchmarks, names, strict=True)},
-            },
-            "tasks": {task: {split: keys_of(splits[split]) for split in SPLITS} for task, splits in chosen.items()},
+        # Manifests are published: what is below `data_root` goes by its folder there, as the images do.
+        names = {
+            each.name: source.origin if data_root is None else each.folder
+            for each, source in zip(benchmarks, sources, strict=True)
         }
-    else:
-        held = {task: piece.splits for task, piece in pieces.items()}
-        chosen = images_of_manifest(manifest, name, held, " or ".join(source.origin for source in sources))
+        amount = {"train_fraction": train_fraction, "shots": shots, "skip_bad_images": skip_bad_images}
+        manifest = new_manifest(name, seed, {**amount, "sources": names}, chosen)
     tasks = [
         build_task(task_id, task, splits, pieces[task].source.images, template=pieces[task].benchmark.template)
         for task_id, (task, splits) in enumerate(chosen.items())

@@ -1,10 +1,10 @@
 """Common corruptions of images at three severities, to measure how well a classifier bears them.
 
 After Hendrycks and Dietterich (ICLR 2019, arXiv:1903.12261): those of their corruptions that are a line of Pillow or
-numpy, with the strengths of their severities 1, 3 and 5 at 224 pixels; `brightness` is added to every channel. An image
-is corrupted at the size at which the model sees it: downscaling a large one afterwards would average the corruption
-away. Blur scales with that size; what is drawn per pixel (noise, JPEG's quantisation) with its square root, as less is
-averaged out in a smaller image. So accuracies are comparable among models of one size, not with published ones.
+numpy, with the strengths of their severities 1, 3 and 5 at 224 pixels (`brightness` is added to every channel). An
+image is corrupted at the size at which the model sees it: downscaling a large one afterwards would average the
+corruption away. Blur scales with that size; what is drawn per pixel (noise, JPEG's quantisation) with its square root,
+as less is averaged out in a smaller image. So accuracies cannot be compared with published ones.
 """
 
 from __future__ import annotations

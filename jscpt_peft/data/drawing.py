@@ -1,7 +1,7 @@
 """How a scene of `shapes` is drawn: one thing before a background, with clutter, in one of four drawing styles.
 
 A scene says what is to be seen, `draw_scene` how it looks. Both use nothing but their own `random.Random`, so that a
-scene and its picture are functions of the scene's key alone. Styles share all geometry and differ in the last step.
+scene and its image are functions of the scene's key alone. Styles share all geometry and differ in the last step.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BACKGROUNDS = ("plain", "striped", "dotted", "checked")
 
 @dataclass(frozen=True)
 class Scene:
-    """What is to be seen. `size` is the thing's radius and `x`, `y` its centre as fractions of the picture's side,
+    """What is to be seen. `size` is the thing's radius and `x`, `y` its centre as fractions of the image's side,
     `rotation` is in turns; `seed` draws everything that has no name (wobble, grain, the background's phase)."""
 
     shape: str
@@ -86,7 +86,7 @@ def sample_scene(
 
 
 def draw_scene(scene: Scene) -> Image.Image:
-    """The scene as an RGB picture of `IMAGE_SIZE` by `IMAGE_SIZE` pixels."""
+    """The scene as an RGB image of `IMAGE_SIZE` by `IMAGE_SIZE` pixels."""
     return STYLES[scene.style](scene, Random(f"{scene.seed}/draw"))
 
 
@@ -131,7 +131,7 @@ def _things(scene: Scene, rng: Random) -> list[tuple[list[list[tuple[float, floa
     for _ in range(scene.clutter):
         outline = OUTLINES[rng.choice(list(OUTLINES))]
         size, angle = rng.uniform(0.06, 0.1), rng.uniform(0, 1)
-        # Near the picture's rim, where it seldom hides behind the main thing.
+        # Near the image's rim, where it seldom hides behind the main thing.
         x, y = 0.5 + 0.42 * cos(2 * pi * angle), 0.5 + 0.42 * sin(2 * pi * angle)
         turn = rng.uniform(0, 1)
         colour = COLOURS[rng.choice(list(COLOURS))]

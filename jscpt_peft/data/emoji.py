@@ -1,4 +1,4 @@
-"""`emoji`, real pictures that any machine with npm can build: four vendors' drawings of the same 57 classes."""
+"""`emoji`, real images that any machine with npm can build: four vendors' drawings of the same 57 classes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def emoji_task_set(
 
     Raises:
         FileNotFoundError: the task set has not been built yet.
-        ValueError: it is not the one that the recipe builds, or what `folder_task_set` raises.
+        ValueError: it is not the one that the tool builds, or what `folder_task_set` raises.
     """
     root = default_root() if data_root is None else Path(data_root)
     check_emoji(root)
@@ -58,7 +58,7 @@ def emoji_task_set(
 
 
 def check_emoji(root: Path) -> None:
-    """Compares the tasks, classes and numbers of images below `root` with those that the recipe builds.
+    """Compares the tasks, classes and numbers of images below `root` with those that the tool builds.
 
     Raises:
         FileNotFoundError: there is no task set.
@@ -67,26 +67,20 @@ def check_emoji(root: Path) -> None:
     build = f"python tools/prepare_emoji.py{'' if root == default_root() else f' --output {root}'}"
     if not (root / "tasks").is_dir():
         raise FileNotFoundError(f"the emoji task set is not in {root}: build it with `{build}`, which needs npm.")
-    found = find_images(root / "tasks")
-    difference = _difference(found)
-    if difference:
+    if difference := _difference(find_images(root / "tasks")):
         raise ValueError(f"{root} holds another task set than emoji: {difference}. Move it away and run `{build}`.")
 
 
 def _difference(found: dict[str, FoundTask]) -> str | None:
     if tuple(found) != STYLES:
         return f"its tasks are {', '.join(found)} instead of {', '.join(STYLES)}"
-    classes = {folder for each in found["google"].values() for folder in each}
+    classes = {name for split in found["google"].values() for name in split}
     if len(classes) != NUM_CLASSES:
         return f"task google has {len(classes)} classes instead of {NUM_CLASSES}"
     for task, splits in found.items():
-        if set(splits) != set(COUNTS):
-            return f"task {task} has {', '.join(splits)} instead of {', '.join(COUNTS)}"
-        for split, of_class in splits.items():
-            other = sorted(set(of_class) ^ classes)
-            if other:
-                return f"class {other[0]!r} is not in every task and split (see {split} of {task})"
-            images = sum(map(len, of_class.values()))
-            if images != COUNTS[split]:
-                return f"{split} of task {task} has {images} images instead of {COUNTS[split]}"
+        counts = {split: sum(map(len, of_class.values())) for split, of_class in splits.items()}
+        if counts != COUNTS:
+            return f"task {task} has {counts} images instead of {COUNTS}"
+        if any(set(of_class) != classes for of_class in splits.values()):
+            return f"not every split of task {task} has the classes of task google"
     return None

@@ -1,4 +1,4 @@
-"""`folder`, the task set made of a user's own images: one folder a task, one folder a class."""
+"""`folder`, the task set made of a user's own images: a folder per task, a folder per class."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from jscpt_peft.data.assemble import build_task, keys_of
 from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask
 from jscpt_peft.data.layout import LAYOUT, find_images
-from jscpt_peft.data.manifest import images_of_manifest
-from jscpt_peft.data.splits import carve_dev, split_pool, take_fraction, take_shots
-from jscpt_peft.data.task import SPLITS, TaskSet
+from jscpt_peft.data.manifest import images_of_manifest, new_manifest
+from jscpt_peft.data.splits import carve_dev, check_amount, split_pool, take
+from jscpt_peft.data.task import TaskSet
 
 
 def folder_task_set(
@@ -35,8 +35,8 @@ def folder_task_set(
     remaining training images of each class are kept. All of it is a pure function of (seed, task name, key).
 
     Args:
-        data_root: the folder with one folder a task.
-        train_fraction: the part of each class's training images to keep, in (0, 1]; at least one image a class.
+        data_root: the folder with a folder per task.
+        train_fraction: the part of each class's training images to keep, in (0, 1]; at least one image per class.
         shots: the number to keep of each class (all of them where there are fewer); at most one of the two.
         seed: of D_dev and of what is kept.
         validation_fraction, test_fraction: parts of each class for tasks without split folders (50/20/30 is CoOp's).
@@ -50,31 +50,26 @@ def folder_task_set(
         ValueError: the layout is another one, a class has no training images, a task has no test images or none to
             spare for D_dev, an option is out of range, or the manifest does not fit the data.
     """
-    if train_fraction is not None and shots is not None:
-        raise ValueError(f"`train_fraction` is {train_fraction} and `shots` is {shots}: give at most one of them.")
+    check_amount(train_fraction, shots, manifest)
     found = find_images(data_root, skip_bad_images)
-    if manifest is None:
+    if manifest is not None:
+        chosen = images_of_manifest(manifest, "folder", found, "`data_root`")
+    else:
         chosen = {}
         for task, splits in found.items():
             splits = _complete(task, splits, validation_fraction, test_fraction, split_seed)
-            chosen[task] = _sample(task, splits, train_fraction, shots, seed)
-        manifest = {
-            "task_set": "folder",
-            "seed": seed,
-            "options": {
-                "train_fraction": train_fraction,
-                "shots": shots,
-                "validation_fraction": validation_fraction,
-                "test_fraction": test_fraction,
-                "split_seed": split_seed,
-                "skip_bad_images": skip_bad_images,
-            },
-            "tasks": {task: {split: keys_of(splits[split]) for split in SPLITS} for task, splits in chosen.items()},
+            train, validation, dev = carve_dev(splits["train"], splits["validation"], seed, task)
+            train = {folder: take(keys, train_fraction, shots, seed, task) for folder, keys in train.items()}
+            chosen[task] = {"train": train, "validation": validation, "dev": dev, "test": splits["test"]}
+        options = {
+            "train_fraction": train_fraction,
+            "shots": shots,
+            "validation_fraction": validation_fraction,
+            "test_fraction": test_fraction,
+            "split_seed": split_seed,
+            "skip_bad_images": skip_bad_images,
         }
-    elif train_fraction is not None or shots is not None:
-        raise ValueError("`manifest` fixes the training images: leave out `train_fraction` and `shots`.")
-    else:
-        chosen = images_of_manifest(manifest, "folder", found, "`data_root`")
+        manifest = new_manifest("folder", seed, options, chosen)
     images = FilesOnDisk(Path(data_root))
     tasks = [build_task(task_id, task, splits, images) for task_id, (task, splits) in enumerate(chosen.items())]
     return TaskSet(name="folder", tasks=tuple(tasks), manifest=manifest)
@@ -84,20 +79,15 @@ def _complete(
     task: str, splits: FoundTask, validation_fraction: float, test_fraction: float, split_seed: int
 ) -> FoundTask:
     """Train, validation and test of a task as it was found."""
+    names = ("train", "validation", "test")
     if POOL in splits:
         parts = {
             folder: split_pool(keys, validation_fraction, test_fraction, split_seed, task)
             for folder, keys in splits[POOL].items()
         }
-        splits = {
-            split: {folder: part[number] for folder, part in parts.items()}
-            for number, split in enumerate(("train", "validation", "test"))
-        }
+        splits = {split: {each: part[number] for each, part in parts.items()} for number, split in enumerate(names)}
     folders = sorted({folder for classes in splits.values() for folder in classes})
-    complete = {
-        split: {folder: splits.get(split, {}).get(folder, []) for folder in folders}
-        for split in ("train", "validation", "test")
-    }
+    complete = {split: {folder: splits.get(split, {}).get(folder, []) for folder in folders} for split in names}
     for folder, keys in complete["train"].items():
         if not keys:
             raise ValueError(
@@ -110,13 +100,3 @@ def _complete(
             "images in a class, and a `test_fraction` above 0)."
         )
     return complete
-
-
-def _sample(task: str, splits: FoundTask, train_fraction: float | None, shots: int | None, seed: int) -> FoundTask:
-    """The four splits of a run: D_dev taken out, the training images thinned."""
-    train, validation, dev = carve_dev(splits["train"], splits["validation"], seed, task)
-    if train_fraction is not None:
-        train = {folder: take_fraction(keys, train_fraction, seed, task) for folder, keys in train.items()}
-    if shots is not None:
-        train = {folder: take_shots(keys, shots, seed, task) for folder, keys in train.items()}
-    return {"train": train, "validation": validation, "dev": dev, "test": splits["test"]}

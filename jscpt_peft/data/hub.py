@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
-from huggingface_hub import constants, hf_hub_download
+from huggingface_hub import constants, hf_hub_download, resolve_revision
 
 from jscpt_peft.data.benchmark import Benchmark, HubArchive, HubTable
 from jscpt_peft.data.class_names import class_name, plain
 from jscpt_peft.data.coop import local_source
 from jscpt_peft.data.found import FoundTask, RowsOfTables, Source
-from jscpt_peft.data.hub_revision import commit_of
 from jscpt_peft.data.hub_stream import streamed_tables
 from jscpt_peft.data.hub_table import column_names, load_tables
 from jscpt_peft.data.task import read_column
@@ -36,7 +35,13 @@ def hub_source(benchmark: Benchmark, place: HubTable | HubArchive, revision: str
         OSError, datasets.exceptions.DatasetsError: it cannot be reached.
     """
     archive = isinstance(place, HubArchive)
-    commit = commit_of(place.repository, place.repo_type if archive else "dataset", revision or place.revision)
+    # Rows are known by their numbers, and copies on disk by the repository's commit: both hold for one commit only.
+    commit = resolve_revision(
+        place.repository,
+        repo_type=place.repo_type if archive else "dataset",
+        revision=revision or place.revision,
+        local_files_only=datasets.config.HF_HUB_OFFLINE,
+    ).resolved
     origin = f"{place.repository}@{commit}"
     if archive:
         return _archive(benchmark, place, commit)._replace(origin=origin)
@@ -72,14 +77,9 @@ def _names(table: datasets.Dataset, column: str, origin: str) -> Iterator[str]:
 def _archive(benchmark: Benchmark, place: HubArchive, commit: str) -> Source:
     kept = Path(constants.HF_HOME, "jscpt_peft", f"{benchmark.name}-{commit}")
     if not kept.is_dir():
-        path = hf_hub_download(
-            place.repository,
-            place.file,
-            repo_type=place.repo_type,
-            revision=commit,
-            local_files_only=datasets.config.HF_HUB_OFFLINE,
-        )
-        _unpack(benchmark, path, kept)
+        offline = datasets.config.HF_HUB_OFFLINE
+        repository = {"repo_type": place.repo_type, "revision": commit, "local_files_only": offline}
+        _unpack(benchmark, hf_hub_download(place.repository, place.file, **repository), kept)
     return local_source(benchmark, kept)
 
 

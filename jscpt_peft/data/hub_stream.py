@@ -1,7 +1,7 @@
 """Repositories many times as large as what is of use in them: read once, file by file, keeping only that.
 
-What is kept of each file is a copy of its own in Hugging Face's cache. A download that breaks off goes on at the file
-where it broke, and a later run, also one without network, reads nothing again.
+What is kept of each file is a data set of its own in Hugging Face's cache. A download that breaks off goes on at the
+file where it broke, and a later run, also one without network, reads nothing again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 
 import datasets
-import numpy as np
+import pyarrow as pa
 
 from jscpt_peft.data.benchmark import Benchmark, HubTable
 from jscpt_peft.data.class_names import class_name, plain
@@ -21,13 +21,11 @@ from jscpt_peft.data.task import read_column
 
 logger = logging.getLogger(__name__)
 
-Places = dict[str, dict[int, int]]
-
 FORMAT = 2  # of the copies on disk: a change of what is kept makes new ones
 NUMBER = {"number": datasets.Value("int64")}
 
 
-def streamed_tables(benchmark: Benchmark, place: HubTable, commit: str) -> tuple[Tables, Places]:
+def streamed_tables(benchmark: Benchmark, place: HubTable, commit: str) -> tuple[Tables, dict[str, dict[int, int]]]:
     """What is of use in a repository: data sets on disk, never in memory.
 
     Args:
@@ -55,18 +53,16 @@ def _selection(benchmark: Benchmark, place: HubTable, commit: str, split: str) -
     name = f"{benchmark.name}-{commit}-{split}-{FORMAT}"
     stream = cache(partial(_stream, benchmark, place, commit, split))  # nothing is asked of the Hub where all is kept
     counted = _kept(f"{name}-files", NUMBER, lambda: iter([{"number": stream().num_shards}]))
-    (files,) = read_column(counted, "number")
     middle = None
     if place.middle_frame:
         frames = _kept(f"{name}-middle", NUMBER, partial(_middle_frames, place, commit, split))
         middle = set(read_column(frames, "number"))
     texts = {column: datasets.Value("string") for column in (place.label, place.domain) if column}
     features = {"image": datasets.Image(), **texts, "row": datasets.Value("int64")}
-    facts = facts_of_selection(benchmark, place)
     tables, numbers, first = [], [], 0
-    for file in range(files):
+    for file in range(*read_column(counted, "number")):
         read = partial(_rows_of_use, benchmark, place, stream, file, first, middle)
-        kept = _kept(f"{name}-{facts}-{file}", features, read)
+        kept = _kept(f"{name}-{facts_of_selection(benchmark, place)}-{file}", features, read)
         *rows, count = read_column(kept, "row")
         tables.append(kept.select(range(len(rows))))
         numbers += [first + row for row in rows]
@@ -82,14 +78,10 @@ def _kept(name: str, features: Mapping, rows: Callable[[], Iterator[dict]]) -> d
 
 def facts_of_selection(benchmark: Benchmark, place: HubTable) -> str:
     """Stands for all that decides which rows and columns are kept; other facts may change without a new download."""
-    classes = None
-    if benchmark.names_all_classes:  # otherwise a class is of use whatever it is called
-        spelling = (sorted(benchmark.renamed.items()), benchmark.camel_case, benchmark.year_first)
-        classes = (sorted(benchmark.expected), *spelling)
-    domains = sorted(plain(domain) for domain in benchmark.domains.values())
-    columns = (place.label, place.domain, place.middle_frame)
-    facts = (place.repository, columns, domains, sorted(benchmark.dropped), classes)
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+    # where not all classes are named, a class is of use whatever it is called
+    names = (benchmark.expected, benchmark.renamed) if benchmark.names_all_classes else ()
+    facts = (place.repository, place.label, place.domain, place.middle_frame, benchmark.domains, benchmark.dropped)
+    return hashlib.sha256(repr((facts, names)).encode()).hexdigest()[:12]
 
 
 def _stream(benchmark: Benchmark, place: HubTable, commit: str, split: str) -> datasets.IterableDataset:
@@ -98,10 +90,7 @@ def _stream(benchmark: Benchmark, place: HubTable, commit: str, split: str) -> d
     _check_names(benchmark, place, stream.features)
     logger.warning(
         "%r of %s is read once, file by file (about %d rows); what %s needs of it is kept.",
-        split,
-        place.repository,
-        place.rows[split],
-        benchmark.name,
+        *(split, place.repository, place.rows[split], benchmark.name),
     )
     return stream.cast_column("image", datasets.Image(decode=False))
 
@@ -142,32 +131,19 @@ def _rows_of_use(
 
 def _check_names(benchmark: Benchmark, place: HubTable, features: datasets.Features) -> None:
     """Finds out before the download, where labels are named in the table's head, whether they are the benchmark's."""
-    labels = column_names(features, place.label)
-    if labels is not None:
-        classes = {class_name(benchmark, name) for name in labels} - {None}
-        if len(classes) != benchmark.num_classes:
-            raise ValueError(f"{place.repository} has {len(classes)} classes, but {benchmark.num_classes} expected.")
-    domains = place.domain and column_names(features, place.domain)
-    if domains is not None:
-        there = {plain(name) for name in domains}
-        missing = [domain for domain in benchmark.domains.values() if plain(domain) not in there]
-        if missing:
-            raise ValueError(f"{place.repository} has the domains {domains}, but {missing} expected.")
+    classes = {class_name(benchmark, name) for name in column_names(features, place.label) or ()} - {None}
+    if classes and len(classes) != benchmark.num_classes:
+        raise ValueError(f"{place.repository} has {len(classes)} classes, but {benchmark.num_classes} expected.")
+    domains = column_names(features, place.domain) if place.domain else None
+    there = {plain(name) for name in domains or benchmark.domains.values()}
+    if missing := [domain for domain in benchmark.domains.values() if plain(domain) not in there]:
+        raise ValueError(f"{place.repository} has the domains {domains}, but {missing} expected.")
 
 
 def _middle_frames(place: HubTable, commit: str, split: str) -> Iterator[dict[str, int]]:
     """Rows of the frame in the middle of each clip; the images are not read for it."""
-    columns = list(FRAME_COLUMNS)
-    stream = datasets.load_dataset(
-        place.repository, revision=commit, split=split, streaming=True, columns=columns
-    ).with_format("arrow")
-    numbers: dict[tuple, int] = {}
-    clips, frames = [], []
-    for batch in stream.iter(batch_size=10_000):
-        video, clip, frame = (batch[name].to_pylist() for name in columns)
-        clips.append([numbers.setdefault(each, len(numbers)) for each in zip(video, clip, strict=True)])
-        frames.append(frame)
-    clips, frames = np.concatenate(clips), np.concatenate(frames)
-    order = np.lexsort((frames, clips))  # by clip, then by frame
-    first, count = np.unique(clips[order], return_index=True, return_counts=True)[1:]
-    yield from ({"number": row} for row in order[first + count // 2].tolist())
+    options = {"revision": commit, "split": split, "streaming": True, "columns": list(FRAME_COLUMNS)}
+    stream = datasets.load_dataset(place.repository, **options).with_format("arrow")
+    frames = pa.concat_tables(stream.iter(batch_size=10_000)).to_pandas(strings_to_categorical=True)
+    clips = frames.sort_values("frame").groupby(["video_id", "clip_id"], observed=True)["frame"]
+    yield from ({"number": row} for _, rows in clips for row in [int(rows.index[len(rows) // 2])])

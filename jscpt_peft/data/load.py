@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def load_task_set(
             of the latter, or several benchmarks with commas between, as in `"food101,oxford_pets"`.
         data_root: the folder that holds the data; None where they are drawn, downloaded or in their usual place.
         train_fraction: the part of each class's training images to use, in (0, 1].
-        shots: the number of training images a class; at most one of the two.
+        shots: the number of training images per class; at most one of the two.
         seed: of all sampling.
         options: passed on to `shapes_task_set`, `folder_task_set`, `emoji_task_set` or `benchmark_task_set`.
 
@@ -47,26 +46,20 @@ def load_task_set(
         >>> list(tasks.class_names)
         ['flat', 'outline', 'chalk', 'mosaic']
     """
-    load = _function(name)
-    foreign = [option for option in options if option not in inspect.signature(load).parameters]
-    if foreign:
+    own = {"shapes": shapes_task_set, "folder": folder_task_set, "emoji": emoji_task_set}
+    if name in own:
+        load = own[name]
+    elif "," in name or name in BENCHMARK_TASK_SETS:
+        load = partial(benchmark_task_set, name)
+    else:
+        raise ValueError(f"`name` is {name!r}: known task sets are {', '.join(TASK_SETS)}.{nearest(name, TASK_SETS)}")
+    if foreign := [option for option in options if option not in inspect.signature(load).parameters]:
         raise ValueError(
             f"`{foreign[0]}` is {options[foreign[0]]!r}, which the task set {name!r} does not take: leave it out."
         )
-    sampling = {"train_fraction": train_fraction, "shots": shots, "seed": seed}
-    if name == "shapes":
-        if data_root is not None:
-            raise ValueError(f"`data_root` is {str(data_root)!r}, but 'shapes' reads no data: leave it out.")
-        return load(**sampling, **options)
     if name == "folder" and data_root is None:
         raise ValueError("`data_root` is None: 'folder' needs the folder with your images (ROOT/<task>/<class>/).")
-    return load(data_root=data_root, **sampling, **options)
-
-
-def _function(name: str) -> Callable[..., TaskSet]:
-    own = {"shapes": shapes_task_set, "folder": folder_task_set, "emoji": emoji_task_set}
-    if name in own:
-        return own[name]
-    if "," in name or name in BENCHMARK_TASK_SETS:
-        return partial(benchmark_task_set, name)
-    raise ValueError(f"`name` is {name!r}: known task sets are {', '.join(TASK_SETS)}.{nearest(name, TASK_SETS)}")
+    if name == "shapes" and data_root is not None:
+        raise ValueError(f"`data_root` is {str(data_root)!r}, but 'shapes' reads no data: leave it out.")
+    place = {} if name == "shapes" else {"data_root": data_root}
+    return load(**place, train_fraction=train_fraction, shots=shots, seed=seed, **options)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
+from jscpt_peft.data.assemble import keys_of
 from jscpt_peft.data.benchmarks import BENCHMARKS
 from jscpt_peft.data.found import FoundTask
 from jscpt_peft.data.task import SPLITS
@@ -18,6 +19,12 @@ FIELDS = ("task_set", "seed", "options", "tasks")
 
 class UnfittingManifest(ValueError):
     """A manifest names an image that the data do not hold."""
+
+
+def new_manifest(task_set: str, seed: int, options: dict, chosen: Mapping[str, FoundTask]) -> dict:
+    """The manifest of the chosen images."""
+    tasks = {task: {split: keys_of(splits[split]) for split in SPLITS} for task, splits in chosen.items()}
+    return {"task_set": task_set, "seed": seed, "options": options, "tasks": tasks}
 
 
 def write_manifest(manifest: dict, path: str | Path) -> None:
@@ -38,12 +45,9 @@ def read_manifest(path: str | Path) -> dict:
     except ValueError as error:
         raise ValueError(f"`manifest` {str(path)!r} is not JSON ({error}): give a manifest.json of a run.") from error
     missing = [field for field in FIELDS if not isinstance(manifest, dict) or field not in manifest]
-    if missing:
-        raise ValueError(f"`manifest` {str(path)!r} has no {missing[0]!r}: give a manifest.json of a run.")
-    if not _well_formed(manifest):
-        raise ValueError(
-            f"`manifest` {str(path)!r} is no list of images by task and split: give a manifest.json of a run."
-        )
+    if missing or not _well_formed(manifest):
+        wrong = f"has no {missing[0]!r}" if missing else "is no list of images by task and split"
+        raise ValueError(f"`manifest` {str(path)!r} {wrong}: give a manifest.json of a run.")
     return manifest
 
 
@@ -89,14 +93,13 @@ def images_of_manifest(
         if repeated:
             raise ValueError(f"`manifest` names {repeated[0]!r} of task {task!r} twice: it has been changed.")
         chosen[task] = {split: {} for split in SPLITS}
-        for split in SPLITS:
-            for key in keys_of_split[split]:
-                if key not in class_of:
-                    raise UnfittingManifest(
-                        f"`manifest` names {key!r} ({split} of task {task!r}), which {source} does not hold: give "
-                        "the data that the manifest was written for."
-                    )
-                chosen[task][split].setdefault(class_of[key], []).append(key)
+        for split, key in ((each, key) for each in SPLITS for key in keys_of_split[each]):
+            if key not in class_of:
+                raise UnfittingManifest(
+                    f"`manifest` names {key!r} ({split} of task {task!r}), which {source} does not hold: give the "
+                    "data that the manifest was written for."
+                )
+            chosen[task][split].setdefault(class_of[key], []).append(key)
     return chosen
 
 
@@ -153,7 +156,7 @@ def _comparable(one: dict, other: dict, task: str) -> bool:
     if task not in one["tasks"]:
         return False
     if one["task_set"] == other["task_set"] == "shapes":
-        return True  # a key is all that the picture is drawn from
+        return True  # a key is all that the image is drawn from
     first, second = (set(chain(*each["tasks"][task].values())) for each in (one, other))
     shared = first & second
     rows = any(key.rpartition("/")[2].isdigit() for key in shared)

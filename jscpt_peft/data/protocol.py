@@ -16,7 +16,7 @@ from __future__ import annotations
 from jscpt_peft.data.assemble import keys_of
 from jscpt_peft.data.benchmark import Benchmark
 from jscpt_peft.data.found import POOL, FoundTask
-from jscpt_peft.data.splits import carve_dev, split_pool, take_fraction, take_shots
+from jscpt_peft.data.splits import carve_dev, split_pool, take, take_shots
 
 FIXED_SEED = 0
 VALIDATION_SHARE = 0.2  # of CoOp's whole, and of its training images where the test images are given
@@ -48,7 +48,7 @@ def divide(
     if benchmark.default_shots is not None:
         found = _official(task, found)
     images = found["train"] if "train" in found else found[POOL]
-    train = {name: _drawn(keys, train_fraction, shots, seed, task) for name, keys in images.items()}
+    train = {name: take(keys, train_fraction, shots, seed, task) for name, keys in images.items()}
     rest = {name: _without(keys, train[name]) for name, keys in images.items()}
     spare = found.get("validation", rest)
     validation = {
@@ -74,12 +74,6 @@ def _official(task: str, found: FoundTask) -> FoundTask:
     names = ("train", "validation", "test")
     divided = {split: {name: part[number] for name, part in parts.items()} for number, split in enumerate(names)}
     return {**divided, **({"test": found["test"]} if "test" in found else {})}
-
-
-def _drawn(keys: list[str], train_fraction: float | None, shots: int | None, seed: int, task: str) -> list[str]:
-    if shots is not None:
-        return take_shots(keys, shots, seed, task)
-    return take_fraction(keys, train_fraction, seed, task)
 
 
 def _without(keys: list[str], taken: list[str]) -> list[str]:

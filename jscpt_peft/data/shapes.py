@@ -1,6 +1,6 @@
-"""`shapes`, the embedded procedural task set: the same 16 things in four drawing styles, one style a task.
+"""`shapes`, the embedded procedural task set: the same 16 things in four drawing styles, a style per task.
 
-Every picture is a pure function of (seed, task, split, index): nothing is stored or downloaded, and shots=4 is a
+Every image is a pure function of (seed, task, split, index): nothing is stored or downloaded, and shots=4 is a
 subset of shots=16. A class has a favourite background (see `aligned_background`); `spurious_strength` says how often
 it really stands there. Train on a correlation, test without it: the accuracies of group 1 (the background is the
 class's favourite) and group 0 (it is not) show how much the model leans on the background.
@@ -28,7 +28,7 @@ SpuriousStrength = float | Mapping[str, float | Mapping[str, float]]
 
 _FEATURES = Features(
     {
-        # What the picture is drawn from; `_render` turns it into the picture on access.
+        # What the image is drawn from; `_render` turns it into the image on access.
         "image": {name: Value("string") for name in ("seed", "shape", "style", "background")},
         "label": Value("int64"),
         "task_id": Value("int64"),
@@ -51,7 +51,7 @@ def shapes_task_set(
     """Build `shapes`.
 
     Args:
-        seed: another seed gives other pictures in every split.
+        seed: another seed gives other images in every split.
         shots: training images per class and task; 16 if neither this nor `train_fraction` is given.
         train_fraction: the same as a fraction in (0, 1] of a pool of `TRAIN_POOL` images per class.
         spurious_strength: correlation s in [0, 1] of background and class: the background is the class's favourite
@@ -65,7 +65,7 @@ def shapes_task_set(
     Returns:
         A `TaskSet` whose rows have `image` (RGB PIL image, 64 by 64, drawn on access), `label`, `task_id`, `group` (1
         if the background is the class's favourite, else 0: finer groups of 25 test images a class would be too small
-        to compare) and `key`. `read_column` reads a column without drawing; `dataset["label"]` draws the pictures too.
+        to compare) and `key`. `read_column` reads a column without drawing; `dataset["label"]` draws the images too.
 
     Raises:
         ValueError: an argument out of its range, both `shots` and `train_fraction`, or an unknown task or split.

@@ -75,10 +75,10 @@ def _on_hub(benchmark: Benchmark, revision: str | None, origin: str | None) -> S
         except Exception as error:  # the network's and the Hub's failures have no common base
             cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
             broken = None if offline else interruption(error)
-            reasons.append(f"{place.repository}: {_reason(cause if broken is None else broken)}")
+            reasons.append(f"{place.repository}: {_reason(broken or cause)}")
             if offline or (broken is None and isinstance(cause, ABSENT)):
                 continue
-            message = _unread(benchmark, reasons, "" if broken is None else _again(place.repository, broken))
+            message = _unread(benchmark, reasons, _again(place.repository, broken) if broken else "")
             raise OSError(f"{message} Complete files are kept in {constants.HF_HOME}.") from error
         if reasons:
             logger.warning("%s comes from %s instead (%s).", benchmark.name, source.origin, "; ".join(reasons))
@@ -111,17 +111,16 @@ def _unread(benchmark: Benchmark, reasons: Sequence[str], again: str = "") -> st
 def check_classes(benchmark: Benchmark, source: Source) -> None:
     """Raises a ValueError that says in one sentence how the classes of `source` differ from the benchmark's."""
     for task, splits in source.tasks.items():
-        classes = {name for split in splits.values() for name, keys in split.items() if keys}
+        classes = sorted({name for split in splits.values() for name, keys in split.items() if keys})
         there = {plain(name) for name in classes}
         missing = sorted(name for name in benchmark.expected if plain(name) not in there)
         if missing or len(classes) != benchmark.num_classes:
             lacking = f" and no {', '.join(map(repr, missing[:3]))}" if missing else ""
             raise ValueError(
                 f"{source.origin} has {len(classes)} classes{lacking} in task {task!r}, but {benchmark.name} has "
-                f"{benchmark.num_classes} (found: {', '.join(sorted(classes)[:5]) or 'none'}, ...)"
+                f"{benchmark.num_classes} (found: {', '.join(classes[:5]) or 'none'}, ...)"
             )
-        unlearnable = [name for name in sorted(classes) if "train" in splits and not splits["train"].get(name)]
-        if unlearnable:
+        if unlearnable := [name for name in classes if "train" in splits and not splits["train"].get(name)]:
             raise ValueError(f"{source.origin} has no training images of {unlearnable[0]!r} in task {task!r}")
 
 
@@ -131,14 +130,18 @@ def compare_counts(benchmark: Benchmark, source: Source) -> None:
         counts = {split: len(keys_of(classes)) for split, classes in splits.items()}
         expected = dict(benchmark.counts)
         if benchmark.domains:
-            counts, expected = {task: sum(counts.values())}, {task: expected.get(task)}
+            counts = {task: sum(counts.values())}
         elif POOL in counts:
             expected = {POOL: sum(expected.values())}
         elif "validation" not in counts:  # it is still among the training images
-            expected["train"] = expected["train"] + expected["validation"]
-        differing = {name: count for name, count in counts.items() if expected.get(name) not in (None, count)}
+            expected["train"] += expected["validation"]
+        differing = [
+            f"{count} images in {name!r} (not {expected[name]})"
+            for name, count in counts.items()
+            if expected.get(name, count) != count
+        ]
         if differing:
-            detail = ", ".join(f"{each} images in {name!r} (not {expected[name]})" for name, each in differing.items())
             logger.warning(
-                "%s has %s: accuracies on it cannot be compared with published ones.", source.origin, detail
+                "%s has %s: accuracies on it cannot be compared with published ones.",
+                *(source.origin, ", ".join(differing)),
             )

@@ -17,6 +17,14 @@ logger = logging.getLogger(__name__)
 KeysOfClass = Mapping[str, Sequence[str]]
 
 
+def check_amount(train_fraction: float | None, shots: int | None, manifest: dict | None = None) -> None:
+    """Raises a ValueError where more than one of the ways to say which training images to use is given."""
+    if train_fraction is not None and shots is not None:
+        raise ValueError(f"`train_fraction` is {train_fraction} and `shots` is {shots}: give at most one of them.")
+    if manifest is not None and (train_fraction is not None or shots is not None):
+        raise ValueError("`manifest` fixes the training images: leave out `train_fraction` and `shots`.")
+
+
 def ranked(keys: Iterable[str], seed: int, task: str) -> list[str]:
     """`keys` in the order in which `seed` draws them for `task`."""
     return sorted(keys, key=lambda key: _hash(seed, task, key))
@@ -31,6 +39,13 @@ def take_fraction(keys: Sequence[str], train_fraction: float, seed: int, task: s
     if not 0 < train_fraction <= 1:
         raise ValueError(f"`train_fraction` is {train_fraction}: it must lie in (0, 1], as in 0.1 for 10 %.")
     return ranked(keys, seed, task)[: max(1, _rounded(len(keys) * train_fraction))]
+
+
+def take(keys: Sequence[str], train_fraction: float | None, shots: int | None, seed: int, task: str) -> list[str]:
+    """`take_shots` or `take_fraction`, whichever is asked for; all keys where neither is."""
+    if shots is not None:
+        return take_shots(keys, shots, seed, task)
+    return list(keys) if train_fraction is None else take_fraction(keys, train_fraction, seed, task)
 
 
 def take_shots(keys: Sequence[str], shots: int, seed: int, task: str) -> list[str]:

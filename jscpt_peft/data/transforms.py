@@ -68,8 +68,8 @@ def image_transform(
         image_size: side S of the result in pixels.
         mean, std: of the three channels, for pixels in [0, 1]; as in the processor's `image_mean`, `image_std`.
         train: whether to augment.
-        smallest_crop: the smallest part of a picture's area, in (0, 1], that a random crop may keep. Raise it for
-            small pictures of single things, of which 8 % show nothing.
+        smallest_crop: the smallest part of a image's area, in (0, 1], that a random crop may keep. Raise it for
+            small images of single things, of which 8 % show nothing.
 
     Returns:
         A picklable callable (PIL image, `random.Random` or None) -> float32 tensor [3, S, S]. Augmentation draws from

@@ -62,7 +62,7 @@ class TrainingRecord:
         accuracies: task -> accuracy in [0, 1] of these weights; also the front matter's `model-index`.
         mean_accuracy: over the tasks, for the table alone.
         results: the results table as Markdown.
-        pictures: file beside the card -> caption.
+        figures: file beside the card -> caption.
         files: file beside the card -> what it is.
         environment: name -> value, such as the device.
     """
@@ -74,7 +74,7 @@ class TrainingRecord:
     accuracies: Mapping[str, float] = field(default_factory=dict)
     mean_accuracy: float | None = None
     results: str | None = None
-    pictures: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
 

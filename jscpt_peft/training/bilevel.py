@@ -20,7 +20,7 @@ from jscpt_peft.scheduling import InverseHVP, Weighting
 from .arguments import JSCPTTrainingArguments
 from .hessian import HessianProduct, KeptGraph, hessian_chunks
 from .implicit_gradient import dev_gradient, implicit_gradient
-from .lost_processes import ignore_interrupts
+from .loading import ignore_interrupts
 from .task_gradients import Batch, TaskMeans
 
 logger = logging.get_logger(__name__)

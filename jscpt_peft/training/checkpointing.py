@@ -14,6 +14,8 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
 from transformers.utils import logging
 
+from jscpt_peft.scheduling import Weighting
+
 from . import checkpoint as files
 from .arguments import JSCPTTrainingArguments
 from .bilevel import UpperLevel
@@ -45,6 +47,7 @@ class Checkpointing(Trainer):
     args: JSCPTTrainingArguments
     task_names: list[str]
     upper_level: UpperLevel
+    weighting: Weighting
     step_log: StepLog
     unsaved_error: str | None = None
     nonfinite_steps = 0
@@ -55,7 +58,7 @@ class Checkpointing(Trainer):
 
     def fixed_configuration(self) -> dict[str, Any]:
         """What a checkpoint must have in common with a run that goes on from it, as JSON."""
-        return fixed_configuration(self.model, self.args)
+        return fixed_configuration(self.model, self.args) | {"weighting": type(self.weighting).__name__}
 
     def reproducing_configuration(self) -> dict[str, Any]:
         """What must be equal too for the resumed run to be the one that never stopped, bit for bit."""

@@ -14,7 +14,7 @@ from jscpt_peft.serving.card import DataRecord
 ORIGINS = {
     "shapes": "drawn by `jscpt_peft`",
     "emoji": "Fluent 3D, Noto, OpenMoji and Twemoji from npm, by `tools/prepare_emoji.py`",
-    "folder": "folders of pictures",
+    "folder": "folders of images",
 }
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
-from jscpt_peft.evaluation import MultiTaskAccuracy
+from jscpt_peft.evaluation import multi_task_accuracy
 
 Answers = tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None]
 
@@ -35,10 +35,11 @@ def accuracies(prediction: EvalPrediction, task_names: Sequence[str]) -> dict[st
     """Accuracies of gathered predictions: logits, or what `classes_and_losses` gives."""
     labels, task_ids, *groups = prediction.label_ids
     given = prediction.predictions
-    return MultiTaskAccuracy(task_names).compute(
+    return multi_task_accuracy(
         predictions=given[0] if isinstance(given, tuple) else given.argmax(-1),
         references=labels,
         task_ids=task_ids,
+        task_names=task_names,
         groups=groups[0] if groups else None,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -57,9 +56,3 @@ def lost_processes_named(timeout: float) -> Iterator[None]:
             raise
         # The worker's traceback is part of the message; its last line is the error.
         raise OSError(str(error).strip().splitlines()[-1].removeprefix("OSError: ")) from error
-
-
-def ignore_interrupts(_worker: int) -> None:
-    """For data workers: Ctrl-C is the main process's to answer, which still needs the batches under way."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the main process's handler: this is how a loader ends them

@@ -30,7 +30,6 @@ logger = logging.get_logger(__name__)
 # Checkpoints, whole or not, hold optimizer states; training_args.bin is a pickle, which nobody should have to trust.
 # Checkpoints that a strategy publishes keep theirs: no run goes on from one that is not whole.
 UNPUBLISHED = ["_*", f"{PREFIX_CHECKPOINT_DIR}-*", f"{UNFINISHED}*", f"{SET_ASIDE}/*", TRAINING_ARGS_NAME]
-UNPUBLISHED += [f"{Path(HISTORY_FILE).stem}.damaged*"]
 CHECKPOINT_STRATEGIES = (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
 
 

@@ -1,4 +1,4 @@
-"""What a run adds to the card of its adapter: settings, accuracies, results, pictures, where it ran."""
+"""What a run adds to the card of its adapter: settings, accuracies, results, figures, where it ran."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .data_record import data_record
 from .distributed import world_size
 from .step_log import HISTORY_FILE
 
-# What may lie beside the card: the recipe's results, the history and the pictures of it.
+# What may lie beside the card: the recipe's results, the history and its figures.
 RESULTS, RESULTS_TABLE = "results.json", "results.md"
 FILES = {
     MANIFEST_FILE: "which image is in which split",
     HISTORY_FILE: "what the scheduler did, one row a step",
 }
-PICTURES = {
+FIGURES = {
     "losses.png": "Training loss of each task",
     "weights.png": "Weight of each task in the update",
     "affinity.png": "Affinities between the tasks",
@@ -71,7 +71,7 @@ def training_record(
         accuracies=accuracies,
         mean_accuracy=sum(known) / len(known) if known else None,
         results=results,
-        pictures={name: caption for name, caption in PICTURES.items() if results and (output / name).exists()},
+        figures={name: caption for name, caption in FIGURES.items() if results and (output / name).exists()},
         files={name: content for name, content in FILES.items() if (output / name).exists()},
         environment=environment(args.device, log),
     )

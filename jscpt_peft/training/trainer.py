@@ -27,7 +27,8 @@ from .data_checks import check_data, check_same_data
 from .distributed import process_index, world_size
 from .evaluating import Answers, accuracies, answers, classes_and_losses, mean_loss
 from .hessian import KeptGraph, kept_graph
-from .lost_processes import ignore_interrupts, lost_processes_named
+from .loading import make_loader
+from .lost_processes import lost_processes_named
 from .publishing import Publishing
 from .step_log import HISTORY_FILE, StepLog
 from .task_gradients import Batch, TaskSums, scheduled_gradient, shared_gramian, task_gradients
@@ -138,22 +139,8 @@ class JSCPTTrainer(Publishing, Checkpointing):
         self.pop_callback(SetEpoch)
         self.add_callback(SetEpoch(sampler))
         persistent = self.args.dataloader_num_workers > 0 and self.args.dataloader_persistent_workers
-        return self._loader(self.train_dataset, batch_sampler=sampler, persistent_workers=persistent)
-
-    def _loader(self, dataset: ImageTaskDataset, **options: Any) -> DataLoader:
-        """A loader whose workers leave Ctrl-C to the main process and are given up after `dataloader_timeout`."""
-        workers = self.args.dataloader_num_workers
-        return DataLoader(
-            dataset,
-            collate_fn=self.data_collator,
-            num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
-            worker_init_fn=ignore_interrupts,
-            timeout=self.args.dataloader_timeout if workers else 0,
-            multiprocessing_context=self.args.dataloader_multiprocessing_context if workers else None,
-            **options,
-        )
+        options = {"batch_sampler": sampler, "persistent_workers": persistent}
+        return make_loader(self.train_dataset, self.args, self.data_collator, **options)
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `Checkpointing.train`; where a worker, an image or a process fails, the error names it."""
@@ -267,7 +254,8 @@ class JSCPTTrainer(Publishing, Checkpointing):
 
     def get_test_dataloader(self, test_dataset: ImageTaskDataset) -> DataLoader:
         """As `Trainer`'s, likewise."""
-        return self.accelerator.prepare(self._loader(test_dataset, batch_size=self.args.eval_batch_size))
+        options = {"batch_size": self.args.eval_batch_size}
+        return self.accelerator.prepare(make_loader(test_dataset, self.args, self.data_collator, **options))
 
     def prediction_step(
         self, _model: torch.nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, **_: Any

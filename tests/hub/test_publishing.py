@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow  # every program is a process of its own
 TESTS = Path(__file__).parents[1]
 RECIPES = TESTS.parent / "recipes"
 ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
-PICTURES = {
+FIGURES = {
     *("losses.png", "weights.png", "affinity.png", "gradient_cosines.png"),
     *("causal_effects.png", "prompt_scheduling.png"),
 }
@@ -210,8 +210,8 @@ print(json.dumps([trainer.state.global_step, messages]))
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    root, rng = tmp_path_factory.mktemp("pictures"), random.Random(1)
+def images(tmp_path_factory) -> Path:
+    root, rng = tmp_path_factory.mktemp("images"), random.Random(1)
     for task in ("photos", "scans"):
         for colour in ("red", "blue"):
             (root / task / colour).mkdir(parents=True)
@@ -220,7 +220,7 @@ def pictures(tmp_path_factory) -> Path:
     return root
 
 
-def train(hub: Hub, pictures: Path, place: Path, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+def train(hub: Hub, images: Path, place: Path, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
     quick = [
         "--max_steps",
         "4",
@@ -233,36 +233,34 @@ def train(hub: Hub, pictures: Path, place: Path, *arguments: str, **options) -> 
         "3",
     ]
     quick += ["--num_shared_tokens", "2", "--num_task_tokens", "2", "--eval_strategy", "no", "--save_strategy", "no"]
-    data = ["--task_set", "folder", "--data_root", str(pictures), "--output_dir", str(place / "out")]
+    data = ["--task_set", "folder", "--data_root", str(images), "--output_dir", str(place / "out")]
     command = [sys.executable, str(RECIPES / "train.py"), *data, *quick, "--push_to_hub", *arguments]
     return hub.run(command, home=place, **options)
 
 
-def test_the_recipe_publishes_results_and_pictures(hub, pictures, tmp_path):
+def test_the_recipe_publishes_results_and_figures(hub, images, tmp_path):
     arguments = ["--hub_model_id", "user/recipe", "--hub_private_repo", "True", "--hub_token", TOKEN]
-    done = train(hub, pictures, tmp_path, *arguments, token=None)
+    done = train(hub, images, tmp_path, *arguments, token=None)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "Published: " in done.stdout
     output = tmp_path / "out"
     files = hub.files("user/recipe")
     assert hub.repositories["models", "user/recipe"].private
     assert commits(hub, "user/recipe") == 1
-    assert ADAPTER | PICTURES | {"results.md", "results.json", "manifest.json", "scheduler_history.jsonl"} <= set(
-        files
-    )
+    assert ADAPTER | FIGURES | {"results.md", "results.json", "manifest.json", "scheduler_history.jsonl"} <= set(files)
     assert not {path for path in files if path.endswith((".bin", ".pt")) or "checkpoint" in path}
     for path, content in files.items():
         assert (output / path).read_bytes() == content
     published = card(hub, "user/recipe")
     table = files["results.md"].decode()
     assert table.strip() in published.text and "| photos |" in table
-    for name in PICTURES:
+    for name in FIGURES:
         assert f"]({name})" in published.text
     results = json.loads(files["results.json"])["tasks"]
     accuracies = {result.dataset_name: result.metric_value for result in published.data.eval_results}
     assert {task: row["trained"] for task, row in results.items()}.items() <= accuracies.items()
     assert "on the task set `folder`, drawn with seed 3:" in published.text
-    assert "| folder | folders of pictures | all training images |" in published.text
+    assert "| folder | folders of images | all training images |" in published.text
     assert published.data.base_model is None  # the package's own CLIP is not on the Hub
     config = json.loads(files["adapter_config.json"])
     # PEFT's own field, by which a local adapter finds its base; the recipe's tokenizer is the base's.
@@ -270,12 +268,12 @@ def test_the_recipe_publishes_results_and_pictures(hub, pictures, tmp_path):
     texts = {path: content.decode() for path, content in files.items() if not path.endswith((".png", ".safetensors"))}
     assert len(texts) >= 7
     texts["adapter_config.json"] = json.dumps(config)
-    for place in (tmp_path, pictures, TESTS.parent, Path(sys.prefix)):
+    for place in (tmp_path, images, TESTS.parent, Path(sys.prefix)):
         assert [path for path, text in texts.items() if f"{place}/" in text] == []
 
 
-def test_the_recipe_says_at_once_that_it_may_not_publish(hub, pictures, tmp_path):
-    done = train(hub, pictures, tmp_path, "--hub_model_id", "user/recipe", token="hf_other")
+def test_the_recipe_says_at_once_that_it_may_not_publish(hub, images, tmp_path):
+    done = train(hub, images, tmp_path, "--hub_model_id", "user/recipe", token="hf_other")
     assert done.returncode == 1
     error = [line for line in done.stdout.splitlines() if line.startswith("Error: ")]
     assert len(error) == 1 and "`hub_model_id` 'user/recipe' cannot be used" in error[0]

@@ -8,18 +8,20 @@ from functools import partial
 
 import pytest
 import yaml
-from arguments import CONFIGS, FILLED, ModelArguments, RecipeParser, config_fields, default_model, parse
+from arguments import CONFIGS, ModelArguments, RecipeParser, config_fields, default_model, model_config, parse
 from paths import TINY_CLIP
 from peft import PeftConfig
 from recipe_runs import fails
 from task_data import DataArguments
 
 from jscpt_peft import JSCPTConfig
+from jscpt_peft.data import shapes_task_set
 from jscpt_peft.scheduling import AGGREGATORS
 from jscpt_peft.training import JSCPTTrainingArguments
 
 KINDS = (DataArguments, ModelArguments, JSCPTTrainingArguments)
-NOT_PLAIN = {"tasks", "task_order", "class_token_ids", "prompt_init_token_ids", "base_dimensions"}
+FILLED = {"tasks", "task_order", "class_token_ids", "prompt_init_token_ids", "target_modules", "base_dimensions"}
+FILLED |= {"task_type", "tokenizer_name_or_path", "init_seed"}
 CHOICES = {
     "weight_normalization": ["none", "sum"],
     "causal_effect": ["sigmoid", "literal"],
@@ -44,11 +46,11 @@ def helped(capsys, *arguments, kinds=KINDS):
 
 def test_every_field_that_a_user_can_say_is_an_argument_and_in_help(capsys):
     own = {each.name for each in fields(JSCPTConfig)} - {each.name for each in fields(PeftConfig)}
-    expected = own - NOT_PLAIN - FILLED | set(JSCPTTrainingArguments.__annotations__)
+    expected = own - FILLED | set(JSCPTTrainingArguments.__annotations__)
     expected -= {"remove_unused_columns", "label_names", "_argument_group_name"}
     text = helped(capsys, "--help")
     assert {name for name in expected if f"--{name} " not in text} == set()
-    assert not [name for name in (*NOT_PLAIN, *FILLED, "peft_type", "inference_mode") if f"--{name} " in text]
+    assert not [name for name in (*FILLED, "peft_type", "inference_mode") if f"--{name} " in text]
     assert "--task_set" in text and "(default: 10)" in text and "--deepspeed" not in text
     assert "--deepspeed" in helped(capsys, "--help_all")
 
@@ -108,6 +110,21 @@ def test_every_spelling_of_the_task_set_finds_its_settings(option):
         assert values["per_device_train_batch_size"] == 32
 
 
+def test_a_method_is_made_by_its_structure_and_tuned_by_the_task_set_or_its_authors():
+    task_set, coop = shapes_task_set(shots=1), ["--method", "coop", "--output_dir", "x"]
+    own = yaml.safe_load((CONFIGS / "shapes.yaml").read_text())
+    _, model, training = parse(KINDS, "", coop)
+    config = model_config(model, task_set, "clip", 3)
+    assert (config.method, config.towers, config.num_task_tokens, config.prompt_depth) == ("coop", "text", 0, 1)
+    assert (config.num_shared_tokens, config.init_seed) == (own["num_shared_tokens"], 3)
+    assert (training.learning_rate, training.learn_scheduler) == (own["learning_rate"], False)
+    values = parsed(*coop, "--hyperparameters", "original")
+    assert (values["num_shared_tokens"], values["learning_rate"], values["num_train_epochs"]) == (16, 2e-3, 200)
+    assert parsed(*coop, "--hyperparameters", "original", "--learning_rate", "0.5")["learning_rate"] == 0.5
+    with pytest.raises(ValueError, match="`towers` is 'both', but method 'coop' is made by 'text'"):
+        model_config(parse(KINDS, "", [*coop, "--towers", "both"])[1], task_set, "clip", 3)
+
+
 def test_the_base_model_of_a_task_set():
     assert default_model("office_home") == "openai/clip-vit-base-patch16"
     assert default_model("shapes") == str(TINY_CLIP)
@@ -119,6 +136,7 @@ def test_the_base_model_of_a_task_set():
         (["--gradient_agregator", "cagrad"], "argument '--gradient_agregator'. Did you mean 'gradient_aggregator'?"),
         (["--affinity", "cosin"], "got 'cosin'. Did you mean 'cosine'?"),
         (["--gradient_aggregator", "mgda", "--no_task_scheduling"], "`task_scheduling=False` switches off"),
+        (["--method", "cop"], "got 'cop'. Did you mean 'coop'?"),
         (["--lower_steps", "ten"], "argument --lower_steps/--lower-steps: invalid int value: 'ten'"),
         (["shapes"], "not used by the HfArgumentParser: ['shapes']"),
         (["missing.yaml"], "missing.yaml does not exist"),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +12,11 @@ import prompted
 import pytest
 import small_run
 import torch
+from paths import load_recipe
 
 from jscpt_peft.training.task_gradients import Batch
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "benchmark.py"
+benchmark = load_recipe("benchmark")
 RATIOS = ["baseline / fast joint", "full lower step / fast joint"]
 SMALL = {"model": "tiny", "tasks": 2, "images": 2, "classes": 5, "repeats": 1}
 # Upper steps of `upper_step` under the names that `JSCPTTrainingArguments` has for its options.
@@ -29,30 +28,16 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    specification = importlib.util.spec_from_file_location("benchmark", RECIPE)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["benchmark"] = module  # dataclasses look their module up
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules["benchmark"]
-
-
-def parse(benchmark, line):
-    return benchmark.HfArgumentParser(benchmark.BenchmarkArguments).parse_args_into_dataclasses(line.split())[0]
-
-
-def flops(benchmark, *uppers, **options):
+def flops(*uppers, **options):
     """Of the fast joint step, the lower step and these upper steps."""
     variants = benchmark.make_variants(benchmark.BenchmarkArguments(**{**SMALL, **options}))
     return {name: measuring.count_flops(variants[name]) for name in ("fast joint", "full lower step", *uppers)}
 
 
-def test_quick_run_prints_ratios_and_writes_json(benchmark, tmp_path, capsys):
+def test_quick_run_prints_ratios_and_writes_json(tmp_path, capsys):
     path = tmp_path / "benchmark.json"
-    line = "--quick --model tiny --tasks 2 --images 2 --gradient_accumulation_steps 3 --classes 5 --repeats 2"
-    benchmark.main(parse(benchmark, f"{line} --json {path}"))
+    options = {**SMALL, "repeats": 2, "gradient_accumulation_steps": 3, "json": str(path)}
+    benchmark.main(benchmark.BenchmarkArguments(quick=True, **options))
     printed, report = capsys.readouterr().out, json.loads(path.read_text())
     assert list(report["ratios"]) == RATIOS
     assert report["flops"] == {}
@@ -63,7 +48,7 @@ def test_quick_run_prints_ratios_and_writes_json(benchmark, tmp_path, capsys):
     assert "float32, batches a step 3" in printed
 
 
-def test_full_run_adds_the_upper_step_and_flops(benchmark, capsys):
+def test_full_run_adds_the_upper_step_and_flops(capsys):
     report = benchmark.main(benchmark.BenchmarkArguments(**SMALL))
     for unit, costs in {"seconds": report["seconds"], "FLOPs": report["flops"]}.items():
         ratio = report["ratios"][f"amortised upper step at M = 10 / fast joint, {unit}"]
@@ -78,13 +63,13 @@ def test_full_run_adds_the_upper_step_and_flops(benchmark, capsys):
     assert "TFLOP" in capsys.readouterr().out
 
 
-def test_bfloat16_runs(benchmark):
+def test_bfloat16_runs():
     report = benchmark.main(benchmark.BenchmarkArguments(quick=True, dtype="bfloat16", **SMALL))
     assert all(ratio > 0 for ratio in report["ratios"].values())
 
 
 @pytest.mark.parametrize("part", ["losses", "gradients"])
-def test_variants_that_disagree_are_not_timed(benchmark, monkeypatch, part):
+def test_variants_that_disagree_are_not_timed(monkeypatch, part):
     exact = benchmark.baseline_step
 
     def other(*arguments):
@@ -118,29 +103,29 @@ def test_peak_memory_is_that_of_the_run():
 
 
 @pytest.mark.parametrize("tasks", [2, 6])
-def test_amortised_cost_of_the_bi_level_loop(benchmark, tasks):
+def test_amortised_cost_of_the_bi_level_loop(tasks):
     """Issue: at most 1.6 times plain joint training at M = 10, H = 3, whatever the number of tasks."""
     uppers = ("upper step", "upper step, H = 0")
-    ratios = benchmark.amortised(flops(benchmark, *uppers, model="small", tasks=tasks, classes=20))
+    ratios = benchmark.amortised(flops(*uppers, model="small", tasks=tasks, classes=20))
     assert ratios["upper step"] < 1.6
     assert ratios["upper step, H = 0"] < 1.15
 
 
 @pytest.mark.parametrize(("batches", "classes"), [(2, 20), (4, 5)])
-def test_with_accumulation_fewer_images_in_the_hessian_keep_the_cost_low(benchmark, batches, classes):
+def test_with_accumulation_fewer_images_in_the_hessian_keep_the_cost_low(batches, classes):
     """README's remedy: the images of one batch in the Hessian have one graph, which serves all products."""
     uppers = ("upper step", "upper step, hypergradient_batch_size 2")
-    costs = flops(benchmark, *uppers, model="small", classes=classes, gradient_accumulation_steps=batches)
+    costs = flops(*uppers, model="small", classes=classes, gradient_accumulation_steps=batches)
     assert costs["full lower step"] == pytest.approx(costs["fast joint"], rel=0.05)
     ratios = benchmark.amortised(costs)
     assert ratios[uppers[1]] < 1.3 < ratios["upper step"] < 1.7
 
 
 @pytest.mark.parametrize("batches", [1, 2])
-def test_steps_cost_what_those_of_the_trainer_do(benchmark, tmp_path, batches):
+def test_steps_cost_what_those_of_the_trainer_do(tmp_path, batches):
     """By FLOPs: the benchmark's copy of the training step keeps graphs where the trainer does, and only there."""
     arguments = benchmark.BenchmarkArguments(tasks=3, images=2, gradient_accumulation_steps=batches)
-    scheduler = benchmark.TaskPromptScheduler(3)
+    weighting = benchmark.JointScheduling(benchmark.TaskPromptScheduler(3))
     for number, (name, options) in enumerate(benchmark.upper_variants(arguments).items()):
         model = prompted.prompted_clip(torch.float32)  # a new one as the trainer's: it keeps what `[SOS]` gives
         images = [Batch(*prompted.batch(model, arguments.images, seed)) for seed in range(batches)]
@@ -152,12 +137,12 @@ def test_steps_cost_what_those_of_the_trainer_do(benchmark, tmp_path, batches):
             max_steps=2,
             **{OPTIONS[option]: value for option, value in options.items()},
         )
-        lower = partial(benchmark.lower_step, model, scheduler, images, "float32")
-        upper = partial(benchmark.upper_step, model, scheduler, images, images[0], "float32", **options)
+        lower = partial(benchmark.lower_step, model, weighting, images, "float32")
+        upper = partial(benchmark.upper_step, model, weighting, images, images[0], "float32", **options)
         assert measuring.count_flops(run.train) == measuring.count_flops(lower) + measuring.count_flops(upper), name
 
 
 @pytest.mark.parametrize("name", ["repeats", "gradient_accumulation_steps"])
-def test_numbers_below_one_are_refused(benchmark, name):
+def test_numbers_below_one_are_refused(name):
     with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
         benchmark.BenchmarkArguments(**{name: 0})

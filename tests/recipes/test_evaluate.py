@@ -14,7 +14,7 @@ import train
 import yaml
 from arguments import parse
 from evaluated_model import EvaluatedModelArguments
-from jscpt_peft.model.encoder import PromptedText
+from jscpt_peft.model.backbones.clip_text import PromptedCLIPText
 from paths import RECIPES, ROOT, TINY_CLIP, load_recipe
 from peft import LoraConfig, PeftModel, get_peft_model
 from recipe_runs import CLASSES, TASKS, draw_images, fails
@@ -28,7 +28,6 @@ from jscpt_peft.evaluation import reliability
 
 evaluate = load_recipe("evaluate")
 FIGURES = ["accuracy.png", "confusion.png", "reliability.png"]
-PREFIX = "import sys; sys.path.insert(0, {!r}); "
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +74,7 @@ def test_every_number_is_that_of_predict(images, adapter, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {*FIGURES, "robustness.png", "corruptions.png"}
 
     processor = CLIPImageProcessorPil.from_pretrained(TINY_CLIP)
+    size = processor.crop_size["height"]
     statistics = {"image_mean": processor.image_mean, "image_std": processor.image_std}
     model = PeftModel.from_pretrained(CLIPModel.from_pretrained(TINY_CLIP), adapter)
     robust = found["robustness"]
@@ -100,9 +100,7 @@ def test_every_number_is_that_of_predict(images, adapter, tmp_path):
         assert robust["uncorrupted"]["tasks"][task.name] == np.mean(correct([tested[row] for row in rows], own))
         for name in chosen:
             for severity in (1, 2, 3):
-                under = [
-                    corrupt(tested[row], name, severity, 3, keys[row], processor.crop_size["height"]) for row in rows
-                ]
+                under = [corrupt(tested[row], name, severity, 3, keys[row], size) for row in rows]
                 assert robust["corruptions"][name][str(severity)]["tasks"][task.name] == np.mean(correct(under, own))
 
 
@@ -131,8 +129,8 @@ def test_zero_shot_is_what_training_starts_from(images, tmp_path):
 
 def test_class_features_are_computed_once(images, adapter, tmp_path, monkeypatch):
     calls = []
-    encode = PromptedText.pooled
-    monkeypatch.setattr(PromptedText, "pooled", lambda *args: calls.append(1) or encode(*args))
+    encode = PromptedCLIPText.pooled
+    monkeypatch.setattr(PromptedCLIPText, "pooled", lambda *args: calls.append(1) or encode(*args))
     options = ["--corruptions", CORRUPTIONS[0], "--corruption_images", "3", "--per_device_eval_batch_size", "4"]
     run(images, tmp_path / "out", "--adapter", adapter, *options)
     assert 1 <= len(calls) <= 3  # at most once for each of the adapter's tasks, whatever the number of batches
@@ -185,7 +183,7 @@ def test_wrong_arguments_give_one_clear_line(images, adapter, tmp_path, capsys):
         ([*folder, "--adapter", tmp_path], "Can't find 'adapter_config.json' at"),
         ([*named, "--method", "zero_shot"], "but --method zero_shot has none: leave out one"),
         ([*named, "--method", "zeroshot"], "`method` must be one of 'adapter', 'zero_shot', got 'zeroshot'. Did you"),
-        ([*named, "--corruptions", "fog,jepg"], "got 'jepg'. Did you mean 'jpeg'?"),
+        ([*named, "--corruptions", "jpeg,contrats"], "got 'contrats'. Did you mean 'contrast'?"),
         ([*named, "--corruption_images", "0"], "`corruption_images` must be at least 1, got 0"),
         ([*named, "--adaptor", "x"], "unknown argument '--adaptor'. Did you mean 'adapter'?"),
     ):
@@ -224,14 +222,9 @@ def test_no_recipe_needs_the_library_that_this_one_hides(tmp_path):
     """`python recipes/train.py` puts recipes/ first on the import path."""
     users = [file for file in (ROOT / "jscpt_peft").rglob("*.py") if "import evaluate\n" in file.read_text()]
     assert [file.name for file in users] == ["metric.py"]
-    script = (
-        "import train, predict, export, tested_images, benchmark, evaluate; print('evaluate.metric' in sys.modules)"
-    )
-    script = (
-        PREFIX.format(str(RECIPES))
-        + script
-        + "; print(evaluate.__file__, 'jscpt_peft.evaluation.metric' in sys.modules)"
-    )
+    script = f"import sys; sys.path.insert(0, {str(RECIPES)!r}); "
+    script += "import train, predict, export, tested_images, benchmark, evaluate; "
+    script += "print(evaluate.__file__, 'jscpt_peft.evaluation.metric' in sys.modules)"
     process = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert process.stdout.split()[-2:] == [str(RECIPES / "evaluate.py"), "False"]
 

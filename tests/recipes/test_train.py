@@ -78,6 +78,15 @@ def test_split_is_used_again(finished_run, images, tmp_path):
     assert again["tasks"] == json.loads(manifest.read_text())["tasks"]
 
 
+def test_another_method_trains(images, tmp_path):
+    words = command(images, tmp_path / "coop", "--max_steps", "2", "--method", "coop")
+    for name in ("--num_shared_tokens", "--num_task_tokens"):
+        del words[words.index(name) : words.index(name) + 2]
+    train.main(words)
+    config = json.loads((tmp_path / "coop" / "adapter_config.json").read_text())
+    assert (config["method"], config["towers"], config["num_shared_tokens"]) == ("coop", "text", 16)
+
+
 def test_resume_from_the_last_checkpoint(images, tmp_path, capsys):
     output = tmp_path / "run"
     train.main(command(images, output, "--save_strategy", "steps", "--save_steps", "2"))
@@ -99,6 +108,7 @@ def test_wrong_arguments_give_one_clear_line(images, finished_run, tmp_path, cap
         (["--task_set", "folder", "--data_root", tmp_path / "none", *new], str(tmp_path / "none")),
         (["--output_dir", finished_run], "is not empty: choose another, pass --overwrite_output_dir"),
         ([*folder, *new, "--model_name_or_path", tmp_path / "no-clip"], "no-clip"),
+        ([*folder, *new, "--method", "zero_shot"], "`method` 'zero_shot' has nothing to train"),
     ):
         assert message in fails(capsys, train.main, *arguments)
     with monkeypatch.context() as patch:

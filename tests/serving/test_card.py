@@ -27,7 +27,7 @@ RUN = cards.TrainingRecord(
     steps=4,
     accuracies={"photo": 0.5, "clip|art": 0.25, "sketch": float("nan")},
     mean_accuracy=0.375,
-    pictures={"losses.png": "Training loss"},
+    figures={"losses.png": "Training loss"},
     files={"manifest.json": "which image is in which split"},
     environment={"device": "CPU"},
 )

@@ -20,7 +20,6 @@ from jscpt_peft.training.step_log import HISTORY_FILE
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
 ADAPTER = "adapter_model.safetensors"
-ROWS = ("task", "mask", *[f"{a}_{b}" for a in ("inner", "outer") for b in ("down", "down_bias", "up", "up_bias")])
 SAVING = {"save_strategy": "steps", "save_steps": 1}
 # All that could move a parameter without a gradient.
 MOVING = {"weight_decay": 0.1, "momentum": 0.9, "max_grad_norm": 0.5}
@@ -31,14 +30,13 @@ def assert_only_row_moved(before, after, row):
     assert before.keys() == after.keys()
     moved = set()
     for name in before:
-        part = name.rpartition(".")[2]
-        if part in ROWS:
-            others = [index for index in range(len(before[name])) if index != row]
-            assert torch.equal(before[name][others], after[name][others])
-            moved |= set() if torch.equal(before[name][row], after[name][row]) else {part}
-        else:
+        if name.endswith("_shared"):
             assert torch.equal(before[name], after[name])
-    assert {"task", "mask", "inner_up", "outer_up"} <= moved
+            continue
+        others = [index for index in range(len(before[name])) if index != row]
+        assert torch.equal(before[name][others], after[name][others])
+        moved |= set() if torch.equal(before[name][row], after[name][row]) else {name.rpartition(".")[2]}
+    assert {"vision_task", "text_task", "mask", "inner_up", "outer_up"} <= moved
 
 
 def test_from_a_saved_adapter_to_one_with_a_trained_task_more(tmp_path):
@@ -72,7 +70,9 @@ def test_from_a_saved_adapter_to_one_with_a_trained_task_more(tmp_path):
         **MOVING,
     )
     test_set = ImageTaskDataset(task_set.split("test"), transform, task_ids=position)
-    trainer = JSCPTTrainer(model, arguments, sets["train"], sets["dev"], eval_dataset=test_set)
+    trainer = JSCPTTrainer(
+        model, arguments, train_dataset=sets["train"], dev_dataset=sets["dev"], eval_dataset=test_set
+    )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < 0.95 * losses[0]
@@ -114,7 +114,8 @@ def new_run(folder, model=None, task_ids=(3,), **options):
     defaults = {"max_steps": 6, "lower_steps": 2, "weight_normalization": "none", **MOVING}
     run = small_run.trainer(folder, **{**defaults, **options})  # for its arguments
     sets = {split: own_pictures(split, task_ids) for split in ("train", "dev", "validation")}
-    return JSCPTTrainer(model or grown_model(), run.args, sets["train"], sets["dev"], sets["validation"])
+    data = {"train_dataset": sets["train"], "dev_dataset": sets["dev"], "eval_dataset": sets["validation"]}
+    return JSCPTTrainer(model or grown_model(), run.args, **data)
 
 
 def test_checkpoints_hold_whole_stacks_and_resume_to_the_last_bit(tmp_path):
@@ -138,7 +139,7 @@ def test_checkpoints_hold_whole_stacks_and_resume_to_the_last_bit(tmp_path):
     for name, tensor in adapter(whole).items():
         assert torch.equal(tensor, adapter(resumed)[name]), name
     first, last = (load_file(tmp_path / "whole" / f"checkpoint-{step}" / ADAPTER) for step in (1, 6))
-    assert all(len(tensor) == 4 for name, tensor in last.items() if name.rpartition(".")[2] in ROWS)
+    assert all(len(tensor) == 4 for name, tensor in last.items() if not name.endswith("_shared"))
     assert_only_row_moved(first, last, row=3)
 
 
@@ -151,18 +152,8 @@ def test_a_checkpoint_of_one_task_does_not_continue_another_training(tmp_path):
 
 
 def test_what_was_good_is_saved_where_the_task_breaks(tmp_path):
-    class Broken(torch.utils.data.Dataset):
-        sizes = (6,)
-
-        def __len__(self):
-            return 6
-
-        def __getitem__(self, key):
-            item = pictures[key]
-            return {**item, "pixel_values": item["pixel_values"] * torch.inf} if key[1] >= 4 else item
-
     run = new_run(tmp_path, max_nonfinite_steps=2, **SAVING)
-    pictures, run.train_dataset = run.train_dataset, Broken()
+    run.train_dataset = small_run.Spoiled(run.train_dataset, lambda draw: draw >= 4, task=None)
     before = {name: tensor.clone() for name, tensor in adapter(run).items()}
     with pytest.raises(FloatingPointError, match=r"\['birds'\] was not finite.*last good state, of step 1,"):
         run.train()
@@ -185,18 +176,16 @@ def test_training_one_task_of_many_is_training_an_adapter_of_one_task(tmp_path):
     )
     one.add_adapter("alone", config)
     one.set_adapter("alone")
-    views = {name: view[3:] for name, view in many.task_parameters().items()}
+    last = {name: parameter[3:] for name, parameter in many.task_parameters().items()}
     with torch.no_grad():
         for name, parameter in one.named_parameters():
-            if ".alone." in name:
-                part = name.rpartition(".")[2]
-                tower = "vision" if "vision_model" in name else "text"
-                parameter.copy_(views[tower if part == "task" else part])
+            if ".alone." in name and parameter.numel() > 0:  # there are no shared prompts
+                parameter.copy_(last[name.rpartition(".")[2].removesuffix("_task")])
     runs = [new_run(tmp_path / "many", many), new_run(tmp_path / "one", one, task_ids=(0,))]
     for run in runs:
         run.train()
-    for name, view in one.task_parameters().items():
-        torch.testing.assert_close(many.task_parameters()[name][3:], view, atol=2e-5, rtol=1e-4)
+    for name, parameter in one.task_parameters().items():
+        torch.testing.assert_close(many.task_parameters()[name][3:], parameter, atol=2e-5, rtol=1e-4)
     alphas = [float(run.weighting.scheduler.alpha[-1]) for run in runs]
     assert alphas[0] == pytest.approx(alphas[1], rel=1e-5) and alphas[0] != 1
 

@@ -153,24 +153,11 @@ def test_a_step_without_a_usable_task_moves_nothing(tmp_path):
         def on_step_end(self, _args, _state, _control, **_):
             states.append([parameter.detach().clone() for parameter in run.trainable_parameters()])
 
-    class Infinite(torch.utils.data.Dataset):
-        @property
-        def sizes(self):
-            return dataset.sizes
-
-        def __len__(self):
-            return len(dataset)
-
-        def __getitem__(self, key):
-            item = dataset[key]
-            broken = 2 <= key[1] < 6  # the second and third batch of two images a task
-            return {**item, "pixel_values": item["pixel_values"] * torch.inf} if broken else item
-
     states = []
     options = {"max_steps": 4, "lower_steps": 3, "weight_decay": 0.1}
     run = small_run.trainer(tmp_path, callbacks=[Remember()], **options)
-    dataset = run.train_dataset
-    run.train_dataset = Infinite()
+    # The second and third batch of two images per task.
+    run.train_dataset = small_run.Spoiled(run.train_dataset, lambda draw: 2 <= draw < 6, task=None)
     run.train()
     for before, after in zip(states[0], states[2], strict=True):
         assert torch.equal(before, after)

@@ -71,7 +71,7 @@ def outcome(run) -> dict:
         "step": (run.state.global_step, run.state.epoch),
         "best": (run.state.best_metric, run.state.best_global_step),
         "logs": measured,
-        "history": Path(run.args.output_dir, HISTORY_FILE).read_text(encoding="utf-8"),
+        "history": read_history(Path(run.args.output_dir, HISTORY_FILE)),
     }
 
 
@@ -223,25 +223,10 @@ def test_the_batches_after_a_resume_are_those_that_were_left(tmp_path, undisturb
     assert asked[-len(left) :] == left and set(asked[: -len(left)]) <= {(1, 0)}
 
 
-class InfiniteTask(torch.utils.data.Dataset):
-    """The training pictures, those of the second task infinite from the fourth step on."""
-
-    def __init__(self, pictures):
-        self.pictures, self.sizes = pictures, pictures.sizes
-
-    def __len__(self):
-        return len(self.pictures)
-
-    def __getitem__(self, key):
-        item = self.pictures[key]
-        spoilt = item["task_ids"] == 1 and key[1] >= 9  # `draw`: three images of a task a step
-        return {**item, "pixel_values": item["pixel_values"] * torch.inf} if spoilt else item
-
-
 def test_steps_that_were_not_finite_are_counted_on(tmp_path):
     def run():
         made = new_run(tmp_path, max_nonfinite_steps=3)
-        made.train_dataset = InfiniteTask(made.train_dataset)
+        made.train_dataset = small_run.Spoiled(made.train_dataset, lambda draw: draw >= 9)  # from the fourth step on
         return made
 
     whole = run()
@@ -463,102 +448,69 @@ def test_damaged_checkpoints_never_push_out_valid_ones(tmp_path, undisturbed):
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-8", "checkpoint-9"]
 
 
-class TestAnotherConfiguration:
-    def fails(self, undisturbed, tmp_path, model=None, **options) -> str:
-        """The message, and the checkpoints stay as they are."""
-        stopped_at(2, undisturbed("sgd")[1], tmp_path / "run")
-        run = new_run(tmp_path / "run", model=model, **options)
-        with pytest.raises(ValueError) as refused:
-            run.train(resume_from_checkpoint=True)
-        explicit = tmp_path / "run" / "checkpoint-1"
-        with pytest.raises(
-            ValueError, match=r"checkpoint-1 cannot be used: it was made with.*run holds no valid one\."
-        ):
-            run.train(resume_from_checkpoint=str(explicit))
-        check_checkpoint(explicit, new_run(tmp_path / "run").fixed_configuration())
-        return str(refused.value)
+TASKS = {"painting": ["cat", "dog", "fox"], "clipart": ["cat", "dog"], "sketch": ["a", "b", "c", "d"]}
 
-    def test_prompt_length(self, undisturbed, tmp_path):
-        model = prompted.prompted_clip(torch.float32, num_shared_tokens=4)
-        message = self.fails(undisturbed, tmp_path, model)
-        assert f"`output_dir` {tmp_path / 'run'} holds no checkpoint to go on from (checkpoint-2: " in message
-        assert message.count("it was made with `num_shared_tokens` = 3, this run has 4") == 2
 
-    def test_tasks(self, undisturbed, tmp_path):
-        tasks = {"painting": ["cat", "dog", "fox"], "clipart": ["cat", "dog"], "sketch": ["a", "b", "c", "d"]}
-        message = self.fails(undisturbed, tmp_path, prompted.prompted_clip(torch.float32, tasks=tasks))
-        assert "`task_order` = " in message and "painting" in message
+@pytest.mark.parametrize(
+    ("adapter", "options", "reason"),
+    [
+        ({"num_shared_tokens": 4}, {}, "`num_shared_tokens` = 3, this run has 4"),
+        ({"tasks": TASKS}, {}, '"painting"'),
+        ({}, {"optim": "adamw_torch"}, '`optim` = "sgd", this run has "adamw_torch"'),
+        ({}, {"scheduler_optimizer": "sgd"}, '`scheduler_optimizer` = "adam", this run has "sgd"'),
+        ({}, {"gradient_aggregator": "gradvac"}, '`gradient_aggregator` = null, this run has "gradvac"'),
+    ],
+    ids=["prompts", "tasks", "optimizer", "scheduler", "aggregator"],
+)
+def test_a_checkpoint_of_another_configuration_is_refused_and_stays(tmp_path, undisturbed, adapter, options, reason):
+    stopped_at(2, undisturbed("sgd")[1], tmp_path / "run")
+    run = new_run(tmp_path / "run", model=prompted.prompted_clip(torch.float32, **adapter), **options)
+    with pytest.raises(ValueError) as refused:
+        run.train(resume_from_checkpoint=True)
+    message = str(refused.value)
+    assert f"`output_dir` {tmp_path / 'run'} holds no checkpoint to go on from (checkpoint-2: it was made" in message
+    assert message.count(reason) == 2
+    explicit = tmp_path / "run" / "checkpoint-1"
+    with pytest.raises(ValueError, match=r"point-1 cannot be used: it was made with.*run holds no valid one\."):
+        run.train(resume_from_checkpoint=str(explicit))
+    check_checkpoint(explicit, new_run(tmp_path / "run").fixed_configuration())
 
-    @pytest.mark.parametrize(
-        ("option", "before", "now"),
-        [("optim", "sgd", "adamw_torch"), ("scheduler_optimizer", "adam", "sgd")],
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, None),
+        ({"per_device_train_batch_size": 2}, "`per_device_train_batch_size` (3, now 2) changed."),
+        # Part of the optimizers' states: those of the checkpoint stay in force.
+        ({"learning_rate": 0.02}, "The optimizers keep the checkpoint's `learning_rate` 0.05 (not 0.02)."),
+        ({"scheduler_learning_rate": 0.5}, "checkpoint's `scheduler_learning_rate` 0.01 (not 0.5)."),
+        ({"warmup_steps": 1}, "not as it would have without a stop: `warmup_steps` (2, now 1) changed."),
+        ({"max_steps": 3}, "`max_steps` (-1, now 3) changed"),
+    ],
+)
+def test_changed_options_are_named_and_the_run_goes_on(tmp_path, undisturbed, caplog, options, said):
+    stopped_at(4, undisturbed("sgd")[1], tmp_path / "run")
+    run = new_run(tmp_path / "run", **options)
+    run.train(resume_from_checkpoint=True)
+    assert said in caplog.text if said else "The run goes on, but" not in caplog.text
+    assert ("The optimizers keep" in caplog.text) == ("learning_rate" in str(said))
+    # Three epochs of three steps, or of four; fewer steps than were taken move nothing.
+    assert run.state.global_step == {2: 12}.get(
+        run.args.per_device_train_batch_size, 4 if "max_steps" in options else 9
     )
-    def test_optimizers(self, undisturbed, tmp_path, option, before, now):
-        message = self.fails(undisturbed, tmp_path, **{option: now})
-        assert f'`{option}` = "{before}", this run has "{now}"' in message
-
-    def test_aggregator(self, undisturbed, tmp_path):
-        message = self.fails(undisturbed, tmp_path, gradient_aggregator="gradvac")
-        assert '`gradient_aggregator` = null, this run has "gradvac"' in message
+    assert run.lr_scheduler.base_lrs == [0.05] * len(run.lr_scheduler.base_lrs)
+    assert run.upper_level.optimizer.param_groups[0]["lr"] == 0.01
 
 
-class TestChangedOptions:
-    def goes_on(self, undisturbed, tmp_path, **options):
-        stopped_at(4, undisturbed("sgd")[1], tmp_path / "run")
-        run = new_run(tmp_path / "run", **options)
-        run.train(resume_from_checkpoint=True)
-        return run
-
-    def test_nothing(self, undisturbed, tmp_path, caplog):
-        self.goes_on(undisturbed, tmp_path)
-        assert "The run goes on, but" not in caplog.text and "The optimizers keep" not in caplog.text
-
-    def test_batch_size(self, undisturbed, tmp_path, caplog):
-        run = self.goes_on(undisturbed, tmp_path, per_device_train_batch_size=2)
-        assert "not as it would have without a stop: `per_device_train_batch_size` (3, now 2) changed." in caplog.text
-        assert run.state.global_step == 12  # three epochs of four steps
-
-    def test_learning_rates(self, undisturbed, tmp_path, caplog):
-        """Part of the optimizers' states: those of the checkpoint stay in force, and the message says so."""
-        run = self.goes_on(undisturbed, tmp_path, learning_rate=0.02, scheduler_learning_rate=0.5, warmup_steps=1)
-        assert "The optimizers keep the checkpoint's `learning_rate` 0.05 (not 0.02), `scheduler_lear" in caplog.text
-        assert "`warmup_steps` (2, now 1) changed" in caplog.text
-        assert run.lr_scheduler.base_lrs == [0.05] * len(run.lr_scheduler.base_lrs)
-        assert run.upper_level.optimizer.param_groups[0]["lr"] == 0.01
-
-    def test_an_option_that_the_checkpoint_knows_nothing_of(self, undisturbed, tmp_path, caplog, monkeypatch):
-        """As one made by an earlier version would not."""
-        known = new_run(tmp_path / "other").reproducing_configuration()
-        stopped_at(4, undisturbed("sgd")[1], tmp_path / "run")
-        run = new_run(tmp_path / "run")
-        monkeypatch.setattr(run, "reproducing_configuration", lambda: {**known, "new": 1})
-        run.train(resume_from_checkpoint=True)
-        assert "`new` (None, now 1) changed" in caplog.text
-
-    def test_fewer_steps_than_were_taken(self, undisturbed, tmp_path, caplog):
-        run = self.goes_on(undisturbed, tmp_path, max_steps=3)
-        assert run.state.global_step == 4
-        assert "`max_steps` (-1, now 3) changed" in caplog.text
-
-
-class TestNothingToGoOnFrom:
-    def test_empty_folder(self, tmp_path):
-        run = new_run(tmp_path)
-        with pytest.raises(ValueError, match=r"holds no checkpoint to go on from\. Leave it out to start anew"):
-            run.train(resume_from_checkpoint=True)
-
-    def test_no_such_checkpoint(self, tmp_path):
-        run = new_run(tmp_path / "run")
-        with pytest.raises(
-            ValueError, match=r"checkpoint-7 cannot be used: there is no such directory\. .*no valid one"
-        ):
-            run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
-
-    def test_none_is_valid(self, undisturbed, tmp_path):
-        stopped_at(2, undisturbed("sgd")[1], tmp_path / "run")
-        truncate(tmp_path / "run" / "checkpoint-2" / "optimizer.pt")
-        (tmp_path / "run" / "checkpoint-1" / DIGESTS).unlink()
-        with pytest.raises(ValueError) as refused:
-            new_run(tmp_path / "run").train(resume_from_checkpoint=True)
-        assert "checkpoint-2: its file optimizer.pt is not what was written" in str(refused.value)
-        assert f"checkpoint-1: it has no {DIGESTS}" in str(refused.value)
+def test_nothing_to_go_on_from(tmp_path, undisturbed):
+    with pytest.raises(ValueError, match=r"holds no checkpoint to go on from\. Leave it out to start anew"):
+        new_run(tmp_path / "empty").train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match=r"checkpoint-7 cannot be used: there is no such directory\. .*no valid one"):
+        new_run(tmp_path / "empty").train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+    stopped_at(2, undisturbed("sgd")[1], tmp_path / "run")
+    truncate(tmp_path / "run" / "checkpoint-2" / "optimizer.pt")
+    (tmp_path / "run" / "checkpoint-1" / DIGESTS).unlink()
+    with pytest.raises(ValueError) as refused:
+        new_run(tmp_path / "run").train(resume_from_checkpoint=True)
+    assert "checkpoint-2: its file optimizer.pt is not what was written" in str(refused.value)
+    assert f"checkpoint-1: it has no {DIGESTS}" in str(refused.value)

@@ -157,26 +157,11 @@ def test_a_checkpoint_of_another_folder_sets_nothing_aside(tmp_path):
     assert checkpoints(tmp_path / "one") == checkpoints(tmp_path / "other") == {"checkpoint-2", "checkpoint-4"}
 
 
-class Infinite(torch.utils.data.Dataset):
-    """Pictures of one task are infinite in the second step."""
-
-    def __init__(self, pictures) -> None:
-        self.pictures, self.sizes = pictures, pictures.sizes
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, key):
-        item = self.pictures[key]
-        spoiled = item["task_ids"] == 1 and 3 <= key[1] < 6
-        return {**item, "pixel_values": item["pixel_values"] * torch.inf} if spoiled else item
-
-
 def test_the_best_step_is_one_that_was_saved(tmp_path):
     """A step in doubt is not, however good its evaluation."""
     options = {**BY_STEPS, "load_best_model_at_end": True, "max_steps": 4}
     run = new_run(tmp_path, {1: 0.3, 2: 0.9, 3: 0.5, 4: 0.1}, **options)
-    run.train_dataset = Infinite(run.train_dataset)
+    run.train_dataset = small_run.Spoiled(run.train_dataset, lambda draw: 3 <= draw < 6)  # the second step
     run.train()
     assert checkpoints(tmp_path) == {"checkpoint-1", "checkpoint-3", "checkpoint-4"}
     assert (run.state.best_metric, run.state.best_global_step) == (0.5, 3)

@@ -1,23 +1,21 @@
-"""The README's commands for the paper's benchmarks, as they stand there, on small copies of the data sets."""
+"""The commands for the paper's benchmarks, as docs/benchmarks.md has them, on small copies of the data sets."""
 
 from __future__ import annotations
 
 import json
-import re
-import shlex
 import sys
-from pathlib import Path
 
 import benchmark_data
 import pytest
+from documents import commands
 from hub_server import Hub
-from paths import TINY_CLIP
+from paths import ROOT, TINY_CLIP
 
 from jscpt_peft.data.benchmark import HubTable
+from jscpt_peft.data.benchmark_tasks import BENCHMARK_TASK_SETS
 from jscpt_peft.data.benchmarks import BENCHMARKS
 
-ROOT = Path(__file__).resolve().parents[2]
-# What makes a run short; everything else is as the README and the task sets' YAML files have it.
+# What makes a run short; everything else is as the page and the task sets' YAML files have it.
 QUICK = ["--max_steps", "2", "--lower_steps", "2", "--per_device_train_batch_size", "1", "--dev_batch_size", "1"]
 QUICK += ["--num_shared_tokens", "1", "--num_task_tokens", "1", "--dataloader_num_workers", "0", "--use_cpu"]
 COUNTS = {"train": 4, "validation": 1, "test": 1, "pool": 4}
@@ -25,19 +23,17 @@ COUNTS = {"train": 4, "validation": 1, "test": 1, "pool": 4}
 FRACTIONS = {"mini_domainnet": ["--train_fraction", "0.5"]}
 
 
-def commands() -> dict[str, list[str]]:
+def benchmark_commands() -> dict[str, list[str]]:
     """Task set (and `, from a folder` where it is) -> words of the command."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("### The paper's benchmarks")[1]
-    block = re.search(r"```bash\n(.*?)```", section, re.DOTALL)[1].replace("\\\n", " ")
     found = {}
-    for line in block.strip().splitlines():
-        words = shlex.split(line)
-        name = words[words.index("--task_set") + 1]
-        found[f"{name}, from a folder" if "--data_root" in words else name] = words
+    for words in commands(ROOT / "docs" / "benchmarks.md"):
+        name = words[words.index("--task_set") + 1] if "--task_set" in words else ""
+        if any(part in BENCHMARK_TASK_SETS for part in name.split(",")):
+            found[f"{name}, from a folder" if "--data_root" in words else name] = words
     return found
 
 
-COMMANDS = commands()
+COMMANDS = benchmark_commands()
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import export
-import pytest
 import torch
 from paths import TINY_CLIP
 from peft import PeftModel, get_peft_model
+from recipe_runs import fails
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from jscpt_peft import JSCPTConfig
@@ -22,23 +22,10 @@ def adapter(tasks, directory):
     return str(directory)
 
 
-def run(capsys, *arguments) -> str:
-    export.main(list(arguments))
-    return " ".join(capsys.readouterr().out.split())
-
-
-def fails(capsys, *arguments) -> str:
-    with pytest.raises(SystemExit) as stop:
-        export.main(list(arguments))
-    assert stop.value.code not in (0, None)
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.out + captured.err
-    return " ".join((captured.out + captured.err).split())
-
-
 def test_the_command_writes_what_the_adapter_computes(tmp_path, capsys):
     trained, output = adapter(TASKS, tmp_path / "trained"), tmp_path / "served"
-    printed = run(capsys, "--adapter", trained, "--task", "chalk", "--output", str(output), "--measure")
+    export.main(["--adapter", trained, "--task", "chalk", "--output", str(output), "--measure"])
+    printed = " ".join(capsys.readouterr().out.split())
     assert printed.startswith("The classifier of chalk (")
     assert "One image, medians of 20: adapter " in printed
     about = json.loads((output / "classifier.json").read_text())
@@ -54,22 +41,22 @@ def test_the_command_writes_what_the_adapter_computes(tmp_path, capsys):
     assert ((logits - expected) / scale).abs().max() <= 1e-6  # of the cosines
 
 
-def test_one_task_needs_no_name_and_bfloat16_is_half(tmp_path, capsys):
+def test_one_task_needs_no_name_and_bfloat16_is_half(tmp_path):
     trained = adapter({"flat": TASKS["flat"]}, tmp_path / "trained")
     sizes = []
     for dtype in ("float32", "bfloat16"):
-        run(capsys, "--adapter", trained, "--output", str(tmp_path / dtype), "--dtype", dtype)
+        export.main(["--adapter", trained, "--output", str(tmp_path / dtype), "--dtype", dtype])
         assert json.loads((tmp_path / dtype / "classifier.json").read_text())["dtype"] == dtype
         sizes.append((tmp_path / dtype / "classifier.pt2").stat().st_size)
     assert sizes[1] < 0.6 * sizes[0]
 
 
 def test_errors_are_told_in_a_line(tmp_path, capsys):
-    trained, output = adapter(TASKS, tmp_path / "trained"), str(tmp_path / "served")
-    assert "`--task` is missing: name one of flat, chalk." in fails(capsys, "--adapter", trained, "--output", output)
-    message = fails(capsys, "--adapter", trained, "--task", "flad", "--output", output)
-    assert "`task` 'flad' is not one of" in message
-    assert "Did you mean 'flat'?" in message
-    message = fails(capsys, "--adapter", trained, "--task", "flat", "--output", trained)
-    assert "holds something else than an earlier export" in message
-    assert not (tmp_path / "served").exists()
+    trained, output = adapter(TASKS, tmp_path / "trained"), tmp_path / "served"
+    for arguments, message in (
+        (["--output", output], "`--task` is missing: name one of flat, chalk."),
+        (["--task", "flad", "--output", output], "`task` 'flad' is not one of"),
+        (["--task", "flat", "--output", trained], "holds something else than an earlier export"),
+    ):
+        assert message in fails(capsys, export.main, "--adapter", trained, *arguments)
+    assert not output.exists()

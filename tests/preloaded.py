@@ -1,0 +1,17 @@
+"""What the fork server has done once for all programs: slow imports, and what libraries prepare at their first use."""
+
+import gc
+
+import datasets  # noqa: F401
+import matplotlib.pyplot  # noqa: F401
+import peft  # noqa: F401
+from PIL import Image
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+import jscpt_peft.evaluation
+import jscpt_peft.training  # noqa: F401
+
+Image.init()
+get_checkpoint_conversion_mapping("clip")
+gc.collect()
+gc.freeze()  # what is here stays: no program looks through it again
