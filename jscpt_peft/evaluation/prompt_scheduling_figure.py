@@ -62,7 +62,7 @@ def prompt_scheduling_figure(
     for column, (title, chosen) in zip(panels.T, epochs, strict=True):
         steps = arrays["step"][chosen]
         margin = 0.04 * max(steps[-1] - steps[0], 1)
-        column[0].set_title(title)
+        column[0].set_title(title, loc="left")
         column[-1].set(xlabel="optimizer step", xlim=(steps[0] - margin, steps[-1] + margin), xticks=_some(steps, 6))
     return figure
 
