@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from transformers import TrainerCallback
 
 from jscpt_peft.evaluation import results_table, write_results
-from jscpt_peft.model import JSCPTPeftModel
+from jscpt_peft import JSCPTPeftModel
 
 
 @pytest.fixture
