@@ -14,6 +14,7 @@ import prompted
 import pytest
 import torch
 from PIL import Image
+from transformers.models.clip.modeling_clip import CLIPAttention
 
 from jscpt_peft.serving import export
 from jscpt_peft.serving.base_names import public_name
@@ -105,8 +106,9 @@ def test_the_model_stays_as_it_is(tmp_path):
     model = prompted.prompted_clip()
     images = pixels(2)
     expected = wanted(model, "photo", images)
-    for layer in [*model.vision_tower.blocks, *model.text_tower.blocks]:
-        layer.self_attn.dropout = 0.5
+    for module in model.modules():
+        if isinstance(module, CLIPAttention):
+            module.dropout = 0.5
     before = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
     model.train()
     classifier = load(model.export_task("photo", tmp_path / "photo", dtype=torch.float64))
@@ -129,13 +131,20 @@ def test_nothing_but_the_vision_tower_and_the_task_goes_along(tmp_path):
     model = prompted.prompted_clip(torch.float32)
     directory = model.export_task("sketch", tmp_path / "sketch")
     state = torch.export.load(directory / "classifier.pt2").state_dict
-    assert {name.split(".")[0] for name in state} == {"vision", "projection", "selection", "keys", "values", "classes"}
+    assert {name.split(".")[0] for name in state} == {
+        "vision",
+        "projection",
+        "head_parameters",
+        "keys",
+        "values",
+        "classes",
+    }
     assert state["classes"].shape == (20, 4)
     clip = model.get_base_model()
     tower = sum(
         p.nbytes for p in (*clip.vision_model.base_layer.parameters(), clip.visual_projection.base_layer.weight)
     )
-    views = model.task_views()
+    views = model.task_parameters()
     selection = sum(view[0].nbytes for name, view in views.items() if name not in ("vision", "text"))
     prompts = 2 * views["vision"][0].nbytes  # keys and values
     assert _weights(directory) == tower + selection + prompts + state["classes"].nbytes
