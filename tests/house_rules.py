@@ -142,10 +142,6 @@ def long_files(package: Path) -> list[str]:
     return [place(package, file, length) for file, length in lengths.items() if length > MOST_LINES]
 
 
-def undocumented_modules(package: Path) -> list[str]:
-    return [place(package, file, 1) for file in modules(package) if ast.get_docstring(syntax_tree(file)) is None]
-
-
 def untested_packages(package: Path, tests: Path) -> list[str]:
     """Packages that hold modules, but have no test file in the folder of their name below `tests`."""
     packages = sorted({module.parent.name for module in package.glob("*/*.py") if module.name != "__init__.py"})
@@ -159,6 +155,5 @@ def findings(package: Path, tests: Path) -> list[str]:
         *uses_of_torch_nn(package),
         *uses_of_the_peft_registry(package),
         *long_files(package),
-        *undocumented_modules(package),
         *untested_packages(package, tests),
     ]

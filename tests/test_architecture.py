@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import house_rules as rules
@@ -41,18 +39,8 @@ def test_files_are_short():
     assert rules.long_files(PACKAGE) == []
 
 
-def test_every_module_says_what_it_is():
-    assert rules.undocumented_modules(PACKAGE) == []
-
-
 def test_every_package_has_tests():
     assert rules.untested_packages(PACKAGE, TESTS) == []
-
-
-def test_importing_the_package_loads_neither_pictures_nor_metrics():
-    script = "import sys, jscpt_peft; print(*{'matplotlib', 'evaluate', 'jscpt_peft.training'} & set(sys.modules))"
-    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True)
-    assert run.stdout.split() == []
 
 
 # ---- the checks themselves, on a small house ------------------------------------------------------------------------
@@ -123,11 +111,6 @@ def test_a_fault_is_found(house, file, line, finding):
     found = rules.findings(house, house.parent / "tests")
     assert len(found) == 1
     assert finding in found[0]
-
-
-def test_a_module_without_a_docstring_is_found(house):
-    write(house / "model" / "silent.py", "x = 1\n")
-    assert rules.findings(house, house.parent / "tests") == ["jscpt_peft/model/silent.py:1"]
 
 
 def test_a_package_without_tests_is_found(house):

@@ -85,7 +85,9 @@ def test_another_task_set_is_told_from_it(changed):
         return str(error.value).split("another task set than emoji: ")[1].split(". Move")[0]
 
     next((changed / "tasks" / "openmoji" / "train" / "heart").iterdir()).unlink()
-    assert difference().startswith("task openmoji has {'test': 249, 'train': 308, 'validation': 125} images instead of")
+    assert difference().startswith(
+        "task openmoji has {'test': 249, 'train': 308, 'validation': 125} images instead of"
+    )
     heart = changed / "tasks" / "twitter" / "test" / "heart"
     heart.rename(heart.with_name("soul"))
     for folder in changed.glob("tasks/openmoji/*"):
