@@ -14,7 +14,6 @@ import train
 import yaml
 from arguments import parse
 from evaluated_model import EvaluatedModelArguments
-from jscpt_peft.model.encoder import PromptedText
 from paths import RECIPES, ROOT, TINY_CLIP, load_recipe
 from peft import LoraConfig, PeftModel, get_peft_model
 from recipe_runs import CLASSES, TASKS, draw_images, fails
@@ -25,6 +24,7 @@ from jscpt_peft import JSCPTConfig
 from jscpt_peft.data import load_task_set, read_column
 from jscpt_peft.data.corruptions import CORRUPTIONS, corrupt
 from jscpt_peft.evaluation import reliability
+from jscpt_peft.model.backbones.clip_text import PromptedCLIPText
 
 evaluate = load_recipe("evaluate")
 FIGURES = ["accuracy.png", "confusion.png", "reliability.png"]
@@ -129,8 +129,8 @@ def test_zero_shot_is_what_training_starts_from(images, tmp_path):
 
 def test_class_features_are_computed_once(images, adapter, tmp_path, monkeypatch):
     calls = []
-    encode = PromptedText.pooled
-    monkeypatch.setattr(PromptedText, "pooled", lambda *args: calls.append(1) or encode(*args))
+    encode = PromptedCLIPText.pooled
+    monkeypatch.setattr(PromptedCLIPText, "pooled", lambda *args: calls.append(1) or encode(*args))
     options = ["--corruptions", CORRUPTIONS[0], "--corruption_images", "3", "--per_device_eval_batch_size", "4"]
     run(images, tmp_path / "out", "--adapter", adapter, *options)
     assert 1 <= len(calls) <= 3  # at most once for each of the adapter's tasks, whatever the number of batches
