@@ -1,4 +1,4 @@
-"""Several processes of `training_program.py` or a recipe that work together, as `torchrun` would start them."""
+"""Several processes of a program that work together, as `torchrun` would start them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the joints promise: a method of one's own trains, saves, loads, exports and grows without touching the package."""
+"""What the joints promise: a method of one's own needs a file of its own, and no change to the package."""
 
 from __future__ import annotations
 

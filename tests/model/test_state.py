@@ -144,7 +144,8 @@ def test_importing_the_package_hooks_into_nothing():
     script = """
 import torch, peft, peft.tuners.tuners_utils
 from torch.nn.modules import module
-hooks = {name: len(value) for name, value in vars(module).items() if name.startswith("_global_") and hasattr(value, "__len__")}
+containers = {name: value for name, value in vars(module).items() if name.startswith("_global_")}
+hooks = {name: len(value) for name, value in containers.items() if hasattr(value, "__len__")}
 classes = {(m, name): value for m in (peft, torch.nn) for name, value in vars(m).items() if isinstance(value, type)}
 attributes = {cls: dict(vars(cls)) for cls in {*classes.values()}}
 import jscpt_peft
@@ -244,7 +245,7 @@ def test_a_compiled_base_is_refused_before_anything_changes(tmp_path, compiled):
         clip.vision_model = torch.compile(clip.vision_model)
     config = JSCPTConfig(tasks=prompted.TASKS, class_token_ids=prompted.class_token_ids())
     for put in (lambda: get_peft_model(base, config), lambda: PeftModel.from_pretrained(base, tmp_path)):
-        with pytest.raises((TypeError, ValueError), match="OptimizedModule.*"):
+        with pytest.raises((TypeError, ValueError), match="OptimizedModule"):
             put()
     assert isinstance(clip, CLIPModel) and not any("jscpt" in name for name, _ in clip.named_parameters())
 

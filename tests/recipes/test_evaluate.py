@@ -14,7 +14,10 @@ import train
 import yaml
 from arguments import parse
 from evaluated_model import EvaluatedModelArguments
+<<<<<<< HEAD
 from jscpt_peft.model.backbones.clip_text import PromptedCLIPText
+=======
+>>>>>>> recipes
 from paths import RECIPES, ROOT, TINY_CLIP, load_recipe
 from peft import LoraConfig, PeftModel, get_peft_model
 from recipe_runs import CLASSES, TASKS, draw_images, fails
@@ -25,6 +28,7 @@ from jscpt_peft import JSCPTConfig
 from jscpt_peft.data import load_task_set, read_column
 from jscpt_peft.data.corruptions import CORRUPTIONS, corrupt
 from jscpt_peft.evaluation import reliability
+from jscpt_peft.model.backbones.clip_text import PromptedCLIPText
 
 evaluate = load_recipe("evaluate")
 FIGURES = ["accuracy.png", "confusion.png", "reliability.png"]
