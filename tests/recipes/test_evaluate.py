@@ -14,10 +14,6 @@ import train
 import yaml
 from arguments import parse
 from evaluated_model import EvaluatedModelArguments
-<<<<<<< HEAD
-from jscpt_peft.model.backbones.clip_text import PromptedCLIPText
-=======
->>>>>>> recipes
 from paths import RECIPES, ROOT, TINY_CLIP, load_recipe
 from peft import LoraConfig, PeftModel, get_peft_model
 from recipe_runs import CLASSES, TASKS, draw_images, fails
