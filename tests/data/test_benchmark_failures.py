@@ -69,23 +69,21 @@ def test_rows_are_those_of_one_commit(tmp_path):
 @pytest.mark.slow
 def test_what_may_pass_stops_the_run_and_nothing_else_is_tried(tmp_path):
     """Another place would be other images for the same command."""
-    first, second = BENCHMARKS["caltech101"].hub
+    second = BENCHMARKS["caltech101"].hub[1]
     archive, frames = BENCHMARKS["ucf101"].hub
     cut, eurosat = "data/test-00001-of-00002.parquet", BENCHMARKS["eurosat"].hub[0]
     with Hub() as hub:
         files = benchmark_data.repository("eurosat", eurosat)
         files[cut] = files[cut][:-1000]
         hub.add(eurosat.repository, files, kind="datasets", revision=eurosat.revision)
-        commit = publish(hub, "caltech101", first)
+        caltech, dtd, pets = (publish(hub, name) for name in ("caltech101", "dtd", "oxford_pets"))
         publish(hub, "caltech101", second)
-        publish(hub, "dtd")
-        publish(hub, "oxford_pets")
         hub.add(archive.repository, {archive.file: b"not a zip file"}, revision=archive.revision)
         publish(hub, "ucf101", frames)
         hub.failing = {
-            f"caltech101/resolve/{commit}/README.md": 503,  # `datasets`: "Couldn't find any data file"
-            "dtd/data/train-00001-of-00002.parquet": 429,
-            "oxford-iiit-pet/data/train-00000-of-00002.parquet": 502,
+            f"{caltech}/README.md": 503,  # `datasets`: "Couldn't find any data file"
+            f"{dtd}/data/train-00001-of-00002.parquet": 429,
+            f"{pets}/data/train-00000-of-00002.parquet": 502,
             archive.file: 503,
         }
         names = ("caltech101", "dtd", "oxford_pets", "ucf101", "eurosat")
