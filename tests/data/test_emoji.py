@@ -14,7 +14,7 @@ from jscpt_peft.data.emoji import STYLES, emoji_task_set
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
-    """The published task set's files, all of them the same picture."""
+    """The published task set's files, all of them the same image."""
     folder = tmp_path_factory.mktemp("built")
     Image.new("RGB", (4, 4)).save(folder / "one.png")
     for style in STYLES:
