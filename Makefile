@@ -47,9 +47,10 @@ test: $(VENV)/.test-installed ## run all tests, the slow ones too
 	@# Two files at a time, each on one thread: most tests are too small for more, or wait for processes to start.
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
-lint: $(VENV)/.ruff-installed ## check style and format
+lint: $(VENV)/.linters-installed ## check style, format and who imports whom
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache >/dev/null || $(BIN)/lint-imports --no-cache
 
 docs: $(VENV)/.docs-installed ## build the documentation: build/site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -87,9 +88,9 @@ $(VENV)/.test-installed: pyproject.toml constraints.txt $(VENV)/.torch-installed
 	@$(PIP) install -c constraints.txt -e '.[test]'
 	@touch $(VENV)/.installed $@  # the demo needs nothing more
 
-$(VENV)/.ruff-installed: constraints.txt $(VENV)/.made
-	@echo "Installing ruff ..."
-	@$(PIP) install -c constraints.txt ruff
+$(VENV)/.linters-installed: constraints.txt $(VENV)/.made
+	@echo "Installing the linters ..."
+	@$(PIP) install -c constraints.txt import-linter ruff
 	@touch $@
 
 $(VENV)/.docs-installed: pyproject.toml constraints.txt $(VENV)/.torch-installed

@@ -1,4 +1,4 @@
-"""A mkdocs hook: tables of options, made from the dataclasses, so that a new field appears by itself.
+"""Hooks of mkdocs: tables of options, made from the dataclasses, so that a new field appears by itself.
 
 A line `<!-- options: package.module.Class -->` in a page becomes a table of the fields that the class itself declares,
 and `<!-- methods -->` a table of the methods.
@@ -22,6 +22,11 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs with the text of every page."""
     markdown = OPTIONS.sub(lambda found: option_table(*found.groups()), markdown)
     return markdown.replace(METHODS_MARKER, method_table()) if METHODS_MARKER in markdown else markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Called by mkdocs with every page as HTML: docstrings name objects in brackets, as PEFT's do."""
+    return re.sub(r"\[(<code>[\w.]+</code>)\](?!\()", r"\1", html)
 
 
 def option_table(module: str, name: str) -> str:

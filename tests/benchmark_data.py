@@ -1,6 +1,6 @@
 """Small copies of the benchmarks, with exactly the documented schemas: parquet repositories and folders on disk.
 
-A picture's colour says what it shows (see `colour`), so that a test can tell whether a row's picture is the right one.
+An image's colour says what it shows (see `colour`), so that a test can tell whether a row's image is the right one.
 """
 
 from __future__ import annotations
@@ -58,18 +58,18 @@ def raw_names(name: str) -> list[str]:
 
 
 def colour(label: int, number: int, domain: int = 0) -> tuple[int, int, int]:
-    """Of picture `number` of a class in a domain, each counted in the order of the names."""
+    """Of image `number` of a class in a domain, each counted in the order of the names."""
     return label % 256, number % 256, 40 * domain + 20 * (label // 256)
 
 
 def shown(image: Image.Image) -> tuple[int, int, int]:
-    """(label, number, domain) of a picture; exact for PNG, to about 2 for JPEG."""
+    """(label, number, domain) of an image; exact for PNG, to about 2 for JPEG."""
     red, green, blue = image.convert("RGB").getpixel((4, 4))
     return red + 256 * round(blue % 40 / 20), green, blue // 40
 
 
 @cache
-def picture(*rgb: int, suffix: str = "png") -> bytes:
+def encoded(*rgb: int, suffix: str = "png") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), rgb).save(buffer, "PNG" if suffix == "png" else "JPEG", quality=95)
     return buffer.getvalue()
@@ -81,7 +81,7 @@ def picture(*rgb: int, suffix: str = "png") -> bytes:
 def repository(
     name: str, place: HubTable, per_class: dict[str, int] | None = None, filling: bytes = b"", shards: int = 2
 ) -> dict[str, bytes]:
-    """The files of a data set repository: path -> content; `filling` follows the bytes of every picture."""
+    """The files of a data set repository: path -> content; `filling` follows the bytes of every image."""
     benchmark = BENCHMARKS[name]
     tables = {}
     for split, ours in place.splits.items():
@@ -115,7 +115,7 @@ def images(benchmark: Benchmark, place: HubTable, count: int, filling: bytes = b
     for label in range(len(names)):
         for number_of_domain, domain in enumerate(domains):
             for number in range(count):
-                content = picture(*colour(label, number, number_of_domain))
+                content = encoded(*colour(label, number, number_of_domain))
                 columns["image"].append({"bytes": content + filling, "path": f"{number}.png"})
                 columns[place.label].append(label)
                 if place.domain:
@@ -140,7 +140,7 @@ def frames(name: str, clips: int) -> datasets.Dataset:
             for frame in sorted(range(length), key=lambda each: (each * 2) % length):
                 middle = frame == length // 2
                 rgb = colour(label, clip) if middle else (0, 255, 255)
-                columns["image"].append({"bytes": picture(*rgb), "path": None})
+                columns["image"].append({"bytes": encoded(*rgb), "path": None})
                 columns["video_id"].append(f"v_{raw}_g01")
                 columns["clip_id"].append(f"c{clip:02}")
                 columns["frame"].append(frame)
@@ -189,11 +189,11 @@ def libmtl_lists(root: Path) -> None:
 
 def write(path: Path, label: int, number: int, domain: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture(*colour(label, number, domain), suffix=path.suffix[1:]))
+    path.write_bytes(encoded(*colour(label, number, domain), suffix=path.suffix[1:]))
 
 
 def _items(name: str, counts: dict[str, int]) -> Iterator[tuple[str, int, str, int]]:
-    """(CoOp's split, label, raw name, number of the picture in its class)."""
+    """(CoOp's split, label, raw name, number of the image in its class)."""
     for label, raw in enumerate(sorted(raw_names(name))):
         number = 0
         for theirs, ours in COOP_SPLITS.items():

@@ -27,7 +27,9 @@ from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
-NOT_OF_PROGRAMS = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "recipes")]  # pytest's own `pythonpath`
+from paths import ROOT
+
+NOT_OF_PROGRAMS = [str(ROOT / name) for name in ("tests", "recipes", "tools")]  # on the path of tests alone
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["preloaded", __name__])

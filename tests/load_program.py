@@ -28,7 +28,7 @@ def summary(options: dict[str, Any]) -> dict[str, Any]:
             "template": task.template,
             "keys": {split: read_column(table, "key") for split, table in tables.items()},
             "labels": {split: read_column(table, "label") for split, table in tables.items()},
-            # (label, number, domain) of every tenth picture
+            # (label, number, domain) of every tenth image
             "shown": {
                 split: [shown(tables[split][index]["image"]) for index in range(0, len(tables[split]), 10)]
                 for split in ("train", "test")

@@ -1,4 +1,4 @@
-"""Several processes of a program that work together, as `torchrun` would start them: `training_program.py`, recipes."""
+"""Several processes of a program that work together, as `torchrun` would start them."""
 
 from __future__ import annotations
 

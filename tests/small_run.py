@@ -54,7 +54,7 @@ class Spoiled(torch.utils.data.Dataset):
         return {**item, "pixel_values": item["pixel_values"] * torch.inf} if spoiled else item
 
 
-def trainer(output_dir, model=None, callbacks=None, sizes=None, **options) -> JSCPTTrainer:
+def trainer(output_dir, model=None, callbacks=None, sizes=None, weighting=None, **options) -> JSCPTTrainer:
     """A `JSCPTTrainer` on these pictures; `options` are those of `JSCPTTrainingArguments`, `sizes` replace `SIZES`."""
     sizes = {**SIZES, **(sizes or {})}
     defaults = {
@@ -77,6 +77,7 @@ def trainer(output_dir, model=None, callbacks=None, sizes=None, **options) -> JS
         dev_dataset=pictures("dev", sizes["dev"]),
         eval_dataset=pictures("validation", sizes["validation"]),
         callbacks=callbacks,
+        weighting=weighting,
     )
 
 

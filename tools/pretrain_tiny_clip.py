@@ -1,7 +1,6 @@
 """Pretrain the tiny CLIP of `recipes/assets/tiny-clip` on captioned `shapes` scenes and, if there are any, emoji.
 
     python tools/pretrain_tiny_clip.py --output_dir outputs/tiny-clip --emoji_root ../emoji
-    python tools/pretrain_tiny_clip.py --evaluate_only recipes/assets/tiny-clip --emoji_root ../emoji
 
 Of the emoji it reads only those that `captions.jsonl` assigns to pretraining: the emoji of the tasks stay unseen.
 """
@@ -27,19 +26,13 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer, Hf
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from jscpt_peft.data.drawing import IMAGE_SIZE
-from jscpt_peft.data.folder import folder_task_set
-from jscpt_peft.data.shapes import shapes_task_set
-from jscpt_peft.data.task import Task
 
 
 @dataclass
 class PretrainingArguments:
     """Everything that the command line can set."""
 
-    output_dir: str | None = field(default=None, metadata={"help": "Where the model is written."})
-    evaluate_only: str | None = field(
-        default=None, metadata={"help": "A model to print the zero-shot figures of; nothing is trained."}
-    )
+    output_dir: str = field(metadata={"help": "Where the model is written."})
     emoji_root: str | None = field(
         default=None, metadata={"help": "A folder made by prepare_emoji.py: pretrain/, tasks/ and captions.jsonl."}
     )
@@ -210,46 +203,9 @@ def pretrain(
     model.eval()
 
 
-@torch.no_grad()
-def zero_shot_accuracy(model: CLIPModel, processor: CLIPProcessor, task: Task) -> float:
-    """Share of the task's test images whose nearest class text is that of their class."""
-    texts = [task.template.format(name) for name in task.class_names]
-    class_embeds = model.get_text_features(
-        **processor.tokenizer(texts, padding=True, return_tensors="pt")
-    ).pooler_output
-    correct = 0
-    for batch in task.test.iter(batch_size=128):
-        pixels = processor.image_processor(batch["image"], return_tensors="pt")["pixel_values"]
-        image_embeds = model.get_image_features(pixel_values=pixels).pooler_output
-        predictions = (image_embeds @ normalize(class_embeds, dim=-1).T).argmax(dim=-1)
-        correct += (predictions == torch.tensor(batch["label"])).sum().item()
-    return correct / len(task.test)
-
-
-def print_zero_shot(model: CLIPModel, processor: CLIPProcessor, emoji_root: Path | None) -> None:
-    """Zero-shot accuracy on the test sets of `shapes` (seed 1) and of the emoji tasks."""
-    task_sets = {"shapes": shapes_task_set(seed=1)}
-    if emoji_root is not None:
-        task_sets["emoji"] = folder_task_set(emoji_root / "tasks")
-    for name, task_set in task_sets.items():
-        accuracies = {task.name: zero_shot_accuracy(model, processor, task) for task in task_set}
-        print(
-            f"zero-shot {name} ({len(task_set.tasks[0].class_names)} classes), template {task_set.tasks[0].template!r}"
-        )
-        for task, accuracy in accuracies.items():
-            print(f"  {task:12} {100 * accuracy:5.1f} %")
-        print(f"  {'mean':12} {100 * np.mean(list(accuracies.values())):5.1f} %", flush=True)
-
-
 def main(arguments: PretrainingArguments) -> None:
     torch.set_num_threads(arguments.threads)
     emoji_root = None if arguments.emoji_root is None else Path(arguments.emoji_root)
-    if arguments.evaluate_only is not None:
-        model = CLIPModel.from_pretrained(arguments.evaluate_only).eval()
-        print_zero_shot(model, CLIPProcessor.from_pretrained(arguments.evaluate_only), emoji_root)
-        return
-    if arguments.output_dir is None:
-        raise ValueError("`output_dir` is None: say where to write the model, or give `evaluate_only`.")
     set_seed(arguments.seed)
     sources = [(draw_scenes(arguments.scenes, arguments.seed), arguments.batch_size)]
     if emoji_root is not None:
@@ -267,7 +223,6 @@ def main(arguments: PretrainingArguments) -> None:
     pretrain(model, processor, sources, arguments)
     model.save_pretrained(arguments.output_dir)
     processor.save_pretrained(arguments.output_dir)
-    print_zero_shot(model, processor, emoji_root)
 
 
 if __name__ == "__main__":

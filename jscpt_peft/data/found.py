@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import datasets
 from PIL import Image
@@ -22,19 +22,8 @@ FoundTask = dict[str, dict[str, list[str]]]
 """Split (`train`, `validation`, `test` or `POOL`) -> class -> keys."""
 
 
-class Images(Protocol):
-    """How the images of a source are stored in a column and opened from it. No image is ever held in memory."""
-
-    feature: Any  # the column's type
-
-    def stored(self, keys: Sequence[str]) -> list:
-        """What the column holds for each of `keys`."""
-
-    def opened(self, dataset: datasets.Dataset) -> datasets.Dataset:
-        """`dataset` so that its column `image` gives PIL images on access."""
-
-    def open(self, key: str) -> Image.Image:
-        """The image that `key` names."""
+# How the images of a source are stored in a column (`feature`, `stored`), opened from a data set (`opened`) and one by
+# one (`open`): FilesOnDisk or RowsOfTables. No image is ever held in memory.
 
 
 @dataclass(frozen=True)
@@ -87,6 +76,9 @@ class RowsOfTables:
 
     def _image(self, place: dict) -> Image.Image:
         return self.tables[place["split"]][place["row"]]["image"]
+
+
+Images = FilesOnDisk | RowsOfTables
 
 
 def without_unreadable(found: Mapping[str, FoundTask], images: Images, place: object) -> dict[str, FoundTask]:

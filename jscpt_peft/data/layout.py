@@ -14,13 +14,9 @@ from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask, without_unreadab
 logger = logging.getLogger(__name__)
 
 LAYOUT = "expected ROOT/<task>/<class>/<image> or ROOT/<task>/{train,validation,test}/<class>/<image>"
-SPLIT_FOLDERS = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "test": "test",
-}
+SPLIT_FOLDERS = {split: split for split in ("train", "validation", "test")} | dict.fromkeys(
+    ("val", "valid"), "validation"
+)
 
 
 def find_images(data_root: str | Path, skip_bad_images: bool = False) -> dict[str, FoundTask]:
@@ -76,7 +72,7 @@ class ImageSearch:
         # a class may be called "train": a split folder is one with folders in it
         splits = [folder for folder in folders if folder.name in SPLIT_FOLDERS and _folders(folder)]
         if not splits:
-            return {POOL: self.classes(folders)}
+            return {POOL: self._classes(folders)}
         others = [folder.name for folder in folders if folder.name not in SPLIT_FOLDERS]
         if others:
             raise ValueError(
@@ -88,7 +84,7 @@ class ImageSearch:
             split = SPLIT_FOLDERS[folder.name]
             if split in found:
                 raise ValueError(f"`data_root`: {str(task)!r} has two folders for {split!r}: merge them.")
-            found[split] = self.classes(_folders(folder))
+            found[split] = self._classes(_folders(folder))
         for split in ("train", "test"):
             if split not in found:
                 raise ValueError(
@@ -97,7 +93,7 @@ class ImageSearch:
                 )
         return found
 
-    def classes(self, folders: list[Path]) -> dict[str, list[str]]:
+    def _classes(self, folders: list[Path]) -> dict[str, list[str]]:
         return {folder.name: self.images(folder) for folder in folders}
 
     def images(self, folder: Path) -> list[str]:

@@ -6,19 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-
-from .backbones.double_backward import is_double_backward
-
-
-def precision_mode(device_type: str) -> tuple:
-    """What else results depend on: autocast, the kernels in use, and inference mode."""
-    return (
-        torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
-        is_double_backward(),  # other kernels, which differ in the last bits
-        torch.is_inference_mode_enabled(),  # tensors made in inference mode cannot take part in autograd later
-    )
 
 
 class CacheKey:

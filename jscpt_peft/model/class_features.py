@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .backbones import Backbone
-from .cache import Cache, CacheKey, precision_mode
+from .backbones.double_backward import precision_mode
+from .cache import Cache, CacheKey
 from .class_texts import ClassTexts
 from .task_context import deterministic
 

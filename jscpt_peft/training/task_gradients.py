@@ -168,6 +168,9 @@ def shared_gramian(model: PeftModel, gradients: TaskParameters) -> Tensor:
     """
     task_parameters = model.task_parameters()
     prompts = {tower: task_parameters[tower] for tower in TOWER_NAMES if tower in gradients}
+    if not prompts:
+        first = next(iter(gradients.values()))
+        return first.new_zeros(len(first), len(first))
     shared = model.task_adapter.prompts.shared_gradients(prompts, {tower: gradients[tower] for tower in prompts})
     shared = shared.detach() if shared.device.type == "mps" else shared.detach().double()  # which has no float64
     return shared @ shared.T

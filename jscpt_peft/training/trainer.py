@@ -205,6 +205,7 @@ class JSCPTTrainer(Publishing, Checkpointing):
             weights = self.weighting(step.signals(number, gramian))
         except FloatingPointError as error:  # of an aggregator
             raise FloatingPointError(f"{error} {self.save_last_good_state()}") from error
+        explanation = self.weighting.log()  # before Ω changes
         upper, usable = None, int(step.usable.sum())
         if batches and self.weighting.depends_on_omega(usable):
             damping = self.args.neumann_damping
@@ -217,7 +218,7 @@ class JSCPTTrainer(Publishing, Checkpointing):
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
         epoch, after = number / self._steps_per_epoch(), self.weighting.learned()
-        self.step_log.append(number, epoch, step, weights, self.weighting.log(), learned, after, gradients, upper)
+        self.step_log.append(number, epoch, step, weights, explanation, learned, after, gradients, upper)
 
     def _steps_per_epoch(self) -> int:
         batches = len(self.callback_handler.train_dataloader)

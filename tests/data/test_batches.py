@@ -23,7 +23,7 @@ def task_of(index):
 
 @pytest.fixture
 def splits(tmp_path):
-    """Two tasks of 4 and 3 pictures, each of one grey level of its own, with groups."""
+    """Two tasks of 4 and 3 images, each of one grey level of its own, with groups."""
     built = []
     for task_id, size in enumerate((4, 3)):
         paths = []
@@ -56,6 +56,8 @@ def test_an_epoch_is_one_pass_over_the_largest_task_and_cycles_the_others():
     assert [counts[index] for index in range(5, 28)] == [1] * 23
     assert {counts[index] for index in range(0, 5)} == {4, 5}  # 23 draws of 5 items
     assert {counts[index] for index in range(28, 40)} == {1, 2}
+    beyond = [index for number in range(10) for index, _ in TaskBalancedBatchSampler((4,), 2).batch(number)]
+    assert Counter(beyond) == Counter({index: 5 for index in range(4)})
     filled = Counter(index for batch in TaskBalancedBatchSampler(SIZES, 4) for index, _ in batch)
     assert sum(filled[index] - 1 for index in range(5, 28)) == 1  # 6 batches of 4 hold 23 items and one more
 
@@ -69,15 +71,6 @@ def test_short_tasks_are_reshuffled_in_every_cycle_and_all_tasks_in_every_epoch(
     cycles = [tuple(epoch[start : start + 5]) for epoch in epochs for start in (0, 5, 10, 15)]
     assert all(sorted(cycle) == [0, 1, 2, 3, 4] for cycle in cycles)
     assert len(set(cycles)) >= 7  # 8 draws out of 120 orders
-
-
-def test_draws_are_unique_over_epochs_within_a_task():
-    sampler = TaskBalancedBatchSampler(SIZES, 4)
-    draws = []
-    for epoch in range(3):
-        sampler.set_epoch(epoch)
-        draws += [(task_of(index), draw) for batch in sampler for index, draw in batch]
-    assert len(set(draws)) == len(draws) == 3 * 3 * 6 * 4
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -105,15 +98,11 @@ def test_a_batch_is_a_pure_function_of_seed_epoch_and_number():
     resumed = TaskBalancedBatchSampler(SIZES, 4, seed=1)
     resumed.set_epoch(2)
     batches = list(sampler)
+    draws = [(task_of(index), draw) for epoch in range(3) for n in range(6) for index, draw in sampler.batch(n, epoch)]
+    assert len(set(draws)) == len(draws) == 3 * 3 * 6 * 4  # each is drawn once in the run
     assert [resumed.batch(number, epoch=2) for number in (5, 3, 0)] == [batches[5], batches[3], batches[0]]
     assert list(resumed)[3:] == batches[3:]
     assert list(TaskBalancedBatchSampler(SIZES, 4, seed=2)) != list(TaskBalancedBatchSampler(SIZES, 4, seed=1))
-
-
-def test_batches_beyond_the_epoch_cycle_on():
-    sampler = TaskBalancedBatchSampler((4,), 2)
-    stream = [index for number in range(10) for index, _ in sampler.batch(number)]
-    assert Counter(stream) == Counter({index: 5 for index in range(4)})
 
 
 def test_a_set_epoch_while_iterating_counts_from_the_next_iteration_on():

@@ -16,149 +16,112 @@ from jscpt_peft.data.hub_stream import facts_of_selection
 SPLITS = ("train", "validation", "dev", "test")
 
 
+AGAIN = "The Hub or the network failed, which may pass: run the same command again."
+
+
 @pytest.mark.slow
 def test_no_network_and_nothing_cached(tmp_path):
     with Hub() as hub:
-        offline, _ = load(hub, tmp_path, {"name": "dtd"}, {"name": "ucf101"}, HF_DATASETS_OFFLINE="1")
+        (offline,), _ = load(hub, tmp_path, {"name": "dtd"}, HF_DATASETS_OFFLINE="1")
         assert hub.requests == []
-    unreachable, _ = load(hub, tmp_path, {"name": "dtd"})  # the server is gone
-    for found in (*offline, *unreachable):
+    unreachable, _ = load(hub, tmp_path, {"name": "dtd"}, {"name": "ucf101"})  # the server is gone
+    for found in (offline, *unreachable):
         assert "cannot be read from the Hub" in found["error"]
         assert "Without network give `data_root`" in found["error"]
-    assert "`HF_DATASETS_OFFLINE` or `HF_HUB_OFFLINE` is set" in offline[0]["error"]
+    assert "`HF_DATASETS_OFFLINE` or `HF_HUB_OFFLINE` is set" in offline["error"]
+    for found in unreachable:
+        assert "ConnectError: [Errno 111] Connection refused" in found["error"] and AGAIN in found["error"]
+    assert "flwrlabs" not in unreachable[1]["error"]  # the second place is not tried
 
 
 @pytest.mark.slow
 def test_rows_are_those_of_one_commit(tmp_path):
     """What is loaded, kept, remembered offline and named in a manifest is a commit, not a branch that moves."""
     dtd, cars = BENCHMARKS["dtd"].hub[0], BENCHMARKS["stanford_cars"].hub[0]
-    small, large = ({"train": each, "test": each, "pool": each} for each in (4, 6))
     ask = {"name": "dtd,stanford_cars", "train_fraction": 1.0}
+
+    def commits(hub, count):
+        sizes = dict.fromkeys(("train", "test", "pool"), count)
+        names = {"dtd": dtd, "stanford_cars": cars}
+        return [publish(hub, name, place, per_class=sizes) for name, place in names.items()]
+
     with Hub() as hub:
-        old = [
-            hub.add(dtd.repository, benchmark_data.repository("dtd", dtd, small), kind="datasets"),
-            hub.add(cars.repository, benchmark_data.repository("stanford_cars", cars, small), kind="datasets"),
-        ]
+        old = commits(hub, 4)
         (before,), _ = load(hub, tmp_path, ask)
-        new = [
-            hub.add(dtd.repository, benchmark_data.repository("dtd", dtd, large), kind="datasets"),
-            hub.add(cars.repository, benchmark_data.repository("stanford_cars", cars, large), kind="datasets"),
-        ]
+        new = commits(hub, 6)
+        hub.failing = {f"{new[0]}/README.md": 503}  # `datasets` then takes the older commit
+        (broken,), _ = load(hub, tmp_path, ask)
+        hub.failing = {}
         (after, again), _ = load(hub, tmp_path, ask, {"name": ask["name"], "manifest": before["manifest"]})
-        named = [f"{dtd.repository}@{old[0]}", f"{cars.repository}@{old[1]}"]
-        assert list(before["manifest"]["options"]["sources"].values()) == named
-        assert [each.split("@")[1] for each in after["manifest"]["options"]["sources"].values()] == new
-        for task, classes in (("dtd", 47), ("stanford_cars", 196)):
-            images = [sum(len(each["tasks"][task]["keys"][split]) for split in SPLITS) for each in (before, after)]
-            assert images[0] < images[1] and len(after["tasks"][task]["keys"]["test"]) > classes
-        assert again["tasks"] == before["tasks"]  # the manifest's own commit, although the branch has moved on
         offline, _ = load(hub, tmp_path, ask, {"name": "dtd", "revision": old[0]}, HF_DATASETS_OFFLINE="1")
+    assert f"the cache holds {dtd.repository}@{old[0]}, not @{new[0]}" in broken["error"] and AGAIN in broken["error"]
+    for found, oids in ((before, old), (after, new)):
+        named = [f"{place.repository}@{oid}" for place, oid in zip((dtd, cars), oids, strict=True)]
+        assert list(found["manifest"]["options"]["sources"].values()) == named
+    for task in ("dtd", "stanford_cars"):
+        images = [sum(len(each["tasks"][task]["keys"][split]) for split in SPLITS) for each in (before, after)]
+        assert images[0] < images[1]
+    assert again["tasks"] == before["tasks"]  # the manifest's own commit, although the branch has moved on
     assert offline[0]["tasks"] == after["tasks"]
-    # Without network `datasets` would take the newest copy for any commit.
     assert f"the cache holds tanganke/dtd@{new[0]}, not @{old[0]}" in offline[1]["error"]
 
 
 @pytest.mark.slow
-def test_a_damaged_archive_is_named_and_nothing_else_is_tried(tmp_path):
-    archive = BENCHMARKS["ucf101"].hub[0]
+def test_what_may_pass_stops_the_run_and_nothing_else_is_tried(tmp_path):
+    """Another place would be other images for the same command."""
+    second = BENCHMARKS["caltech101"].hub[1]
+    archive, frames = BENCHMARKS["ucf101"].hub
+    cut, eurosat = "data/test-00001-of-00002.parquet", BENCHMARKS["eurosat"].hub[0]
     with Hub() as hub:
+        files = benchmark_data.repository("eurosat", eurosat)
+        files[cut] = files[cut][:-1000]
+        hub.add(eurosat.repository, files, kind="datasets", revision=eurosat.revision)
+        caltech, dtd, pets = (publish(hub, name) for name in ("caltech101", "dtd", "oxford_pets"))
+        publish(hub, "caltech101", second)
         hub.add(archive.repository, {archive.file: b"not a zip file"}, revision=archive.revision)
-        publish(hub, "ucf101", BENCHMARKS["ucf101"].hub[1])
-        (found,), _ = load(hub, tmp_path, {"name": "ucf101"})
-        assert not any("flwrlabs" in path for _, path in hub.requests)
-    assert "is damaged (File is not a zip file): delete it, and it is downloaded again" in found["error"]
-
-
-# ---- failures that may pass -----------------------------------------------------------------------------------------
-
-AGAIN = "The Hub or the network failed, which may pass: run the same command again."
+        publish(hub, "ucf101", frames)
+        hub.failing = {
+            f"{caltech}/README.md": 503,  # `datasets`: "Couldn't find any data file"
+            f"{dtd}/data/train-00001-of-00002.parquet": 429,
+            f"{pets}/data/train-00000-of-00002.parquet": 502,
+            archive.file: 503,
+        }
+        names = ("caltech101", "dtd", "oxford_pets", "ucf101", "eurosat")
+        broken, _ = load(hub, tmp_path, *({"name": name} for name in names))
+        hub.failing = {}
+        (damaged, again), _ = load(hub, tmp_path, {"name": "ucf101"}, {"name": "dtd", "shots": 1})
+        tried = {path for _, path in hub.requests}
+    assert not any(place.repository in path for place in (second, frames) for path in tried)
+    for found, status in zip(broken, ("503 ", "429 ", "502 ", "503 ", "ArrowInvalid: "), strict=True):
+        assert status in found["error"] and AGAIN in found["error"], found["error"]
+    assert f"delete *--timm--eurosat-rgb in {tmp_path / 'hub'} first" in broken[-1]["error"]
+    assert list((tmp_path / "hub").glob("*--timm--eurosat-rgb"))
+    assert "is damaged (File is not a zip file): delete it, and it is downloaded again" in damaged["error"]
+    assert again.get("error") is None
 
 
 @pytest.mark.slow
-class TestTheHubIsOutOfOrder:
-    """Another place would be other images for the same command: nothing else is tried."""
-
-    def test_503_for_an_archive(self, tmp_path):
-        archive, frames = BENCHMARKS["ucf101"].hub
-        benchmark_data.folder("ucf101", tmp_path / "data")
-        with Hub() as hub:
-            files = {archive.file: benchmark_data.coop_zip("ucf101", tmp_path / "data")}
-            hub.add(archive.repository, files, revision=archive.revision)
-            publish(hub, "ucf101", frames)
-            hub.failing = {archive.file: 503}
-            (broken,), _ = load(hub, tmp_path, {"name": "ucf101", "shots": 1})
-            assert not any(frames.repository in path for _, path in hub.requests)
-            hub.failing = {}
-            (again,), _ = load(hub, tmp_path, {"name": "ucf101", "shots": 1})
-        assert "503" in broken["error"] and archive.file in broken["error"] and AGAIN in broken["error"]
-        assert again["manifest"]["options"]["sources"]["ucf101"] == f"{archive.repository}@{archive.revision}"
-
-    @pytest.mark.parametrize(
-        ("file", "status"),
-        [
-            ("caltech101/resolve/COMMIT/README.md", 503),  # `datasets`: "Couldn't find any data file"
-            ("train-00001-of-00002.parquet", 429),
-            ("train-00000-of-00002.parquet", 502),
-        ],
-    )
-    def test_another_status_for_a_table(self, tmp_path, file, status):
-        first, second = BENCHMARKS["caltech101"].hub
-        with Hub() as hub:
-            commit = publish(hub, "caltech101", first)
-            publish(hub, "caltech101", second)
-            hub.failing = {file.replace("COMMIT", commit): status}
-            (broken,), _ = load(hub, tmp_path, {"name": "caltech101", "shots": 1})
-            assert not any(second.repository in path for _, path in hub.requests)
-        assert f"{status} " in broken["error"] and AGAIN in broken["error"]
-
-    def test_503_while_an_older_commit_is_in_the_cache(self, tmp_path):
-        """`datasets` then takes the older one."""
-        first, second = BENCHMARKS["caltech101"].hub
-        with Hub() as hub:
-            old = publish(hub, "caltech101", first)
-            load(hub, tmp_path, {"name": "caltech101", "shots": 1})
-            new = publish(hub, "caltech101", first, per_class={"pool": 12})
-            publish(hub, "caltech101", second)
-            hub.failing = {f"{new}/README.md": 503}
-            (broken,), _ = load(hub, tmp_path, {"name": "caltech101", "shots": 1})
-            assert not any(second.repository in path for _, path in hub.requests)
-        assert f"the cache holds {first.repository}@{old}, not @{new}" in broken["error"]
-        assert AGAIN in broken["error"]
-
-    def test_no_network(self, tmp_path):
-        with Hub() as hub:
-            publish(hub, "ucf101", BENCHMARKS["ucf101"].hub[1])
-        (broken,), _ = load(hub, tmp_path, {"name": "ucf101"})  # the server is gone
-        assert "ConnectError: [Errno 111] Connection refused" in broken["error"] and AGAIN in broken["error"]
-        assert "flwrlabs" not in broken["error"]
-
-    def test_a_file_that_is_cut_off(self, tmp_path):
-        first, second = BENCHMARKS["caltech101"].hub
-        files = benchmark_data.repository("caltech101", first)
-        path = "data/train-00001-of-00002.parquet"
-        with Hub() as hub:
-            hub.add(first.repository, {**files, path: files[path][:-1000]}, kind="datasets")
-            publish(hub, "caltech101", second)
-            (broken,), _ = load(hub, tmp_path, {"name": "caltech101", "shots": 1})
-            assert not any(second.repository in path for _, path in hub.requests)
-        assert "ArrowInvalid: " in broken["error"] and AGAIN in broken["error"]
-        copies = list((tmp_path / "hub").glob("*--flwrlabs--caltech101"))
-        assert copies and f"delete *--flwrlabs--caltech101 in {tmp_path / 'hub'} first" in broken["error"]
-
-    def test_what_is_not_there_is_still_looked_for_elsewhere(self, tmp_path):
-        """A revision or file that a repository does not have, and one that asks for a licence."""
-        archive, frames = BENCHMARKS["ucf101"].hub
-        with Hub() as hub:
-            publish(hub, "ucf101", frames, per_class={"train": 3, "test": 2})
-            for changes in ({"revision": "main"}, {"revision": archive.revision}, {"gated": True}):
-                hub.repositories.pop(("models", archive.repository), None)
-                hub.add(archive.repository, {"README.md": b""}, **changes)
-                (found,), log = load(hub, tmp_path / "home", {"name": "ucf101", "shots": 1}, token=None)
-                assert found.get("error") is None
-                assert f"ucf101 comes from {frames.repository}" in log
-
-
-# ---- streams --------------------------------------------------------------------------------------------------------
+def test_what_is_not_there_is_looked_for_elsewhere_and_the_log_says_so(tmp_path):
+    """A file that a repository does not have, and a repository that asks for a licence."""
+    archive, frames = BENCHMARKS["ucf101"].hub
+    first, second = BENCHMARKS["caltech101"].hub
+    with Hub() as hub:
+        hub.add(archive.repository, {"README.md": b""}, revision=archive.revision)
+        hub.add(first.repository, {"README.md": b""}, kind="datasets", gated=True)
+        publish(hub, "caltech101", second)
+        publish(hub, "ucf101", frames)
+        (found,), log = load(hub, tmp_path, {"name": "caltech101,ucf101", "shots": 1}, token=None)
+    assert found.get("error") is None
+    for name, place, other in (("caltech101", first, second), ("ucf101", archive, frames)):
+        assert found["manifest"]["options"]["sources"][name] == f"{other.repository}@{other.revision}"
+        assert f"{name} comes from {other.repository}" in log and place.repository in log
+    # the second place of UCF101 holds frames, of which the middle ones are used: the others are (0, 255, 255)
+    ucf = found["tasks"]["ucf101"]
+    assert len(ucf["class_names"]) == 101 and "Clean And Jerk" in ucf["class_names"]
+    names = sorted(benchmark_data.raw_names("ucf101"))
+    for (label, number, _), own in zip(ucf["shown"]["train"], ucf["labels"]["train"][::10], strict=True):
+        assert number < 10
+        assert names[label].replace(" ", "") == ucf["class_names"][own].replace(" ", "")
 
 
 @pytest.mark.slow
@@ -183,55 +146,35 @@ class TestStreams:
         assert not any("/resolve/" in path for _, path in hub.requests)
 
     def test_files_without_a_row_of_use(self, tmp_path):
-        """As DomainNet's of one domain: here a file's rows are all of classes or domains that are dropped."""
-        place = BENCHMARKS["mini_domainnet"].hub[0]
-        orders = ("mixed", "by domain")
+        """Sorted by domain, as DomainNet's: all rows of some files are of domains that are dropped."""
+        benchmark = BENCHMARKS["mini_domainnet"]
+        (place,) = benchmark.hub
         with Hub() as hub:
-            for order in orders:
-                tables = {
-                    split: benchmark_data.images(BENCHMARKS["mini_domainnet"], place, 4) for split in place.splits
-                }
-                if order == "by domain":
-                    tables = {
-                        split: table.select(np.argsort(table["domain"], kind="stable"))
-                        for split, table in tables.items()
-                    }
-                files = benchmark_data.parquet_files(tables, shards=6)
-                hub.add(place.repository, files, kind="datasets", revision=order)
-            asked = [{"name": "mini_domainnet", "shots": 1, "revision": order} for order in orders]
-            found, _ = load(hub, tmp_path, *asked)
-        for order, each in zip(orders, found, strict=True):
-            assert each.get("error") is None
-            assert [len(task["keys"]["test"]) for task in each["tasks"].values()] == [4 * 126] * 4
-            for name, task in each["tasks"].items():
-                domain = sorted(["clipart", "painting", "real", "sketch", "infograph", "quickdraw"]).index(name)
-                assert {shown for _, _, shown in task["shown"]["test"]} == {domain}
-                if order == "by domain":
-                    numbers = [int(key.partition("/")[2]) // (128 * 4) for key in task["keys"]["test"]]
-                    assert set(numbers) == {domain}
+            images = benchmark_data.images(benchmark, place, 4)
+            tables = dict.fromkeys(place.splits, images.select(np.argsort(images["domain"], kind="stable")))
+            files = benchmark_data.parquet_files(tables, shards=6)
+            hub.add(place.repository, files, kind="datasets", revision=place.revision)
+            (found,), _ = load(hub, tmp_path, {"name": "mini_domainnet", "shots": 1})
+        assert found.get("error") is None
+        for name, task in found["tasks"].items():
+            domain = sorted(["clipart", "painting", "real", "sketch", "infograph", "quickdraw"]).index(name)
+            assert {shown for _, _, shown in task["shown"]["test"]} == {domain}
+            numbers = [int(key.partition("/")[2]) // (128 * 4) for key in task["keys"]["test"]]
+            assert set(numbers) == {domain} and len(numbers) == 4 * 126
 
 
 def test_what_decides_which_rows_are_kept():
     """A copy of 18.5 GB is made anew for another selection, not for another word about it."""
     benchmark = BENCHMARKS["mini_domainnet"]
-    place = benchmark.hub[0]
+    (place,) = benchmark.hub
     facts = facts_of_selection(benchmark, place)
+    words = replace(benchmark, template="an image of {}", counts={"clipart": 1}, folder="elsewhere", hub=())
+    assert facts_of_selection(words, replace(place, rows={"train": 1, "test": 1}, tolerance=0.5)) == facts
     for changes in (
-        {"template": "a picture of {}"},
-        {"counts": {"clipart": 1}},
-        {"default_shots": 3},
-        {"folder": "elsewhere"},
-        {"hub": ()},
-    ):
-        assert facts_of_selection(replace(benchmark, **changes), place) == facts, changes
-    for changes in ({"rows": {"train": 1, "test": 1}}, {"tolerance": 0.5}):
-        assert facts_of_selection(benchmark, replace(place, **changes)) == facts, changes
-    classes, domains = benchmark.expected, benchmark.domains
-    for changes in (
-        {"expected": (*classes[1:], "zigzag")},
-        {"domains": {**domains, "quickdraw": "quickdraw"}},
+        {"expected": (*benchmark.expected[1:], "zigzag")},
+        {"domains": {**benchmark.domains, "quickdraw": "quickdraw"}},
         {"dropped": ("whale",)},
-        {"renamed": {"zigzag": classes[0]}},
+        {"renamed": {"zigzag": "zebra"}},
     ):
         assert facts_of_selection(replace(benchmark, **changes), place) != facts, changes
     for changes in ({"label": "class"}, {"domain": None}, {"middle_frame": True}, {"repository": "other/DomainNet"}):

@@ -29,8 +29,8 @@ def copy_of(name, data_root, tmp_path):
     return tmp_path
 
 
-def check_pictures(task_set, label_of_name):
-    """Every picture of every split shows the class that its label says, no picture is in two splits."""
+def check_images(task_set, label_of_name):
+    """Every image of every split shows the class that its label says, none is in two splits."""
     for task in task_set:
         keys = []
         for split in ("train", "validation", "dev", "test"):
@@ -59,24 +59,19 @@ class TestCoOp:
         assert (len(task.train), len(task.test)) == (6 * classes, 2 * classes)
         assert len(task.validation) + len(task.dev) == 2 * classes
         assert abs(len(task.validation) - len(task.dev)) <= classes // 5 + 1
-        check_pictures(task_set, labels)
+        check_images(task_set, labels)
         assert "accuracies on it cannot be compared with published ones" in caplog.text
 
-    def test_shots_are_nested_and_validation_has_at_most_four(self, data_root):
-        sets = {shots: load_task_set("dtd", data_root=data_root, shots=shots).tasks[0] for shots in (1, 5)}
-        keys = {shots: set(read_column(task.train, "key")) for shots, task in sets.items()}
-        assert len(keys[1]) == 47 and len(keys[5]) == 5 * 47 and keys[1] < keys[5]
-        assert len(sets[1].validation) + len(sets[1].dev) == 47
-        assert len(sets[5].validation) + len(sets[5].dev) == 2 * 47  # the file has no more
-        assert read_column(sets[1].test, "key") == read_column(sets[5].test, "key")
-
-    def test_seeds_draw_other_images_and_keep_the_test(self, data_root):
-        first, second, again = (load_task_set("dtd", data_root=data_root, shots=1, seed=s).tasks[0] for s in (1, 2, 1))
-        assert read_column(first.train, "key") == read_column(again.train, "key") != read_column(second.train, "key")
-        assert read_column(first.test, "key") == read_column(second.test, "key")
-
-    def test_five_shots_unless_something_else_is_asked_for(self, data_root):
-        assert len(load_task_set("eurosat", data_root=data_root).tasks[0].train) == 50
+    def test_shots_are_nested_and_seeds_keep_the_test(self, data_root):
+        one, five, other = (
+            load_task_set("dtd", data_root=data_root, shots=shots, seed=seed).tasks[0]
+            for shots, seed in ((1, 1), (5, 1), (1, 2))
+        )
+        keys = [set(read_column(task.train, "key")) for task in (one, five, other)]
+        assert [len(each) for each in keys] == [47, 5 * 47, 47] and keys[0] < keys[1] and keys[0] != keys[2]
+        assert len(one.validation) + len(one.dev) == 47
+        assert len(five.validation) + len(five.dev) == 2 * 47  # the file has no more
+        assert read_column(one.test, "key") == read_column(five.test, "key") == read_column(other.test, "key")
 
 
 class TestDomains:
@@ -88,22 +83,18 @@ class TestDomains:
             assert len(task.train) == 65  # 10 % of ten images a class
             assert len(task.validation) + len(task.dev) == 65
             assert len(task.test) == 8 * 65
-        check_pictures(
+        check_images(
             task_set, {c.replace("_", " "): i for i, c in enumerate(sorted(benchmark_data.raw_names("office_home")))}
         )
         train = {task.name: {key.split("/", 2)[2] for key in read_column(task.train, "key")} for task in task_set}
         assert train["art"] != train["clipart"]  # each task draws for itself
 
-    @pytest.mark.parametrize("spelling", [str.lower, lambda name: name.lower().replace(" ", "_"), str])
-    def test_spellings_of_the_domains_folders(self, data_root, tmp_path, spelling):
+    def test_spellings_of_the_domains_folders(self, data_root, tmp_path):
         root = copy_of("office_home", data_root, tmp_path)
-        for domain in BENCHMARKS["office_home"].domains.values():
-            home = root / "office_home"
-            (home / domain).rename(home / "moved")
-            (home / "moved").rename(home / spelling(domain))
+        (root / "office_home" / "Art").rename(root / "office_home" / "ART")
+        (root / "office_home" / "Real World").rename(root / "office_home" / "real_world")
         there = load_task_set("office_home", data_root=root, shots=2)
-        here = load_task_set("office_home", data_root=data_root, shots=2)
-        assert there.class_names == here.class_names
+        assert there.class_names == load_task_set("office_home", data_root=data_root, shots=2).class_names
         assert [len(task.train) for task in there] == [130] * 4
 
     def test_libmtl_lists(self, data_root, tmp_path):
@@ -129,34 +120,23 @@ class TestDomains:
 
 class TestMixtures:
     def test_several_data_sets(self, data_root):
-        task_set = load_task_set("food101,oxford_flowers, oxford_pets", data_root=data_root, shots=1)
-        assert list(task_set.class_names) == ["food101", "oxford_flowers", "oxford_pets"]
-        assert [set(read_column(task.train, "task_id")) for task in task_set] == [{0}, {1}, {2}]
-        alone = load_task_set("oxford_flowers", data_root=data_root, shots=1).tasks[0]
-        assert read_column(alone.train, "key") == read_column(task_set.tasks[1].train, "key")
-
-    def test_all_ten(self, data_root):
         task_set = load_task_set("few_shot_10", data_root=data_root, shots=1)
         assert list(task_set.class_names) == COOP
+        assert [set(read_column(task.train, "task_id")) for task in task_set] == [{number} for number in range(10)]
         dataset = ImageTaskDataset(task_set.split("train"), lambda image, _: image.size)
         assert dataset[len(dataset) - 1]["pixel_values"] == (8, 8)
 
-    def test_domains_of_the_same_name_are_told_apart(self, data_root):
-        names = list(load_task_set("office_home,mini_domainnet,dtd", data_root=data_root).class_names)
-        assert names == [
+    def test_domains_of_the_same_name_are_told_apart_and_each_has_its_own_protocol(self, data_root):
+        mixed = load_task_set("office_home, mini_domainnet,eurosat", data_root=data_root)
+        assert list(mixed.class_names) == [
             *("art", "office_home_clipart", "product", "real_world"),
-            *("mini_domainnet_clipart", "painting", "real", "sketch", "dtd"),
+            *("mini_domainnet_clipart", "painting", "real", "sketch", "eurosat"),
         ]
-
-    def test_the_same_images_are_drawn_whatever_else_is_loaded(self, data_root):
-        mixed = load_task_set("office_home,mini_domainnet", data_root=data_root, shots=2).tasks[1]
-        alone = load_task_set("office_home", data_root=data_root, shots=2).tasks[1]
+        assert [len(task.train) for task in mixed] == [65] * 4 + [126] * 4 + [5 * 10]
+        # the same images are drawn whatever else is loaded
+        alone = load_task_set("office_home", data_root=data_root).tasks[1]
         for split in ("train", "validation", "dev", "test"):
-            assert read_column(mixed.split(split), "key") == read_column(alone.split(split), "key")
-
-    def test_each_gets_its_own_protocol(self, data_root):
-        task_set = load_task_set("office_home,eurosat", data_root=data_root)
-        assert [len(task.train) for task in task_set] == [65] * 4 + [50]
+            assert read_column(mixed.tasks[1].split(split), "key") == read_column(alone.split(split), "key")
 
 
 class TestBadInput:
@@ -187,14 +167,6 @@ class TestBadInput:
         ):
             load_task_set("dtd", data_root=root)
 
-    def test_images_missing(self, data_root, tmp_path):
-        root = copy_of("eurosat", data_root, tmp_path)
-        (root / "eurosat" / "2750" / "River" / "image_0001.png").unlink()
-        with pytest.raises(
-            FileNotFoundError, match=r"1 of 100 images of eurosat are missing .* 'eurosat/2750/River/image_0001.png'"
-        ):
-            load_task_set("eurosat", data_root=root)
-
     def test_other_classes(self, data_root, tmp_path):
         root = copy_of("office_home", data_root, tmp_path)
         shutil.rmtree(root / "office_home" / "Product" / "TV")
@@ -204,23 +176,12 @@ class TestBadInput:
     def test_a_missing_domain_or_list(self, data_root, tmp_path):
         root = copy_of("mini_domainnet", data_root, tmp_path)
         (root / "domainnet" / "splits_mini" / "real_train.txt").unlink()
-        (root / "domainnet" / "splits_mini" / "real_test.txt").unlink()
         with pytest.raises(FileNotFoundError, match=r"has no list real_train.txt: mini_domainnet belongs there as"):
             load_task_set("mini_domainnet", data_root=root)
-        for missing, there in (("train", "test"), ("test", "train")):
-            shutil.copytree(
-                data_root / "domainnet" / "splits_mini", root / "domainnet" / "splits_mini", dirs_exist_ok=True
-            )
-            (root / "domainnet" / "splits_mini" / f"real_{missing}.txt").unlink()
-            assert (root / "domainnet" / "splits_mini" / f"real_{there}.txt").is_file()
-            with pytest.raises(FileNotFoundError, match=f"has no list real_{missing}.txt"):
-                load_task_set("mini_domainnet", data_root=root)
         shutil.rmtree(root / "domainnet" / "clipart")
         with pytest.raises(FileNotFoundError, match="has no folder 'clipart'"):
             load_task_set("mini_domainnet", data_root=root)
-
-    def test_lists_for_some_domains_only(self, data_root, tmp_path):
-        root = copy_of("office_home", data_root, tmp_path)
+        copy_of("office_home", data_root, tmp_path)
         benchmark_data.libmtl_lists(root)
         for path in (root / "office_home" / "data_txt").rglob("Product_*.txt"):
             path.unlink()
@@ -237,17 +198,18 @@ class TestBadInput:
         path.write_text(json.dumps({**content, "train": content["train"] * 2}))
         with pytest.raises(ValueError, match=r"twice \(task 'dtd': train and train\)"):
             load_task_set("dtd", data_root=root)
-        manifest = load_task_set("dtd", data_root=data_root).manifest
-        manifest["tasks"]["dtd"]["test"].append(manifest["tasks"]["dtd"]["train"][0])
-        with pytest.raises(ValueError, match=r"`manifest` names 'dtd/images/.*' of task 'dtd' twice"):
-            load_task_set("dtd", data_root=data_root, manifest=manifest)
 
-    def test_a_class_whose_images_are_all_unreadable(self, data_root, tmp_path):
+    def test_images_missing_or_unreadable(self, data_root, tmp_path):
         root = copy_of("eurosat", data_root, tmp_path)
         for path in (root / "eurosat" / "2750" / "River").glob("*"):
-            path.write_bytes(b"not a picture")
+            path.write_bytes(b"no image")
         with pytest.raises(ValueError, match="has 9 classes and no 'River' in task 'eurosat', but eurosat has 10"):
             load_task_set("eurosat", data_root=root, skip_bad_images=True)
+        (root / "eurosat" / "2750" / "River" / "image_0001.png").unlink()
+        with pytest.raises(
+            FileNotFoundError, match=r"1 of 100 images of eurosat are missing .* 'eurosat/2750/River/image_0001.png'"
+        ):
+            load_task_set("eurosat", data_root=root)
 
     def test_lists_that_contradict_themselves(self, data_root, tmp_path):
         root = copy_of("mini_domainnet", data_root, tmp_path)
@@ -289,7 +251,7 @@ class TestBadInput:
 
     def test_unreadable_images_are_skipped_where_that_is_asked_for(self, data_root, tmp_path, caplog):
         root = copy_of("eurosat", data_root, tmp_path)
-        (root / "eurosat" / "2750" / "River" / "image_0001.png").write_bytes(b"not a picture")
+        (root / "eurosat" / "2750" / "River" / "image_0001.png").write_bytes(b"no image")
         task = load_task_set("eurosat", data_root=root, train_fraction=1.0, skip_bad_images=True).tasks[0]
         assert len(task.train) == 59
         assert "Skipped 1 unreadable images" in caplog.text and "River/image_0001.png" in caplog.text

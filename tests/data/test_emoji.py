@@ -14,7 +14,7 @@ from jscpt_peft.data.emoji import STYLES, emoji_task_set
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory):
-    """The published task set's files, all of them the same picture."""
+    """The published task set's files, all of them the same image."""
     folder = tmp_path_factory.mktemp("built")
     Image.new("RGB", (4, 4)).save(folder / "one.png")
     for style in STYLES:
@@ -85,7 +85,9 @@ def test_another_task_set_is_told_from_it(changed):
         return str(error.value).split("another task set than emoji: ")[1].split(". Move")[0]
 
     next((changed / "tasks" / "openmoji" / "train" / "heart").iterdir()).unlink()
-    assert difference().startswith("task openmoji has {'test': 249, 'train': 308, 'validation': 125} images instead of")
+    assert difference().startswith(
+        "task openmoji has {'test': 249, 'train': 308, 'validation': 125} images instead of"
+    )
     heart = changed / "tasks" / "twitter" / "test" / "heart"
     heart.rename(heart.with_name("soul"))
     for folder in changed.glob("tasks/openmoji/*"):

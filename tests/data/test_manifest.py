@@ -52,7 +52,7 @@ def test_rows_are_compared_within_one_commit(first, second, counts):
     assert seen_in_training(own, other) == counts
 
 
-def test_drawn_pictures_are_known_by_their_keys():
+def test_drawn_images_are_known_by_their_keys():
     tasks = {"flat": [["1/flat/train/0"], [], [], ["1/flat/test/0"]]}
     others = {"flat": [["2/flat/train/0"], [], [], ["2/flat/test/0"]]}
     assert seen_in_training(manifest(tasks, "shapes"), manifest(others, "shapes")) == {"flat": 0}
@@ -106,6 +106,10 @@ def test_a_file_of_other_content_is_no_manifest(changes, tmp_path):
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(right))
     assert read_manifest(path) == right
+    for text, message in [("{", "is not JSON"), ("[]", "has no 'task_set'"), ('{"task_set": "x"}', "has no 'seed'")]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_manifest(path)
     path.write_text(json.dumps({**right, **changes}))
     with pytest.raises(ValueError, match=r"is no list of images by task and split: give a manifest\.json of a run"):
         read_manifest(path)

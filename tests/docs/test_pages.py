@@ -18,6 +18,7 @@ from jscpt_peft.methods import METHODS
 sys.path.append(str(ROOT / "docs"))
 import option_tables
 
+PATH = re.compile(r"(?<![\w/-])(?:tests|recipes|tools|examples|jscpt_peft)/[\w./-]*\w")
 OF_OTHERS = {"--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port", "--logdir"}
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
@@ -55,6 +56,12 @@ def test_options_in_the_text_exist():
     named = {name for page in PAGES for name in re.findall(r"`(--\w+)", prose(page))}
     assert len(named) > 30
     assert named - known_options() == set()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_files_that_are_named_exist(page):
+    named = set(PATH.findall(page.read_text(encoding="utf-8")))
+    assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
 # ---- tables of options ----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from nbclient import NotebookClient
 from paths import ROOT
 
 NOTEBOOK = ROOT / "examples" / "train_shapes.ipynb"
-SHORTER = {"num_train_epochs=4": "max_steps=2, lower_steps=2", "seed=1)": "seed=1, test_per_class=1)"}
+SHORTER = {"num_train_epochs=4": "max_steps=2, lower_steps=2", "seed=1)": "seed=1, test_per_class=2)"}
 
 
 def test_no_outputs_are_stored():

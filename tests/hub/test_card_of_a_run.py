@@ -15,8 +15,8 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import TrainerCallback
 
+from jscpt_peft import JSCPTPeftModel
 from jscpt_peft.evaluation import results_table, write_results
-from jscpt_peft.model import JSCPTPeftModel
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from jscpt_peft.model.backbones.double_backward import twice_differentiable
-from jscpt_peft.model.cache import Cache, CacheKey, precision_mode
+from jscpt_peft.model.backbones.double_backward import precision_mode, twice_differentiable
+from jscpt_peft.model.cache import Cache, CacheKey
 
 
 def test_same_until_something_changes():

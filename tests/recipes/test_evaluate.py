@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
 import numpy as np
+import processes
 import pytest
 import torch
 import train
@@ -229,21 +229,20 @@ def test_no_recipe_needs_the_library_that_this_one_hides(tmp_path):
     assert process.stdout.split()[-2:] == [str(RECIPES / "evaluate.py"), "False"]
 
 
-def launch(processes, output):
-    words = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes), "--cpu"]
-    words += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    words += [str(RECIPES / "evaluate.py"), "--method", "zero_shot", "--task_set", "shapes", "--use_cpu"]
+def launch(count, output):
+    words = [str(RECIPES / "evaluate.py"), "--method", "zero_shot", "--task_set", "shapes", "--use_cpu"]
     words += ["--output_dir", str(output), "--corruptions", "contrast", "--corruption_images", "7"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    process = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.count("Written to") == 1
+    logs = output.with_suffix(".logs")
+    codes = processes.wait(processes.launch(count, logs, words))
+    said = "".join(processes.output(logs, rank) for rank in range(count))
+    assert codes == [0] * count, said
+    assert said.count("Written to") == 1
     return json.loads((output / "evaluation.json").read_text())
 
 
 @pytest.mark.slow
 def test_two_launched_processes_find_what_one_does(tmp_path):
-    found, by_two = (launch(processes, tmp_path / str(processes)) for processes in (1, 2))
+    found, by_two = (launch(count, tmp_path / str(count)) for count in (1, 2))
     assert [task["images"] for task in found["tasks"].values()] == [400] * 4
     assert found["mean"]["accuracy"] == pytest.approx(0.437, abs=0.001)  # what the README says of zero-shot CLIP
     assert found["worst_group"]["accuracy"] == min(group["accuracy"] for group in found["groups"])

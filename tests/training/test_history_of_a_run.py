@@ -175,7 +175,7 @@ def test_figures_of_a_run_come_from_its_file_alone(tmp_path):
     steps = len(rows) // 2
     figure = prompt_scheduling_figure(history_arrays(rows), TASKS, task=2)
     first, last, *_ = figure.axes
-    assert [axes.get_title(loc="left") for axes in (first, last)] == ["epoch 1", "epoch 2"]
+    assert [axes.get_title() for axes in (first, last)] == ["epoch 1", "epoch 2"]
     for axes, epoch in ((first, rows[:steps]), (last, rows[steps:])):
         (line,) = [line for line in axes.lines if line.get_marker() == "o"]
         assert line.get_ydata().tolist() == [row["causal_effect"][2] for row in epoch]

@@ -151,10 +151,10 @@ def test_series_tends_to_the_closed_form(problem):
 
     step_size = float(2 / (eigenvalues.min() + eigenvalues.max()))  # the best of all fixed ones
     errors = []
-    for terms in (1, 5, 25, 250):
+    for terms in (1, 3, 9, 250):
         series, _ = problem.implicit_gradient(terms, step_size)
         errors.append(float((series - closed_form).norm() / closed_form.norm()))
-    print("relative errors with 1, 5, 25, 250 terms:", *(f"{error:.1e}" for error in errors))
+    print("relative errors with 1, 3, 9, 250 terms:", *(f"{error:.1e}" for error in errors))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-8, f"relative errors {errors}"
 

@@ -13,11 +13,12 @@ from torch import nn
 from transformers import CLIPTextModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..cache import Cache, CacheKey, precision_mode
+from ..cache import Cache, CacheKey
 from ..class_texts import ClassTexts, read_out_positions
 from ..task_context import TaskContext, deterministic, tasks_in_use
 from .attention import KeysValues, block, keys_values
 from .base import PromptedTower
+from .double_backward import precision_mode
 
 
 class StartOfText(NamedTuple):

@@ -55,6 +55,15 @@ def is_double_backward() -> bool:
     return _wanted.get()
 
 
+def precision_mode(device_type: str) -> tuple:
+    """What else results depend on: autocast, the kernels in use, and inference mode."""
+    return (
+        torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
+        is_double_backward(),  # other kernels, which differ in the last bits
+        torch.is_inference_mode_enabled(),  # tensors made in inference mode cannot take part in autograd later
+    )
+
+
 def attention(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float, scale: float
 ) -> Tensor:

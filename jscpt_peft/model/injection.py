@@ -1,0 +1,150 @@
+"""How an adapter is put into a base model: what PEFT asks of a tuner."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from .adapter import TaskAdapter
+from .backbones import BACKBONES, backbone_for
+from .base_model import check_base_model
+from .class_features import ClassFeatures
+from .class_tokens import check_lengths, fill_token_ids
+from .config import JSCPTConfig
+from .layer import AdapterHolder, JSCPTLayer
+from .start import Start
+
+ADAPTERS = "jscpt_adapters"
+
+
+class JSCPTInjection(BaseTuner):
+    """A base model with wrapped layers, and the adapters that they apply.
+
+    Attributes:
+        backbone: the base model with its wrapped layers.
+        class_features: the class features of the adapters.
+    """
+
+    prefix = "jscpt_"
+    tuner_layer_cls = JSCPTLayer
+    target_module_mapping = {"clip": BACKBONES[0].target_modules}  # noqa: RUF012 (PEFT's form)
+
+    def _pre_injection_hook(self, model: nn.Module, config: JSCPTConfig, adapter_name: str) -> None:  # noqa: ARG002
+        self.backbone = backbone_for(self.model)
+        self.class_features = ClassFeatures(self.backbone)
+
+    def _prepare_adapter_config(self, peft_config: JSCPTConfig, model_config: dict) -> JSCPTConfig:  # noqa: ARG002
+        if peft_config.target_modules not in (None, self.backbone.target_modules):
+            raise ValueError(
+                f"`target_modules` is {peft_config.target_modules!r}: leave it out, JSCPT adapts both towers."
+            )
+        peft_config.target_modules = self.backbone.target_modules
+        base = type(self.model)
+        peft_config.auto_mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
+        return peft_config
+
+    def _prepare_model(self, peft_config: JSCPTConfig, model: nn.Module) -> None:  # noqa: ARG002
+        # `model` is the PeftModel when a further adapter is added; `self.model` is the base model in every case.
+        check_base_model(peft_config, self.backbone.sizes)
+        fill_token_ids(peft_config, self.model.config)
+        self._made = self.start_adapter(peft_config, len(peft_config.tasks))  # before any layer is replaced
+
+    def start_adapter(self, config: JSCPTConfig, num_tasks: int, added_task: str | None = None) -> TaskAdapter:
+        """An adapter's parameters at their start.
+
+        Args:
+            config: of the adapter.
+            num_tasks: N, or 1 for the task `added_task` that is to be appended to a trained adapter.
+            added_task: its name.
+
+        Raises:
+            ValueError: a class text does not fit behind the prompts.
+        """
+        words = config.prompt_init_token_ids
+        start = Start(
+            config,
+            self.backbone.sizes,
+            num_tasks,
+            like=self.model.logit_scale,
+            prompt_init=self.backbone.word_embeddings(words).detach() if words else None,
+            added_task=added_task,
+        )
+        adapter = TaskAdapter(start)
+        with torch.no_grad():
+            prompts = adapter.prompts()
+        check_lengths(config, self.model.config, prompts["text"].shape[2] if "text" in prompts else 0)
+        return adapter
+
+    def _create_and_replace(
+        self,
+        peft_config: JSCPTConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,  # noqa: ARG002
+        parameter_name: str | None = None,  # noqa: ARG002
+    ) -> None:
+        layer = target if isinstance(target, JSCPTLayer) else self.backbone.wrap(target)
+        layer.update_layer(adapter_name, peft_config)
+        if isinstance(layer, AdapterHolder):
+            layer.jscpt_adapters[adapter_name] = self._made
+            del self._made
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)
+        if adapter_name not in self.active_adapters:
+            layer.set_requires_grad(adapter_name, False)  # a further adapter is not trained until it is set active
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:  # noqa: ARG002
+        # PEFT's own moves `weight` and `bias`, which towers do not have; parameters are made where they belong.
+        setattr(parent, child_name, new_module)
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        return re.sub(rf"(\.{ADAPTERS})\.{re.escape(adapter_name)}(?=\.)", r"\1", key)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *_args, **keywords):
+        if keywords.get("adapter_names") is not None:
+            raise ValueError("`adapter_names` is not supported: call `set_adapter(name)`, one adapter at a time.")
+        yield
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(
+            "JSCPT prompts depend on each sample's task and cannot be merged into the base weights: use `unload()`."
+        )
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self.class_features.forget(adapter_name)
+
+    # ---- the active adapter -----------------------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> list[JSCPTLayer]:
+        """The wrapped layers."""
+        return [self.backbone.vision, self.backbone.text, self.backbone.projection]
+
+    @property
+    def active_adapter_name(self) -> str:
+        """Name of the one active adapter."""
+        return self.backbone.vision.active_name
+
+    @property
+    def active_jscpt_config(self) -> JSCPTConfig:
+        """Configuration of the one active adapter."""
+        return self.backbone.vision.active_config
+
+    @property
+    def task_adapter(self) -> TaskAdapter:
+        """The active adapter's parameters, also while adapters are switched off."""
+        return self.backbone.context.adapters[self.active_adapter_name]
+
+    @property
+    def task_names(self) -> list[str]:
+        """The active adapter's tasks, in the order of `task_ids`."""
+        return list(self.active_jscpt_config.tasks)
