@@ -5,6 +5,7 @@ from __future__ import annotations
 from peft import PeftModel
 
 from jscpt_peft.data import ImageTaskDataset, read_column
+from jscpt_peft.data.task import first_difference
 
 from .distributed import gather_objects
 
@@ -36,7 +37,7 @@ def _check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list
                 "`ImageTaskDataset(..., task_ids=[...])`."
             )
         task_ids = range(len(tasks))
-    for task_id, data in zip(task_ids, dataset.datasets, strict=True):
+    for position, (task_id, data) in enumerate(zip(task_ids, dataset.datasets, strict=True)):
         if task_id not in range(len(tasks)):
             raise ValueError(
                 f"`{argument}` has the task id {task_id}, the model has ids 0..{len(tasks) - 1} ({names}): "
@@ -47,6 +48,19 @@ def _check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list
             raise ValueError(
                 f"`{argument}` has label {largest} in task {name!r}, for which the model has {len(tasks[name])} "
                 "classes: make the model with `JSCPTConfig(tasks=task_set.class_names)`."
+            )
+        own = name if dataset.task_names is None else dataset.task_names[position]
+        if own != name:
+            raise ValueError(
+                f"`{argument}` has task {own!r} where the model has {name!r}: say which of the model's tasks "
+                f"({names}) the data sets are, `ImageTaskDataset(..., task_ids=[...])`."
+            )
+        classes = dataset.class_names[position]
+        if classes is not None and classes != list(tasks[name]):
+            raise ValueError(
+                f"`{argument}` has other classes in task {name!r} than the model, or in another order "
+                f"({first_difference(classes, tasks[name])}): make the model with "
+                "`JSCPTConfig(tasks=task_set.class_names)`, or give the data in the model's order."
             )
 
 
