@@ -8,6 +8,7 @@ import small_run
 import torch
 from datasets import Dataset as HubDataset
 from peft import PeftModel
+from small_run import remade
 from torch.nn.functional import cross_entropy
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
 from transformers import Trainer, TrainingArguments
@@ -19,12 +20,6 @@ from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.output_lock import output_lock
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
-
-
-def remade(run: JSCPTTrainer, **keywords) -> JSCPTTrainer:
-    """The run's trainer with further or other arguments of `Trainer`."""
-    data = {"train_dataset": run.train_dataset, "dev_dataset": run.dev_dataset, "eval_dataset": run.eval_dataset}
-    return JSCPTTrainer(**{"model": run.model, "args": run.args, **data, **keywords})
 
 
 def rows(images) -> list[dict]:
