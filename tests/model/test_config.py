@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
+import unicodedata
+
 import oracles
 import prompted
 import pytest
 import torch
+from paths import TINY_CLIP
 from peft import PeftConfig, get_peft_model
+from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
 
@@ -25,6 +30,19 @@ TASKS = prompted.TASKS
         ({"num_shared_tokens": -1}, "`num_shared_tokens` must be at least 0, got -1"),
         ({"prompt_depth": 0}, "`prompt_depth` must be at least 1"),
         ({"class_template": "a photo"}, "`class_template` must contain {}"),
+        ({"class_template": "a {} or {}"}, "`class_template` must contain {} .* once"),
+        ({"class_template": "a {} in {colour}"}, "`class_template` must contain {} .* once"),
+        ({"learn_masks": 3}, "`learn_masks` must be True or False, got 3"),
+        ({"num_task_tokens": True}, "`num_task_tokens` must be a whole number, got True"),
+        ({"num_task_tokens": "4"}, "`num_task_tokens` must be a whole number, got '4'"),
+        ({"prompt_init_std": float("nan")}, "`prompt_init_std` must be a finite number, got nan"),
+        ({"prompt_init": "a photo", "towers": "vision"}, "`prompt_init` is 'a photo', .* `towers` 'vision'"),
+        ({"tasks": {1: ["cat", "dog"]}}, "`key 1 of tasks` must be a string, got 1"),
+        ({"tasks": {"": ["cat", "dog"]}}, "a name in `tasks` is '': a task needs a name"),
+        ({"tasks": {"a\x1b]52;b": ["cat", "dog"]}}, "a task needs a name, without control characters"),
+        ({"tasks": {"art": ["cat", " "]}}, "' ' is no name of a class"),
+        ({"tasks": {"art": ["cat", "\ud800"]}}, "is no name of a class"),
+        ({"class_token_ids": {**prompted.class_token_ids(), "photo": [[97, 1.5, 98]] * 3}}, "list of whole numbers"),
         ({"task_order": ["photo", "sketch"]}, "`task_order` .* must name each of `tasks`"),
         ({"class_token_ids": {**prompted.class_token_ids(), "x": []}}, r"`class_token_ids` names \['x'\]"),
         ({"class_token_ids": {"photo": [[97, 1, 98]]}}, r"`class_token_ids\['photo'\]` has 1 entries for 3 classes"),
@@ -79,10 +97,10 @@ def test_modules_are_not_chosen():
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        (["cat", "dog"], "`tasks` is .*: give a dict of task name"),
-        ({"art": "cat"}, r"`tasks\['art'\]` is 'cat': give a list of class names"),
-        ({"art": {"cat", "dog"}}, r"`tasks\['art'\]` is .*: give a list of class names"),
-        ({"art": ["cat", None]}, r"`tasks\['art'\]` is \['cat', None\]: class names are strings"),
+        (["cat", "dog"], "`tasks` must be a mapping, got"),
+        ({"art": "cat"}, r"`tasks\['art'\]` must be a list, got 'cat'"),
+        ({"art": {"cat", "dog"}}, r"`tasks\['art'\]` must be a list, got {"),
+        ({"art": ["cat", None]}, r"`tasks\['art'\]\[1\]` must be a string, got None"),
     ],
 )
 def test_class_names_of_another_kind(tasks, message):
@@ -118,3 +136,27 @@ def test_order_of_the_token_ids_does_not_matter():
         for each in (ids, dict(reversed(ids.items())))
     ]
     assert torch.equal(models[0].class_embeds(), models[1].class_embeds())
+
+
+def test_many_classes_take_no_time():
+    """Nothing is quadratic in them."""
+    tasks = {"plants": [f"species {number}" for number in range(20_000)]}
+    clip = CLIPModel.from_pretrained(TINY_CLIP)
+    start = time.process_time()
+    get_peft_model(clip, JSCPTConfig(tasks=tasks))
+    assert time.process_time() - start < 2
+
+
+CAFE = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+
+
+@pytest.mark.parametrize("names", [("star", "STAR"), ("star", " star"), (CAFE, unicodedata.normalize("NFD", CAFE))])
+def test_classes_with_the_same_text_are_refused(names):
+    """Their probabilities would be 0.5 and 0.5 for ever."""
+    clip, tasks = CLIPModel.from_pretrained(TINY_CLIP), {"art": ["circle", *names]}
+    with pytest.raises(ValueError, match=r"Classes .* of task 'art' have the same text for the model"):
+        get_peft_model(clip, JSCPTConfig(tasks=tasks))
+    other = [[97, 3, 98]]
+    again = {"photo": 3 * other, "clipart": 2 * other, "sketch": 4 * other}
+    with pytest.raises(ValueError, match="Classes 'cat' and 'dog' of task 'photo' have the same text"):
+        get_peft_model(oracles.tiny_clip(), JSCPTConfig(tasks=TASKS, class_token_ids=again))
