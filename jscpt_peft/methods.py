@@ -66,6 +66,24 @@ METHODS: dict[str, Method] = {
         training=UNIFORM,
         original_training=_COOP_TRAINING,
     ),
+    "maple": Method(
+        "shared text prompts and linear maps of them as vision prompts (MaPLe, CVPR 2023)",
+        {"prompts": "coupled", "towers": "both", "num_task_tokens": 0, "intervention": "none"},
+        paper={"num_shared_tokens": 16},
+        original={
+            "num_shared_tokens": 2,
+            "prompt_depth": 9,
+            "prompt_init": "a photo",
+            "class_template": "of a {}.",
+        },
+        training=UNIFORM,
+        original_training={
+            "learning_rate": 3.5e-3,
+            "weight_decay": 5e-4,
+            "num_train_epochs": 5.0,
+            "per_device_train_batch_size": 4,
+        },
+    ),
     "jscpt": Method("joint scheduling of causal prompts and tasks (CVPR 2025)", _JSCPT),
     "jscpt_no_feature_selection": Method(
         "JSCPT with masks fixed at 0.5", {**_JSCPT, "learn_masks": False}

@@ -54,7 +54,8 @@ class JSCPTConfig(PeftConfig):
         intervention_shared: one pair of MLPs for all tasks (each task keeps its own mask) instead of a pair per task.
         learn_masks: `False` fixes the masks at 0.5 (the paper's "w/o Feature Selection").
         prompt_init: a text such as `"a photo of a"` whose token embeddings, repeated to length, start the shared text
-            prompts of every prompted block; `None`: N(0, `prompt_init_std`²) like all other prompts.
+            prompts of every prompted block (with `prompts="coupled"` of the first one); `None`:
+            N(0, `prompt_init_std`²) like all other prompts.
         prompt_init_token_ids: token ids of `prompt_init`; filled when the adapter is injected unless given.
         prompt_init_std: standard deviation of the random start of the prompts.
         init_seed: seed of that start; the same on every process.

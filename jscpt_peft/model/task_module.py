@@ -59,6 +59,10 @@ class TaskModule(nn.Module):
             for name, tensor in held.items()
         }
 
+    def by_task(self) -> dict[str, Tensor]:
+        """`tensors()` with the tasks in the first dimension: `[N, ...]`, or `[1, ...]` of what they share."""
+        return {name: each if name in self.stacked else each[None] for name, each in self.tensors().items()}
+
     def shared(self) -> list[nn.Parameter]:
         """The parameters that several tasks share."""
         own = {*self.stacked, *(f"rows.{name}" for name in self.rows)}
