@@ -84,6 +84,14 @@ METHODS: dict[str, Method] = {
             "per_device_train_batch_size": 4,
         },
     ),
+    "clip_adapter": Method(
+        "one small residual network on the image features of all tasks, fixed texts (CLIP-Adapter, IJCV 2024)",
+        {"num_shared_tokens": 0, "num_task_tokens": 0, "intervention": "adapter"},
+        paper={"class_template": PHOTO},
+        original={"class_template": PHOTO},
+        training=UNIFORM,
+        original_training=_COOP_TRAINING,
+    ),
     "jscpt": Method("joint scheduling of causal prompts and tasks (CVPR 2025)", _JSCPT),
     "jscpt_no_feature_selection": Method(
         "JSCPT with masks fixed at 0.5", {**_JSCPT, "learn_masks": False}

@@ -48,8 +48,9 @@ class JSCPTConfig(PeftConfig):
         class_token_ids: task name -> one unpadded list of token ids per class, `[SOS]` and `[EOS]` included; with
             several templates one such list per class and template. Filled when the adapter is injected unless given;
             stored, so that a loaded adapter needs no tokenizer.
-        intervention: `"mask_mlp"`: a mask and two residual MLPs select features (Eq. 2); `"none"`: x̄ = x. One of
-            `jscpt_peft.model.heads.FEATURE_HEADS`.
+        intervention: what happens to the image features x, one of `jscpt_peft.model.heads.FEATURE_HEADS`:
+            `"mask_mlp"`: a mask and two residual MLPs select features (Eq. 2); `"adapter"`: CLIP-Adapter's residual
+            network; `"none"`: x̄ = x.
         intervention_hidden: width of the hidden layer of the two MLPs of Eq. 2.
         intervention_shared: one pair of MLPs for all tasks (each task keeps its own mask) instead of a pair per task.
         learn_masks: `False` fixes the masks at 0.5 (the paper's "w/o Feature Selection").
@@ -94,7 +95,7 @@ class JSCPTConfig(PeftConfig):
     class_token_ids: dict[str, list] | None = field(
         default=None, metadata=_help("Token ids of the class texts.", command_line=False)
     )
-    intervention: str = field(default="mask_mlp", metadata=_help("Feature selection: mask_mlp (Eq. 2) or none."))
+    intervention: str = field(default="mask_mlp", metadata=_help(f"Head on the features: {', '.join(FEATURE_HEADS)}."))
     intervention_hidden: int = field(default=8, metadata=_help("Hidden width of the MLPs of Eq. 2."))
     intervention_shared: bool = field(default=False, metadata=_help("One pair of MLPs for all tasks."))
     learn_masks: bool = field(default=True, metadata=_help("Learn the masks of Eq. 2; without, they stay at 0.5."))
