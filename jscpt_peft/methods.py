@@ -92,6 +92,14 @@ METHODS: dict[str, Method] = {
         training=UNIFORM,
         original_training=_COOP_TRAINING,
     ),
+    "mvlpt": Method(
+        "shared text and vision prompts that a small transformer block couples (MVLPT with UPT, WACV 2024)",
+        {"prompts": "unified", "towers": "both", "num_task_tokens": 0, "intervention": "none"},
+        paper={"num_shared_tokens": 16},
+        original={"num_shared_tokens": 4},
+        training=UNIFORM,
+        original_training=_COOP_TRAINING,
+    ),
     "jscpt": Method("joint scheduling of causal prompts and tasks (CVPR 2025)", _JSCPT),
     "jscpt_no_feature_selection": Method(
         "JSCPT with masks fixed at 0.5", {**_JSCPT, "learn_masks": False}

@@ -11,7 +11,7 @@ import pytest
 import small_run
 import torch
 from adapted import pictures
-from oracles import clip_adapter, concatenated, maple
+from oracles import clip_adapter, concatenated, maple, mvlpt
 from peft import PeftModel, get_peft_model
 
 from jscpt_peft import JSCPTConfig
@@ -24,6 +24,7 @@ ORACLES = {
     "vpt": (concatenated, {"num_shared_tokens": 3}),
     "maple": (maple, {"num_shared_tokens": 3, "prompt_depth": 2}),
     "clip_adapter": (clip_adapter, {}),
+    "mvlpt": (mvlpt, {"num_shared_tokens": 3}),
     "jscpt": (concatenated, {"num_shared_tokens": 3, "num_task_tokens": 2, "intervention_hidden": 4}),
 }
 VARIANTS = {"jscpt_no_feature_selection", "jscpt_no_prompt_scheduling", "jscpt_no_task_scheduling", "jscpt_cagrad"}

@@ -3,8 +3,13 @@
 from .base import PromptSource
 from .concatenated import ConcatenatedPrompts
 from .coupled import CoupledPrompts
+from .unified import UnifiedPrompts
 
-PROMPT_SOURCES: dict[str, type[PromptSource]] = {"concatenated": ConcatenatedPrompts, "coupled": CoupledPrompts}
+PROMPT_SOURCES: dict[str, type[PromptSource]] = {
+    "concatenated": ConcatenatedPrompts,
+    "coupled": CoupledPrompts,
+    "unified": UnifiedPrompts,
+}
 """Name -> prompt source. A source of one's own is added here before it is used or loaded."""
 
-__all__ = ["PROMPT_SOURCES", "ConcatenatedPrompts", "CoupledPrompts", "PromptSource"]
+__all__ = ["PROMPT_SOURCES", "ConcatenatedPrompts", "CoupledPrompts", "PromptSource", "UnifiedPrompts"]
