@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftConfig
 
 from jscpt_peft.choices import check_choice
-from jscpt_peft.methods import METHODS, method_fields
+from jscpt_peft.methods import METHODS, check_single_task, method_fields
 
 from .class_texts import texts_of_class
 from .heads import FEATURE_HEADS
@@ -36,6 +36,8 @@ class JSCPTConfig(PeftConfig):
             with sorted keys, so that the order of `tasks` alone would not survive the disk.
         method: name of the method whose settings these are, one of `jscpt_peft.methods.METHODS`; `None`: put together
             by hand. `for_method` sets it.
+        single_task: every task has its own copy of what a method lets the tasks share: one run trains them all as N
+            separate runs would.
         prompts: where the prompts come from, one of `jscpt_peft.model.prompts.PROMPT_SOURCES`.
         num_shared_tokens: prompt tokens that all tasks share, per prompted block and tower (the paper: 16).
         num_task_tokens: prompt tokens of each task's own, per prompted block and tower (the paper: 16).
@@ -75,6 +77,7 @@ class JSCPTConfig(PeftConfig):
     )
     task_order: list[str] | None = field(default=None, metadata=_help("Order of the tasks.", command_line=False))
     method: str | None = field(default=None, metadata=_help("Method whose settings these are.", command_line=False))
+    single_task: bool = field(default=False, metadata=_help("Every task has its own copy of what tasks share."))
     prompts: str = field(
         default="concatenated", metadata=_help(f"Where prompts come from: {', '.join(PROMPT_SOURCES)}.")
     )
@@ -170,6 +173,7 @@ class JSCPTConfig(PeftConfig):
         if self.method is not None:
             check_choice("method", self.method, METHODS)
             method_fields(self.method, **{name: getattr(self, name) for name in METHODS[self.method].structure})
+            check_single_task(self.method, self.single_task)
 
     def _check_tasks(self) -> None:
         if not self.tasks:

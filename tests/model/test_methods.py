@@ -28,18 +28,26 @@ ORACLES = {
     "jscpt": (concatenated, {"num_shared_tokens": 3, "num_task_tokens": 2, "intervention_hidden": 4}),
 }
 VARIANTS = {"jscpt_no_feature_selection", "jscpt_no_prompt_scheduling", "jscpt_no_task_scheduling", "jscpt_cagrad"}
-methods = pytest.mark.parametrize("name", list(ORACLES))
-learning = pytest.mark.parametrize("name", [name for name in ORACLES if name != "zero_shot"])
-NEW = {"class_names": ["owl", "ant"], "class_token_ids": [[oracles.TINY_SOS, 5, oracles.TINY_EOS]] * 2}
+SINGLE = [name for name, method in METHODS.items() if method.single_task]
+# Single-task forms, of a prompt source and of a head.
+CASES = [*ORACLES, "maple single", "clip_adapter single"]
+methods = pytest.mark.parametrize("name", CASES)
+learning = pytest.mark.parametrize("name", [name for name in CASES if name != "zero_shot"])
+NEW = {
+    "class_names": ["owl", "ant"],
+    "class_token_ids": [[oracles.TINY_SOS, word, oracles.TINY_EOS] for word in (5, 6)],
+}
 
 
 def test_every_method_has_an_oracle():
     assert ORACLES.keys() | VARIANTS == METHODS.keys()
 
 
-def configuration(name: str, **options) -> JSCPTConfig:
-    options = {"class_token_ids": prompted.class_token_ids(), "prompt_init_std": 0.5, **ORACLES[name][1], **options}
-    return JSCPTConfig.for_method(name, tasks=prompted.TASKS, **options)
+def configuration(name: str, tasks: dict[str, list[str]] = prompted.TASKS, **options) -> JSCPTConfig:
+    method, _, single = name.partition(" ")
+    ids = {task: prompted.class_token_ids()[task] for task in tasks}
+    defaults = {"class_token_ids": ids, "prompt_init_std": 0.5, "single_task": bool(single), **ORACLES[method][1]}
+    return JSCPTConfig.for_method(method, tasks=tasks, **{**defaults, **options})
 
 
 def moved(model: PeftModel) -> PeftModel:
@@ -57,8 +65,10 @@ def adapted(name: str, dtype: torch.dtype = torch.float64, **options) -> PeftMod
 
 def oracle_logits(name: str, model: PeftModel, pixels: torch.Tensor, task: int) -> torch.Tensor:
     """Logits `[B, C]` of images of one task, from the adapter's tensors as they are stored."""
-    oracle, clip = ORACLES[name][0], prompted.PlainClip(model.get_base_model())
+    oracle, clip = ORACLES[name.split()[0]][0], prompted.PlainClip(model.get_base_model())
     tensors = {**dict(model.task_adapter.named_parameters()), **dict(model.task_adapter.named_buffers())}
+    if model.active_jscpt_config.single_task:
+        tensors = {each: tensor[task] for each, tensor in tensors.items()}
     ids = list(model.active_jscpt_config.class_token_ids.values())[task]
     images = oracle.image_features(clip, tensors, task, pixels)
     classes = oracle.class_features(clip, tensors, task, ids)
@@ -112,7 +122,7 @@ def test_saved_and_loaded_beside_other_adapters(name, tmp_path):
     other.load_adapter(tmp_path, "loaded")
     assert torch.equal(logits(other), expected[1])
     other.set_adapter("loaded")
-    assert torch.equal(logits(other), expected[0]) and other.active_jscpt_config.method == name
+    assert torch.equal(logits(other), expected[0]) and other.active_jscpt_config.method == name.split()[0]
     loaded = PeftModel.from_pretrained(oracles.tiny_clip(), tmp_path)
     assert torch.equal(logits(loaded), expected[0])
     other.delete_adapter("loaded")
@@ -186,7 +196,7 @@ def test_a_base_in_bfloat16_under_an_adapter_in_float32(name):
 
 @learning
 def test_a_resumed_run_ends_as_an_undisturbed_one(name, tmp_path):
-    options = {**training_options(name), "save_strategy": "steps", "save_steps": 2}
+    options = {**training_options(name.split()[0]), "save_strategy": "steps", "save_steps": 2}
     runs = [
         small_run.trainer(tmp_path / folder, adapted(name, torch.float32), **options) for folder in ("whole", "parts")
     ]
@@ -196,6 +206,50 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(name, tmp_path):
     whole, resumed = (small_run.trained_parameters(run) for run in runs)
     assert all(torch.equal(whole[each], resumed[each]) for each in whole)
     assert not any(torch.equal(whole[each], start[each]) for each in whole)
+
+
+# ---- the single-task form -------------------------------------------------------------------------------------------
+
+
+def five_steps(model: PeftModel, batch: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.05)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model.classify(*batch).task_losses.sum().backward()
+        optimizer.step()
+    return {name: each.detach() for name, each in model.task_adapter.named_parameters()}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_one_run_of_single_tasks_is_a_run_per_task(name):
+    model = get_peft_model(oracles.tiny_clip(), configuration(name, single_task=True))
+    start = {each: tensor.detach().clone() for each, tensor in model.task_adapter.named_parameters()}
+    pixels, task_ids, labels = prompted.batch(model)
+    together = five_steps(model, (pixels, task_ids, labels))
+    for position, (task, names) in enumerate(prompted.TASKS.items()):
+        one = get_peft_model(oracles.tiny_clip(), configuration(name, {task: names}))
+        mine = task_ids == position
+        alone = five_steps(one, (pixels[mine], task_ids[mine] * 0, labels[mine]))
+        for each, tensor in alone.items():
+            assert not torch.equal(tensor, start[each][position])
+            torch.testing.assert_close(together[each][position], tensor, atol=1e-10, rtol=0)
+
+
+def test_a_single_task_is_trained_alone_and_copied():
+    model = adapted("coop single")
+    model.add_task("birds", **NEW, init_from="clipart")
+    assert torch.equal(model.prompt_tokens("text")[3], model.prompt_tokens("text")[1])
+    model.train_only("birds")
+    before = model.prompt_tokens("text").detach()
+    five_steps(model, (torch.randn(2, 3, 32, 32).double(), torch.tensor([3, 3]), torch.tensor([0, 1])))
+    unmoved = [torch.equal(*each) for each in zip(before, model.prompt_tokens("text"), strict=True)]
+    assert unmoved == [True, True, True, False]
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - SINGLE))
+def test_methods_without_a_single_task_form_say_so(name):
+    with pytest.raises(ValueError, match=f"method '{name}' has no single-task form.*one of 'coop', 'vpt', 'maple'"):
+        JSCPTConfig.for_method(name, tasks=prompted.TASKS, single_task=True)
 
 
 # ---- how methods start ----------------------------------------------------------------------------------------------

@@ -18,10 +18,10 @@ class UnifiedPrompts(PromptSource):
     The block is CLIP's, of width 128 with one head: a linear map per tower leads into it and another one out of it.
     MVLPT shares these prompts among all tasks.
 
-    As the publications describe it, every token of the sequence attends to all others. (MVLPT's code hands `[1, tokens,
-    128]` to CLIP's block, which takes the first dimension for the sequence: there a token sees itself alone.) Unlike in
-    that code, the vision tokens start from a normal distribution as the text tokens do, and the class name comes after
-    the text tokens (CoOp's `end`), not in their `middle`.
+    As the publications describe it, every token of the sequence attends to all others. (MVLPT's code hands
+    `[1, tokens, 128]` to CLIP's block, which takes the first dimension for the sequence: there a token sees itself
+    alone.) Unlike in that code, the vision tokens start from a normal distribution as the text tokens do, and the
+    class name comes after the text tokens (CoOp's `end`), not in their `middle`.
 
     Attributes:
         text, vision: `[n, d_l]` and `[depth, n, d_v]` tokens before the block.
