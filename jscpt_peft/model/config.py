@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from peft import PeftConfig
 
-from jscpt_peft.methods import METHODS, method_fields
+from jscpt_peft.methods import METHODS, check_single_task, method_fields
 from jscpt_peft.settings import NonNegativeFloat, NonNegativeInt, OneOf, PositiveInt, check_settings, setting
 
 from .class_texts import texts_of_class
@@ -32,6 +32,8 @@ class JSCPTConfig(PeftConfig):
             with sorted keys, so that the order of `tasks` alone would not survive the disk.
         method: name of the method whose settings these are, one of `jscpt_peft.methods.METHODS`; `None`: put together
             by hand. `for_method` sets it.
+        single_task: every task has its own copy of what a method lets the tasks share: one run trains them all as N
+            separate runs would.
         prompts: where the prompts come from, one of `jscpt_peft.model.prompts.PROMPT_SOURCES`.
         num_shared_tokens: prompt tokens that all tasks share, per prompted block and tower (the paper: 16).
         num_task_tokens: prompt tokens of each task's own, per prompted block and tower (the paper: 16).
@@ -44,13 +46,15 @@ class JSCPTConfig(PeftConfig):
         class_token_ids: task name -> one unpadded list of token ids per class, `[SOS]` and `[EOS]` included; with
             several templates one such list per class and template. Filled when the adapter is injected unless given;
             stored, so that a loaded adapter needs no tokenizer.
-        intervention: `"mask_mlp"`: a mask and two residual MLPs select features (Eq. 2); `"none"`: x̄ = x. One of
-            `jscpt_peft.model.heads.FEATURE_HEADS`.
+        intervention: what happens to the image features x, one of `jscpt_peft.model.heads.FEATURE_HEADS`:
+            `"mask_mlp"`: a mask and two residual MLPs select features (Eq. 2); `"adapter"`: CLIP-Adapter's residual
+            network; `"none"`: x̄ = x.
         intervention_hidden: width of the hidden layer of the two MLPs of Eq. 2.
         intervention_shared: one pair of MLPs for all tasks (each task keeps its own mask) instead of a pair per task.
         learn_masks: `False` fixes the masks at 0.5 (the paper's "w/o Feature Selection").
         prompt_init: a text such as `"a photo of a"` whose token embeddings, repeated to length, start the shared text
-            prompts of every prompted block; `None`: N(0, `prompt_init_std`²) like all other prompts.
+            prompts of every prompted block (with `prompts="coupled"` of the first one); `None`:
+            N(0, `prompt_init_std`²) like all other prompts.
         prompt_init_token_ids: token ids of `prompt_init`; filled when the adapter is injected unless given.
         prompt_init_std: standard deviation of the random start of the prompts.
         init_seed: seed of that start; the same on every process.
@@ -69,6 +73,7 @@ class JSCPTConfig(PeftConfig):
     method: Annotated[str, OneOf(METHODS)] | None = setting(
         None, "Method whose settings these are.", command_line=False
     )
+    single_task: bool = setting(False, "Every task has its own copy of what tasks share.")
     prompts: Annotated[str, OneOf(PROMPT_SOURCES)] = setting(
         "concatenated", f"Where prompts come from: {', '.join(PROMPT_SOURCES)}."
     )
@@ -80,7 +85,7 @@ class JSCPTConfig(PeftConfig):
     tokenizer_name_or_path: str | None = setting(None, "Tokenizer of the class texts.", command_line=False)
     class_token_ids: dict[str, list] | None = setting(None, "Token ids of the class texts.", command_line=False)
     intervention: Annotated[str, OneOf(FEATURE_HEADS)] = setting(
-        "mask_mlp", "Feature selection: mask_mlp (Eq. 2) or none."
+        "mask_mlp", f"Head on the features: {', '.join(FEATURE_HEADS)}."
     )
     intervention_hidden: PositiveInt = setting(8, "Hidden width of the MLPs of Eq. 2.")
     intervention_shared: bool = setting(False, "One pair of MLPs for all tasks.")
@@ -144,6 +149,7 @@ class JSCPTConfig(PeftConfig):
             )
         if self.method is not None:
             method_fields(self.method, **{name: getattr(self, name) for name in METHODS[self.method].structure})
+            check_single_task(self.method, self.single_task)
 
     def _check_tasks(self) -> None:
         if not self.tasks:
