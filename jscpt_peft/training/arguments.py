@@ -201,13 +201,18 @@ class JSCPTTrainingArguments(TrainingArguments):
                     "it out of the configuration of `accelerate launch`."
                 )
 
+    def optimizer(self, model: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Class and keywords, as `Trainer` chooses them; SGD gets `momentum`, which `Trainer` has no argument for."""
+        optimizer, keywords = Trainer.get_optimizer_cls_and_kwargs(self, model)
+        return optimizer, {"momentum": self.momentum, **keywords} if optimizer is torch.optim.SGD else keywords
+
     def _try_optimizer(self) -> None:
         """Makes an optimizer and its schedule for a single number: what they refuse is refused here."""
         plain = self.optim in PLAIN_OPTIMIZERS and self.lr_scheduler_type in PLAIN_SCHEDULES
         if plain and not self.optim_args and not self.lr_scheduler_kwargs:
             return
         try:
-            optimizer, keywords = Trainer.get_optimizer_cls_and_kwargs(self)
+            optimizer, keywords = self.optimizer()
             optimizer = optimizer([torch.nn.Parameter(torch.zeros(1))], **keywords)
             get_scheduler(self.lr_scheduler_type, optimizer, 1, 10, self.lr_scheduler_kwargs)
         except Exception as error:  # each optimizer has its own
