@@ -145,6 +145,13 @@ class JSCPTInjection(BaseTuner):
         """The active adapter's parameters, also while adapters are switched off."""
         return self.backbone.context.adapters[self.active_adapter_name]
 
+    def freeze_other_adapters(self) -> None:
+        """No gradients for adapters that are not active, whatever has let them into these."""
+        for name, adapter in self.backbone.context.adapters.items():
+            if name != self.active_adapter_name:
+                for parameter in adapter.requires_grad_(False).parameters():
+                    parameter.grad = None
+
     @property
     def task_names(self) -> list[str]:
         """The active adapter's tasks, in the order of `task_ids`."""

@@ -278,6 +278,11 @@ def test_a_source_without_task_tokens_says_so():
 # ---- sizes ----------------------------------------------------------------------------------------------------------
 
 
+CLIP_IDS = {
+    task: [[49406, 320 + label, 49407] for label in range(len(names))] for task, names in prompted.TASKS.items()
+}
+
+
 @pytest.fixture(scope="module")
 def vit_b16():
     """The shapes of CLIP's ViT-B/16, without memory."""
@@ -287,8 +292,7 @@ def vit_b16():
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.published_parameters is not None])
 def test_parameters_are_as_many_as_published(name, vit_b16, capsys):
-    ids = {task: [[49406, 320, 49407]] * len(names) for task, names in prompted.TASKS.items()}
-    options = {"hyperparameters": "original", "class_token_ids": ids, "prompt_init_token_ids": [320, 1125]}
+    options = {"hyperparameters": "original", "class_token_ids": CLIP_IDS, "prompt_init_token_ids": [320, 1125]}
     config = JSCPTConfig.for_method(name, tasks=prompted.TASKS, **options)
     published = METHODS[name].published_parameters
     model = get_peft_model(copy.deepcopy(vit_b16), config)
@@ -299,8 +303,7 @@ def test_parameters_are_as_many_as_published(name, vit_b16, capsys):
 
 
 def test_most_of_mvlpt_couples(vit_b16):
-    ids = {task: [[49406, 320, 49407]] * len(names) for task, names in prompted.TASKS.items()}
-    config = JSCPTConfig.for_method("mvlpt", prompted.TASKS, "original", class_token_ids=ids)
+    config = JSCPTConfig.for_method("mvlpt", prompted.TASKS, "original", class_token_ids=CLIP_IDS)
     prompts = get_peft_model(copy.deepcopy(vit_b16), config).task_adapter.prompts
     sizes = {name: parameter.numel() for name, parameter in prompts.named_parameters()}
     assert sum(sizes.values()) - sizes["text"] - sizes["vision"] == 527_488
