@@ -271,11 +271,8 @@ class JSCPTTrainer(Publishing, Checkpointing):
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: JSCPTTrainingArguments, model: Any = None) -> tuple[Any, dict[str, Any]]:
-        """`Trainer`'s optimizer; plain SGD gets `momentum`, which `Trainer` has no argument for."""
-        optimizer, keywords = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        if optimizer is torch.optim.SGD:
-            keywords = {"momentum": args.momentum, **keywords}
-        return optimizer, keywords
+        """That of the arguments."""
+        return args.optimizer(model)
 
     def get_total_train_batch_size(self, args: JSCPTTrainingArguments) -> int:
         """Images of a step: B of every task that is trained."""

@@ -132,7 +132,8 @@ def test_every_row_explains_its_own_weights(tmp_path, options):
 def test_a_task_that_is_not_finite_is_marked_counted_and_has_no_relations(tmp_path):
     run = small_run.trainer(tmp_path, max_steps=4, logging_steps=2, neumann_terms=0)
     run.train_dataset = small_run.Spoiled(run.train_dataset)
-    run.train()
+    with pytest.raises(FloatingPointError, match="ends with step 4, but tasks were not finite in the last 4 steps"):
+        run.train()
     rows = read_history(tmp_path / "scheduler_history.jsonl")
     for row in rows:
         assert row["nonfinite"] == [False, True, False]
