@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from peft import PeftModel
 
 from jscpt_peft.data import ImageTaskDataset, read_column
+from jscpt_peft.data.by_task import ByTask, check_map_style, image_task_datasets
+from jscpt_peft.data.task import first_difference
+from jscpt_peft.model import JSCPTModel
 
 from .distributed import gather_objects
 
 
-def check_data(model: PeftModel, **arguments: ImageTaskDataset | dict[str, ImageTaskDataset] | None) -> None:
-    """Raises a `ValueError` that names the argument whose images cannot be those of the model's tasks.
+def check_model(model: Any) -> PeftModel:
+    """The model, if it is one that `JSCPTTrainer` trains; a `TypeError` otherwise."""
+    if not (isinstance(model, PeftModel) and isinstance(model.base_model, JSCPTModel)):
+        raise TypeError(
+            f"`model` must be a PeftModel made by `get_peft_model(clip, JSCPTConfig(...))`, got {type(model)}."
+        )
+    return model
+
+
+def check_data(model: PeftModel, **arguments: Any) -> None:
+    """Raises an error that names the argument whose images cannot be those of the model's tasks.
 
     Args:
         model: the JSCPT model.
-        arguments: argument of the trainer -> its images.
+        arguments: argument of the trainer -> its images, or several such data sets by name.
+
+    Raises:
+        TypeError: images that cannot be read in any order.
+        ValueError: other tasks, or labels that are not theirs.
     """
+    tasks = model.active_jscpt_config.tasks
     for argument, given in arguments.items():
         for dataset in given.values() if isinstance(given, dict) else [given]:
             if dataset is not None:
-                _check_tasks(argument, dataset, model.active_jscpt_config.tasks)
+                check_map_style(argument, dataset)
+                for images in image_task_datasets(dataset):
+                    _check_tasks(argument, images, tasks)
+            if isinstance(dataset, ByTask):
+                _check_ids(argument, dataset.task_ids, tasks)
     train_dataset = arguments["train_dataset"]
     if train_dataset is not None:
         _check_trained_task(train_dataset, model.trained_task, model.task_names)
@@ -36,17 +60,35 @@ def _check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list
                 "`ImageTaskDataset(..., task_ids=[...])`."
             )
         task_ids = range(len(tasks))
-    for task_id, data in zip(task_ids, dataset.datasets, strict=True):
-        if task_id not in range(len(tasks)):
-            raise ValueError(
-                f"`{argument}` has the task id {task_id}, the model has ids 0..{len(tasks) - 1} ({names}): "
-                "`task_ids` are positions in `model.task_names`."
-            )
+    _check_ids(argument, task_ids, tasks)
+    for position, (task_id, data) in enumerate(zip(task_ids, dataset.datasets, strict=True)):
         name, largest = names[task_id], max(read_column(data, "label"), default=-1)
         if largest >= len(tasks[name]):
             raise ValueError(
                 f"`{argument}` has label {largest} in task {name!r}, for which the model has {len(tasks[name])} "
                 "classes: make the model with `JSCPTConfig(tasks=task_set.class_names)`."
+            )
+        own = name if dataset.task_names is None else dataset.task_names[position]
+        if own != name:
+            raise ValueError(
+                f"`{argument}` has task {own!r} where the model has {name!r}: say which of the model's tasks "
+                f"({names}) the data sets are, `ImageTaskDataset(..., task_ids=[...])`."
+            )
+        classes = dataset.class_names[position]
+        if classes is not None and classes != list(tasks[name]):
+            raise ValueError(
+                f"`{argument}` has other classes in task {name!r} than the model, or in another order "
+                f"({first_difference(classes, tasks[name])}): make the model with "
+                "`JSCPTConfig(tasks=task_set.class_names)`, or give the data in the model's order."
+            )
+
+
+def _check_ids(argument: str, task_ids: Sequence[int], tasks: dict[str, list[str]]) -> None:
+    for task_id in task_ids:
+        if task_id not in range(len(tasks)):
+            raise ValueError(
+                f"`{argument}` has the task id {task_id}, the model has ids 0..{len(tasks) - 1} ({list(tasks)}): "
+                "`task_ids` are positions in `model.task_names`."
             )
 
 

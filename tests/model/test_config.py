@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+import unicodedata
+
 import oracles
 import prompted
 import pytest
 import torch
+from paths import TINY_CLIP
 from peft import PeftConfig, get_peft_model
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, CLIPModel
 
 from jscpt_peft import JSCPTConfig
 
@@ -19,11 +23,11 @@ FEW_IDS = {**IDS, "photo": IDS["photo"][:1]}
     ("options", "message"),
     [
         ({"tasks": {}}, "`tasks` is empty"),
-        ({"tasks": ["cat", "dog"]}, "`tasks` is .*: give a dict of task name"),
+        ({"tasks": ["cat", "dog"]}, "`tasks` must be a mapping, got"),
         ({"tasks": {"art": []}}, r"`tasks\['art'\]` has no class names"),
-        ({"tasks": {"art": "cat"}}, r"`tasks\['art'\]` is 'cat': give a list of class names"),
-        ({"tasks": {"art": {"cat", "dog"}}}, r"`tasks\['art'\]` is .*: give a list of class names"),
-        ({"tasks": {"art": ["cat", None]}}, r"`tasks\['art'\]` is \['cat', None\]: class names are strings"),
+        ({"tasks": {"art": "cat"}}, r"`tasks\['art'\]` must be a list, got 'cat'"),
+        ({"tasks": {"art": {"cat", "dog"}}}, r"`tasks\['art'\]` must be a list, got {"),
+        ({"tasks": {"art": ["cat", None]}}, r"`tasks\['art'\]\[1\]` must be a string, got None"),
         ({"tasks": {"art": ["cat", "dog", "cat"]}}, r"names \['cat'\] more than once"),
         ({"task_type": "FEATURE_EXTRACTION"}, "`task_type` is 'FEATURE_EXTRACTION'"),
         ({"task_order": ["photo", "sketch"]}, "`task_order` .* must name each of `tasks`"),
@@ -33,6 +37,20 @@ FEW_IDS = {**IDS, "photo": IDS["photo"][:1]}
         ({"intervention_hidden": 0}, "`intervention_hidden` must be at least 1, got 0"),
         ({"num_shared_tokens": -1}, "`num_shared_tokens` must be at least 0, got -1"),
         ({"prompt_depth": 0}, "`prompt_depth` must be at least 1"),
+        ({"class_template": "a photo"}, "`class_template` must contain {}"),
+        ({"class_template": "a {} or {}"}, "`class_template` must contain {} .* once"),
+        ({"class_template": "a {} in {colour}"}, "`class_template` must contain {} .* once"),
+        ({"learn_masks": 3}, "`learn_masks` must be True or False, got 3"),
+        ({"num_task_tokens": True}, "`num_task_tokens` must be a whole number, got True"),
+        ({"num_task_tokens": "4"}, "`num_task_tokens` must be a whole number, got '4'"),
+        ({"prompt_init_std": float("nan")}, "`prompt_init_std` must be a finite number, got nan"),
+        ({"prompt_init": "a photo", "towers": "vision"}, "`prompt_init` is 'a photo', .* `towers` 'vision'"),
+        ({"tasks": {1: ["cat", "dog"]}}, "`key 1 of tasks` must be a string, got 1"),
+        ({"tasks": {"": ["cat", "dog"]}}, "a name in `tasks` is '': a task needs a name"),
+        ({"tasks": {"a\x1b]52;b": ["cat", "dog"]}}, "a task needs a name, without control characters"),
+        ({"tasks": {"art": ["cat", " "]}}, "' ' is no name of a class"),
+        ({"tasks": {"art": ["cat", "\ud800"]}}, "is no name of a class"),
+        ({"class_token_ids": {**prompted.class_token_ids(), "photo": [[97, 1.5, 98]] * 3}}, "list of whole numbers"),
         ({"class_token_ids": {**IDS, "x": []}}, r"`class_token_ids` names \['x'\]"),
         ({"class_token_ids": FEW_IDS}, r"`class_token_ids\['photo'\]` has 1 entries for 3 classes"),
     ],
@@ -92,3 +110,27 @@ def test_configuration_survives_the_disk(tmp_path):
 def test_order_of_the_token_ids_does_not_matter():
     one, other = (prompted.prompted_clip(class_token_ids=each) for each in (IDS, dict(reversed(IDS.items()))))
     assert torch.equal(one.class_embeds(), other.class_embeds())
+
+
+def test_many_classes_take_no_time():
+    """Nothing is quadratic in them."""
+    tasks = {"plants": [f"species {number}" for number in range(20_000)]}
+    clip = CLIPModel.from_pretrained(TINY_CLIP)
+    start = time.process_time()
+    get_peft_model(clip, JSCPTConfig(tasks=tasks))
+    assert time.process_time() - start < 2
+
+
+CAFE = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+
+
+@pytest.mark.parametrize("names", [("star", "STAR"), ("star", " star"), (CAFE, unicodedata.normalize("NFD", CAFE))])
+def test_classes_with_the_same_text_are_refused(names):
+    """Their probabilities would be 0.5 and 0.5 for ever."""
+    clip, tasks = CLIPModel.from_pretrained(TINY_CLIP), {"art": ["circle", *names]}
+    with pytest.raises(ValueError, match=r"Classes .* of task 'art' have the same text for the model"):
+        get_peft_model(clip, JSCPTConfig(tasks=tasks))
+    other = [[97, 3, 98]]
+    again = {"photo": 3 * other, "clipart": 2 * other, "sketch": 4 * other}
+    with pytest.raises(ValueError, match="Classes 'cat' and 'dog' of task 'photo' have the same text"):
+        get_peft_model(oracles.tiny_clip(), JSCPTConfig(tasks=prompted.TASKS, class_token_ids=again))
