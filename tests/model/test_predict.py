@@ -13,8 +13,6 @@ from paths import TINY_CLIP
 from PIL import Image, ImageSequence
 from transformers import AutoImageProcessor
 
-from jscpt_peft.data import to_rgb
-
 
 @pytest.fixture
 def model():
@@ -93,22 +91,6 @@ def test_paths_pictures_and_any_iterable(model, images, tmp_path):
     for one in (images[0], paths[0], str(paths[0])):
         assert model.predict(one, "sketch")[0] == pytest.approx(expected[0], abs=1e-5)
     assert model.predict([], "sketch") == model.predict(iter(()), "sketch") == []
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
-def test_every_mode(model, images, mode, tmp_path):
-    grey = images[1].convert("L")
-    if mode == "I;16":
-        image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
-    else:
-        image = (grey if mode == "F" else images[1]).convert(mode)
-    if mode in ("LA", "RGBA"):
-        image.putalpha(grey)
-    assert image.mode == mode
-    image.save(tmp_path / "picture.tiff")
-    expected = one_by_one(model, [to_rgb(image)], "painting")
-    for given in (image, tmp_path / "picture.tiff"):
-        assert_close(model.predict(given, "painting"), expected)
 
 
 def test_an_iterator_that_hands_out_the_same_picture_again(model, images, tmp_path):
