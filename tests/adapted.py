@@ -23,8 +23,7 @@ TEMPLATE = "a drawing of a {}."
 BF16_COSINE = 2**-7
 
 
-def adapted_clip(dtype: torch.dtype = torch.float32, tasks: dict[str, list[str]] = TASKS, **options
-) -> PeftModel:
+def adapted_clip(dtype: torch.dtype = torch.float32, tasks: dict[str, list[str]] = TASKS, **options) -> PeftModel:
     """What starts at zero is moved, so that every part of the adapter changes the predictions."""
     clip = CLIPModel.from_pretrained(TINY_CLIP, dtype=dtype).eval()
     options = {"class_template": TEMPLATE, **options}

@@ -173,6 +173,8 @@ def test_copies_have_a_base_model_of_their_own(name):
     before = logits(model)
     for another in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(logits(another), before)
+        another.set_task("sketch")
+        assert model.backbone.context.task is None
         with torch.no_grad():
             for parameter in another.get_base_model().vision_model.base_layer.parameters():
                 parameter.mul_(0.9)
@@ -190,6 +192,7 @@ def test_a_base_in_bfloat16_under_an_adapter_in_float32(name):
     pixels, task_ids, labels = prompted.batch(half)
     output = half.classify(pixels, task_ids, labels)
     expected = model.classify(pixels.float(), task_ids).selected_embeds
+    assert output.logits.dtype == torch.float32
     assert (output.selected_embeds.float() - expected).norm() < 0.05 * expected.norm()
     if name != "zero_shot":
         output.loss.backward()
