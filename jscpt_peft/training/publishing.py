@@ -117,7 +117,13 @@ class Publishing(Trainer):
             self.processing_class.save_pretrained(folder)
         args = copy(self.args)
         args.hub_token = None
-        torch.save(args, Path(folder, TRAINING_ARGS_NAME))
+        try:
+            torch.save(args, Path(folder, TRAINING_ARGS_NAME))
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(
+                f"{folder}/{TRAINING_ARGS_NAME} could not be written ({_one_line(error)}): the adapter beside it is "
+                "whole. Make room on the disk and save again."
+            ) from error
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes the repository, if need be.

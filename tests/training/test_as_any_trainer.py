@@ -7,6 +7,7 @@ import pytest
 import small_run
 import torch
 from datasets import Dataset as HubDataset
+from full_disk import no_file_larger_than
 from peft import PeftModel
 from small_run import remade
 from torch.nn.functional import cross_entropy
@@ -361,3 +362,11 @@ def test_two_runs_in_one_directory_are_noticed(tmp_path):
     with output_lock(tmp_path), pytest.raises(OSError, match="is being written by another run: choose another"):
         small_run.trainer(tmp_path).train()
     small_run.trainer(tmp_path, max_steps=1).train()
+
+
+@pytest.mark.parametrize(("limit", "name"), [(3_000, "the adapter"), (25_000, "training_args.bin")])
+def test_a_full_disk_ends_saving_in_one_sentence(tmp_path, limit, name):
+    run = small_run.trainer(tmp_path, run_name="long " * 10_000)
+    with no_file_larger_than(limit), pytest.raises(OSError, match=f"{name} could not be (saved|written)") as error:
+        run.save_model()
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)

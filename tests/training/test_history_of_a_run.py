@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-from contextlib import contextmanager
-
 import numpy as np
 import prompted
 import pytest
 import small_run
 import torch
+from full_disk import no_file_larger_than
 from torch.nn.functional import cross_entropy, normalize
 from transformers import TrainerCallback
 
@@ -174,16 +172,6 @@ def log_steps(log, steps):
     for step in steps:
         means = TaskMeans(vector * step, vector, {}, usable, nonfinite)
         log.append(step, step / 10, means, vector, {"affinity": matrix}, {}, {}, (vector,), None)
-
-
-@contextmanager
-def no_file_larger_than(limit):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("rows_that_fit", [0, 0.5, 1, 1.5, 2.5])
