@@ -40,7 +40,7 @@ demo: $(VENV)/.installed ## train on the drawn shapes, on the CPU without data: 
 		recipes/train.py recipes/configs/demo.yaml --output_dir $(DEMO_OUTPUT)
 	@$(BIN)/python -c "from jscpt_peft.data import shapes_task_set; \
 		shapes_task_set(seed=2).tasks[0].test[5]['image'].save('$(DEMO_OUTPUT)/heart.png')"
-	@echo "The adapter loads again and classifies a picture it has not seen:"
+	@echo "The adapter loads again and classifies an image it has not seen:"
 	@$(BIN)/python recipes/predict.py --adapter $(DEMO_OUTPUT) --task flat $(DEMO_OUTPUT)/heart.png
 
 test: $(VENV)/.test-installed ## run all tests, the slow ones too

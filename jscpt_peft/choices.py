@@ -1,9 +1,15 @@
-"""A named choice with a helpful error: the ground that every package stands on."""
+"""Names: a choice with a helpful error, and what may be printed. The ground that every package stands on."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+# Control characters, invisible formatting (as of text's direction), halves of characters, ends of lines; but for the
+# two joiners that emoji and several scripts are written with.
+_UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_JOINERS = "\u200c\u200d"
 
 
 def nearest(value: str, choices: Iterable[str]) -> str:
@@ -18,3 +24,14 @@ def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         known = ", ".join(map(repr, choices))
         raise ValueError(f"`{argument}` must be one of {known}, got {value!r}.{nearest(value, choices)}")
+
+
+def printable(text: str) -> str:
+    r"""`text` on one line, without what a terminal would obey: an escape character becomes `\x1b`.
+
+    Names come from strangers' folders and adapters. Markup (Markdown, HTML, rich) is escaped by whoever writes it.
+    """
+    return "".join(
+        ascii(each)[1:-1] if unicodedata.category(each) in _UNPRINTABLE and each not in _JOINERS else each
+        for each in text
+    )

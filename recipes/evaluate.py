@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from arguments import ModelArguments, parse
 from cli_errors import cli_errors, console
-from evaluated_model import METHODS, EvaluatedModelArguments, check_evaluated
+from evaluated_model import EvaluatedModelArguments, check_evaluated, load_evaluated
 from PIL import Image
 from rich.progress import track
 from task_data import DataArguments
@@ -94,7 +94,7 @@ def run(data: DataArguments, model_arguments: EvaluatedModelArguments, arguments
     tested = load_tested(data, own, arguments.seed, console)
     task_set = tested.task_set
     by_first_process(lambda: check_output(arguments.output_dir, task_set.manifest))
-    evaluated = METHODS[model_arguments.method](model_arguments, task_set)
+    evaluated = load_evaluated(model_arguments, task_set)
     processor = CLIPImageProcessorPil.from_pretrained(evaluated.source)
     size = processor.crop_size["height"]
     transform = image_transform(size, processor.image_mean, processor.image_std, train=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import ClassVar
@@ -15,6 +14,8 @@ from transformers import CLIPModel
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.choices import check_choice, nearest
 from jscpt_peft.data import TaskSet
+
+METHODS = ("adapter", "zero_shot")
 
 
 @dataclass
@@ -62,17 +63,20 @@ def check_evaluated(arguments: EvaluatedModelArguments) -> None:
         )
 
 
-def load_adapted(arguments: EvaluatedModelArguments, task_set: TaskSet) -> EvaluatedModel:
+def load_evaluated(arguments: EvaluatedModelArguments, task_set: TaskSet) -> EvaluatedModel:
+    """The model that the arguments name.
+
+    Raises:
+        ValueError: there is no such adapter, or it was trained for other tasks or classes.
+    """
+    if arguments.method == "zero_shot":
+        source = arguments.model_name_or_path or default_model(task_set.name)
+        clip = CLIPModel.from_pretrained(source, dtype="float32")
+        return EvaluatedModel(zero_shot_model(clip, source, task_set), source, list(range(len(task_set))))
     config = adapter_config(arguments.adapter, arguments.revision)
     task_ids = known_tasks(arguments.adapter, config.tasks, task_set)
     model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
     return EvaluatedModel(model, source, task_ids)
-
-
-def load_zero_shot(arguments: EvaluatedModelArguments, task_set: TaskSet) -> EvaluatedModel:
-    source = arguments.model_name_or_path or default_model(task_set.name)
-    clip = CLIPModel.from_pretrained(source, dtype="float32")
-    return EvaluatedModel(zero_shot_model(clip, source, task_set), source, list(range(len(task_set))))
 
 
 def zero_shot_model(clip: CLIPModel, source: str, task_set: TaskSet) -> PeftModel:
@@ -86,12 +90,6 @@ def zero_shot_model(clip: CLIPModel, source: str, task_set: TaskSet) -> PeftMode
     templates = {task.name: task.template for task in task_set}
     options = {"class_template": templates, "tokenizer_name_or_path": source}
     return get_peft_model(clip, JSCPTConfig.for_method("zero_shot", tasks=task_set.class_names, **options))
-
-
-METHODS: dict[str, Callable[[EvaluatedModelArguments, TaskSet], EvaluatedModel]] = {
-    "adapter": load_adapted,
-    "zero_shot": load_zero_shot,
-}
 
 
 def known_tasks(adapter: str, known: dict[str, list[str]], task_set: TaskSet) -> list[int]:

@@ -12,8 +12,10 @@ from pathlib import Path
 from adapter import add_adapter_arguments, load_for_task
 from arguments import RecipeParser
 from cli_errors import cli_errors, console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
+
+from jscpt_peft.choices import printable
 
 
 def main(command_line: list[str] | None = None) -> None:
@@ -28,7 +30,8 @@ def main(command_line: list[str] | None = None) -> None:
     table = Table("image", *(f"{place}." for place in range(1, shown + 1)))
     for path, prediction in zip(arguments.images, predictions, strict=True):
         best = list(prediction.items())[:shown]
-        table.add_row(*map(escape, (str(path), *(f"{name} {probability:.1%}" for name, probability in best))))
+        cells = (str(path), *(f"{name} {probability:.1%}" for name, probability in best))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     console.print(table)
 
 

@@ -79,4 +79,8 @@ def make_datasets(
         train: image_transform(size, processor.image_mean, processor.image_std, train, smallest_crop)
         for train in (True, False)
     }
-    return {split: ImageTaskDataset(task_set.split(split), transforms[split == "train"], seed) for split in SPLITS}
+    names = task_set.class_names
+    return {
+        split: ImageTaskDataset(task_set.split(split), transforms[split == "train"], seed, class_names=names)
+        for split in SPLITS
+    }

@@ -165,7 +165,7 @@ def check_output(output_dir: str, manifest: dict) -> None:
 def _decides(manifest: dict, data: DataArguments) -> bool:
     """Whether an adapter's manifest is of this task set, and nothing asks for another split than its own."""
     named = mixture_name(data.task_set)
-    if manifest["task_set"] != named or named == "shapes":  # whose pictures are drawn, by the seed
+    if manifest["task_set"] != named or named == "shapes":  # whose images are drawn, by the seed
         return False
     asked = data.train_fraction, data.shots
     return data.manifest is None and data.data_revision is None and asked in ((None, None), drawn_by(manifest))

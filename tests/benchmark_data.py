@@ -19,8 +19,7 @@ from hub_server import Hub
 from huggingface_hub import DatasetCardData
 from PIL import Image
 
-from jscpt_peft.data.benchmark import Benchmark, HubTable
-from jscpt_peft.data.benchmarks import BENCHMARKS
+from jscpt_peft.data.benchmarks import BENCHMARKS, Benchmark, HubTable
 
 COOP_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 PER_CLASS = {"train": 6, "validation": 2, "test": 2}

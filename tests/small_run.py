@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+
 import datasets
 import numpy as np
 import prompted
@@ -14,11 +17,12 @@ from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 SIZES = {"train": (8, 5, 6), "validation": (3, 3, 3), "dev": (4, 4, 4), "test": (4, 3, 5)}
 
 
-def pictures(split: str, sizes: tuple[int, ...] | None = None, train: bool = False, groups: bool = False):
-    """Random pictures of every task whose mean colour tells the label, as an `ImageTaskDataset`."""
+@cache
+def columns(split: str, sizes: tuple[int, ...], groups: bool) -> list[datasets.Dataset]:
+    """A table of every task, of random pictures whose mean colour tells the label."""
     rng = np.random.default_rng(sum(map(ord, split)))
-    columns = []
-    for task, size in enumerate(sizes or SIZES[split]):
+    tables = []
+    for task, size in enumerate(sizes):
         classes = len(list(prompted.TASKS.values())[task])
         labels = [index % classes for index in range(size)]
         images = [Image.fromarray((rng.uniform(0, 60, (32, 32, 3)) + 40 * label).astype(np.uint8)) for label in labels]
@@ -28,9 +32,14 @@ def pictures(split: str, sizes: tuple[int, ...] | None = None, train: bool = Fal
         features = datasets.Features(
             {"image": datasets.Image()} | {name: datasets.Value("int64") for name in rows if name != "image"}
         )
-        columns.append(datasets.Dataset.from_dict(rows, features=features))
-    transform = image_transform(32, (0.5,) * 3, (0.25,) * 3, train=train)
-    return ImageTaskDataset(columns, transform, seed=7)
+        tables.append(datasets.Dataset.from_dict(rows, features=features))
+    return tables
+
+
+def pictures(split: str, sizes: Sequence[int] | None = None, train: bool = False, groups: bool = False):
+    """The tables of a split as an `ImageTaskDataset`."""
+    tables = columns(split, tuple(sizes or SIZES[split]), groups)
+    return ImageTaskDataset(tables, image_transform(32, (0.5,) * 3, (0.25,) * 3, train=train), seed=7)
 
 
 class Spoiled(torch.utils.data.Dataset):

@@ -9,10 +9,10 @@ from random import Random
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from jscpt_peft.data.drawing import BACKGROUNDS, IMAGE_SIZE, STYLES, Scene, draw_scene, sample_scene
+from jscpt_peft.data.files import open_image
 from jscpt_peft.data.outlines import OUTLINES
 
 
@@ -85,7 +85,7 @@ def read_emoji(root: Path) -> CaptionedImages:
         for style in sorted((root / "pretrain").iterdir()):
             path = style / f"{entry['emoji']}.png"
             if path.exists():
-                image = Image.open(path).convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE))
+                image = open_image(path).convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE))
                 pixels.append(np.asarray(image))
                 captions.append(emoji_captions(entry))
     return CaptionedImages(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), captions)

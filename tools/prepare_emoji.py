@@ -16,7 +16,6 @@ Needs npm, and nothing is installed: no package's own scripts run. The split is 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import subprocess
@@ -32,6 +31,7 @@ from rich.console import Console
 from rich.progress import track
 
 from jscpt_peft.data.emoji import check_emoji, default_root
+from jscpt_peft.data.files import open_image
 
 console = Console()
 
@@ -130,7 +130,7 @@ def build(root: Path, google: Path, twitter: Path, openmoji: Path, fluent: Path,
     images["openmoji"] = render({name: images["openmoji"][name] for name in wanted}, resvg)
     for style, found in images.items():
         for emoji, split in track(chosen, style, console=console):
-            image = on_white(Image.open(io.BytesIO(found[drawn[emoji.code_points][style]])))
+            image = on_white(open_image(found[drawn[emoji.code_points][style]]))
             below = Path("pretrain", style) if split == "pretrain" else Path("tasks", style, split, emoji.class_name)
             path = root / below / f"{emoji.name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jscpt_peft.data.transforms import UNREADABLE, ImageTransform, to_rgb
+from jscpt_peft.data.files import UNREADABLE, open_image
+from jscpt_peft.data.task import check_names, first_difference, named_classes
+from jscpt_peft.data.transforms import ImageTransform, to_rgb
 
 if TYPE_CHECKING:  # takes seconds to import
     import datasets
@@ -115,9 +117,18 @@ class ImageTaskDataset(torch.utils.data.Dataset):
             or its index where rows have none.
         task_ids: the model's task that each data set belongs to, where these are not all of the model's tasks in
             their order; `None`: the rows' own.
+        class_names: class names of each data set in the order of its labels, by task as `TaskSet.class_names` gives
+            them, or in a list; `None`: those that the data sets' labels bear as `datasets.ClassLabel`, if they do.
+            The trainer compares them, and the names of tasks, with the model's.
+
+    Attributes:
+        class_names: class names of each data set; `None` in the place of those that nobody has named.
+        task_names: the data sets' tasks, where `class_names` tells them.
 
     Raises:
-        ValueError: some of the data sets have a `group` column and some have not, or `task_ids` are not one each.
+        TypeError: a name is no string.
+        ValueError: some of the data sets have a `group` column and some have not, `task_ids` or `class_names` are not
+            one each, or a data set's own class names are others.
         OSError: on access, naming an image that cannot be read.
     """
 
@@ -128,6 +139,7 @@ class ImageTaskDataset(torch.utils.data.Dataset):
         seed: int = 0,
         corrupt: Callable[..., Image.Image] | None = None,
         task_ids: Sequence[int] | None = None,
+        class_names: Mapping[str, Sequence[str]] | Sequence[Sequence[str] | None] | None = None,
     ) -> None:
         grouped = ["group" in dataset.column_names for dataset in datasets]
         if any(grouped) and not all(grouped):
@@ -139,7 +151,9 @@ class ImageTaskDataset(torch.utils.data.Dataset):
             raise ValueError(
                 f"`task_ids` is {list(task_ids)} for {len(datasets)} data sets: give each an id of its own."
             )
-        self.datasets = tuple(datasets)
+        self.datasets = tuple(map(_not_decoded, datasets))
+        self.class_names = _class_names(datasets, class_names)
+        self.task_names = tuple(class_names) if isinstance(class_names, Mapping) else None
         self.transform = transform
         self.seed = seed
         self.corrupt = corrupt
@@ -174,10 +188,43 @@ class ImageTaskDataset(torch.utils.data.Dataset):
         return {**item, "groups": row["group"]} if self.has_groups else item
 
 
+def _class_names(
+    datasets: Sequence[datasets.Dataset], given: Mapping[str, Sequence[str]] | Sequence[Sequence[str] | None] | None
+) -> tuple[list[str] | None, ...]:
+    own = [named_classes(dataset) for dataset in datasets]
+    if given is None:
+        return tuple(own)
+    if len(given) != len(datasets):
+        raise ValueError(f"`class_names` has {len(given)} lists for {len(datasets)} data sets: give one each.")
+    found = []
+    named = given.items() if isinstance(given, Mapping) else ((f"number {n}", each) for n, each in enumerate(given))
+    for (task, names), known in zip(named, own, strict=True):
+        if names is not None:
+            check_names(task, names)
+        if None not in (names, known) and list(names) != known:
+            raise ValueError(
+                f"`class_names` of task {task!r} are not those of its data set "
+                f"({first_difference(names, known)}): give the names in the order of its labels."
+            )
+        found.append(known if names is None else list(names))
+    return tuple(found)
+
+
+def _not_decoded(dataset: datasets.Dataset) -> datasets.Dataset:
+    """`dataset` with files for images where it would decode them itself, in whatever format and of whatever size."""
+    image = dataset.features.get("image")
+    if getattr(image, "decode", False) and dataset.format["type"] is None:
+        return dataset.cast_column("image", type(image)(decode=False))
+    return dataset
+
+
 def _read(dataset: datasets.Dataset, index: int) -> dict:
     try:
         row = dataset[index]
-        return {**row, "image": to_rgb(row["image"])}
+        image = row["image"]
+        if isinstance(image, dict):
+            image = open_image(image["bytes"] or image["path"])
+        return {**row, "image": to_rgb(image)}
     except UNREADABLE as error:
         stored = dataset.with_format("arrow")[index].to_pylist()[0]
         path = (stored.get("image") or {}).get("path")

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from jscpt_peft.choices import nearest
 from jscpt_peft.data.assemble import build_task
-from jscpt_peft.data.benchmark import Benchmark
-from jscpt_peft.data.benchmarks import BENCHMARKS, TASK_SET_MEMBERS
+from jscpt_peft.data.benchmarks import BENCHMARKS, TASK_SET_MEMBERS, Benchmark
 from jscpt_peft.data.found import FoundTask, Source, without_unreadable
 from jscpt_peft.data.manifest import images_of_manifest, new_manifest
 from jscpt_peft.data.protocol import divide

@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jscpt_peft.data.assemble import keys_of
-from jscpt_peft.data.benchmark import Benchmark
-from jscpt_peft.data.class_names import class_name, plain
+from jscpt_peft.data.benchmarks import Benchmark, plain
+from jscpt_peft.data.files import leading_out, read_text
 from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask, Source
 from jscpt_peft.data.layout import ImageSearch
 
 logger = logging.getLogger(__name__)
 
 SPLIT_OF_LIST = {"train": "train", "val": "validation", "test": "test"}
-LIST_FOLDERS = ("splits_mini", "data_txt", "")  # Dassl's, LibMTL's, or beside the images
+LIST_FOLDERS = ("splits_mini/**/", "data_txt/**/", "")  # Dassl's, LibMTL's, or beside the images
 
 Item = tuple[str, str]  # path below the data set's folder, raw class name
 
@@ -27,13 +27,13 @@ def local_source(benchmark: Benchmark, data_root: str | Path) -> Source:
     Raises:
         FileNotFoundError: its folder, its split file or an image named there is missing; the message says what
             belongs where.
-        ValueError: a split file is damaged.
+        ValueError: a split file is damaged, or names files outside of the folder.
     """
     root, folder = Path(data_root), Path(data_root, benchmark.folder)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"`data_root` {str(data_root)!r} has no folder {benchmark.folder!r}: {benchmark.name} belongs there as "
-            f"{_layout(benchmark)}. Without `data_root` it is read from the Hub."
+            f"`data_root` {str(data_root)!r} has no folder {benchmark.folder!r}: {_belongs(benchmark)}. Without "
+            "`data_root` it is read from the Hub."
         )
     if benchmark.domains:
         tasks = {task: _domain(benchmark, folder, domain) for task, domain in benchmark.domains.items()}
@@ -42,18 +42,18 @@ def local_source(benchmark: Benchmark, data_root: str | Path) -> Source:
     else:
         tasks = {benchmark.name: _aircraft(benchmark, folder)}
     _check_files(benchmark, root, tasks)
-    for task, splits in tasks.items():
-        _check_keys(folder, task, splits)
     return Source(tasks, FilesOnDisk(root), origin=str(folder))
 
 
-def _layout(benchmark: Benchmark) -> str:
+def _belongs(benchmark: Benchmark) -> str:
     if benchmark.name == "mini_domainnet":
-        return "<domain>/<class>/<image> with splits_mini/<domain>_train.txt and _test.txt (Dassl)"
-    if benchmark.domains:
-        return f"<domain>/<class>/<image>, the domains being {', '.join(benchmark.domains.values())}"
-    lists = benchmark.split_file or "variants.txt, images_variant_train.txt, _val.txt and _test.txt"
-    return f"{benchmark.images or 'the images'}/ and {lists} (CoOp)"
+        layout = "<domain>/<class>/<image> with splits_mini/<domain>_train.txt and _test.txt (Dassl)"
+    elif benchmark.domains:
+        layout = f"<domain>/<class>/<image>, the domains being {', '.join(benchmark.domains.values())}"
+    else:
+        lists = benchmark.split_file or "variants.txt, images_variant_train.txt, _val.txt and _test.txt"
+        layout = f"{benchmark.images or 'the images'}/ and {lists} (CoOp)"
+    return f"{benchmark.name} belongs there as {layout}"
 
 
 def _split_json(benchmark: Benchmark, folder: Path) -> FoundTask:
@@ -61,10 +61,10 @@ def _split_json(benchmark: Benchmark, folder: Path) -> FoundTask:
     try:
         content = json.loads(_read(benchmark, path))
         splits = {
-            ours: [(str(Path(benchmark.images, image)), name) for image, _, name in content[theirs]]
+            ours: [(str(Path(benchmark.images, image)), str(name)) for image, _, name in content[theirs]]
             for theirs, ours in SPLIT_OF_LIST.items()
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is no split file of CoOp ({type(error).__name__}: {error}): it must hold `train`, `val` and "
             "`test`, each a list of [path, label, class name]."
@@ -74,13 +74,12 @@ def _split_json(benchmark: Benchmark, folder: Path) -> FoundTask:
 
 def _aircraft(benchmark: Benchmark, folder: Path) -> FoundTask:
     """FGVCAircraft's own lists, as CoOp reads them: `1025794 707-320` is images/1025794.jpg of the variant 707-320."""
-    variants = {line.strip() for line in _read(benchmark, folder / "variants.txt").splitlines() if line.strip()}
+    variants = set(_lines(benchmark, folder / "variants.txt"))
     found = {}
     for theirs, ours in SPLIT_OF_LIST.items():
         path = folder / f"images_variant_{theirs}.txt"
-        lines = [line.strip().split(" ", 1) for line in _read(benchmark, path).splitlines() if line.strip()]
-        wrong = [line for line in lines if len(line) < 2 or line[1] not in variants]
-        if wrong:
+        lines = [line.partition(" ")[::2] for line in _lines(benchmark, path)]
+        if wrong := [line for line in lines if line[1] not in variants]:
             raise ValueError(f"{path} has the line {' '.join(wrong[0])!r}: its variant is not in variants.txt.")
         found[ours] = _by_class(benchmark, ((f"{benchmark.images}/{image}.jpg", name) for image, name in lines))
     return found
@@ -88,47 +87,38 @@ def _aircraft(benchmark: Benchmark, folder: Path) -> FoundTask:
 
 def _domain(benchmark: Benchmark, folder: Path, domain: str) -> FoundTask:
     """One domain by its lists `<domain>_{train,val,test}.txt`, or by its folder, whose images are then a pool."""
-    folders = {plain(path.name): path for path in folder.iterdir() if path.is_dir()}
+    search = ImageSearch(folder)
+    folders = {plain(path.name): path for path in search.folders(folder)}
     images = folders.get(plain(domain))
     if images is None:
-        raise FileNotFoundError(
-            f"{folder} has no folder {domain!r}: {benchmark.name} belongs there as {_layout(benchmark)}."
-        )
+        raise FileNotFoundError(f"{folder} has no folder {domain!r}: {_belongs(benchmark)}.")
     lists = _lists(folder, domain)
-    if benchmark.name == "mini_domainnet" or any(_lists(folder, each) for each in benchmark.domains.values()):
-        missing = [split for split in ("train", "test") if split not in lists]
-        if missing:
-            raise FileNotFoundError(
-                f"{folder} has no list {domain}_{missing[0]}.txt: {benchmark.name} belongs there as "
-                f"{_layout(benchmark)}; lists are for all domains or for none."
-            )
-        logger.warning("Task %r of %s is split by the lists in %s.", domain, benchmark.name, lists["train"].parent)
-    else:
-        search = ImageSearch(folder)
-        classes = [path for path in sorted(images.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-        items = [(key, path.name) for path in classes for key in search.images(path)]
+    if benchmark.name != "mini_domainnet" and not any(_lists(folder, each) for each in benchmark.domains.values()):
+        items = [(key, path.name) for path in search.folders(images) for key in search.images(path)]
+        search.report()
         return {POOL: _by_class(benchmark, items)}
-    return {split: _by_class(benchmark, _listed(path, folders)) for split, path in lists.items()}
+    if missing := [split for split in ("train", "test") if split not in lists]:
+        raise FileNotFoundError(
+            f"{folder} has no list {domain}_{missing[0]}.txt: {_belongs(benchmark)}; lists are for all domains or for "
+            "none."
+        )
+    logger.warning("Task %r of %s is split by the lists in %s.", domain, benchmark.name, lists["train"].parent)
+    return {split: _by_class(benchmark, _listed(benchmark, path, folders)) for split, path in lists.items()}
 
 
 def _lists(folder: Path, domain: str) -> dict[str, Path]:
     for place in LIST_FOLDERS:
-        pattern = f"{place}/**/*.txt" if place else "*.txt"
-        named = {plain(path.stem): path for path in sorted(folder.glob(pattern))}
-        lists = {
-            ours: named[plain(f"{domain}_{theirs}")]
-            for theirs, ours in SPLIT_OF_LIST.items()
-            if plain(f"{domain}_{theirs}") in named
-        }
-        if lists:
+        named = {plain(path.stem): path for path in sorted(folder.glob(f"{place}*.txt"))}
+        names = {ours: plain(f"{domain}_{theirs}") for theirs, ours in SPLIT_OF_LIST.items()}
+        if lists := {split: named[name] for split, name in names.items() if name in named}:
             return lists
     return {}
 
 
-def _listed(path: Path, folders: Mapping[str, Path]) -> list[Item]:
+def _listed(benchmark: Benchmark, path: Path, folders: Mapping[str, Path]) -> list[Item]:
     """Lines such as `Art/Calendar/00017.jpg 0`; the domain's folder may be spelt otherwise on disk."""
     items, class_of_label = [], {}
-    for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
+    for line in _lines(benchmark, path):
         image, _, label = line.rpartition(" ")
         domain, _, rest = image.partition("/")
         name = rest.partition("/")[0]
@@ -143,38 +133,42 @@ def _listed(path: Path, folders: Mapping[str, Path]) -> list[Item]:
 def _by_class(benchmark: Benchmark, items: Iterable[Item]) -> dict[str, list[str]]:
     classes: dict[str, list[str]] = {}
     for path, raw in items:
-        name = class_name(benchmark, raw)
+        name = benchmark.class_name(raw)
         if name is not None:
             classes.setdefault(name, []).append(Path(benchmark.folder, path).as_posix())
     return classes
 
 
 def _check_files(benchmark: Benchmark, root: Path, tasks: Mapping[str, FoundTask]) -> None:
-    keys = [key for splits in tasks.values() for classes in splits.values() for key in keys_of(classes)]
+    """Every image is there, in the data set's folder, and in one split."""
+    folder = root / benchmark.folder
+    split_of: dict[tuple[str, str], str] = {}
+    for task, splits in tasks.items():
+        for split, classes in splits.items():
+            for key in keys_of(classes):
+                if (task, key) in split_of:
+                    raise ValueError(
+                        f"the split files in {folder} name {key!r} twice (task {task!r}: {split_of[task, key]} and "
+                        f"{split}): every image belongs in one split, once."
+                    )
+                split_of[task, key] = split
+    keys = [key for _, key in split_of]
+    if out := leading_out(root, keys, benchmark.folder):
+        raise ValueError(f"the split files in {folder} name {out[0]!r}, which leads out of that folder.")
     missing = [key for key in keys if not (root / key).is_file()]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(keys)} images of {benchmark.name} are missing below {root}, the first is "
-            f"{missing[0]!r}: is the download complete? They belong there as {_layout(benchmark)}."
+            f"{missing[0]!r}: is the download complete? {_belongs(benchmark)}."
         )
 
 
-def _check_keys(folder: Path, task: str, splits: FoundTask) -> None:
-    split_of: dict[str, str] = {}
-    for split, classes in splits.items():
-        for key in keys_of(classes):
-            if key in split_of:
-                raise ValueError(
-                    f"the split files in {folder} name {key!r} twice (task {task!r}: {split_of[key]} and {split}): "
-                    "every image belongs in one split, once."
-                )
-            split_of[key] = split
+def _lines(benchmark: Benchmark, path: Path) -> list[str]:
+    return [line for line in map(str.strip, _read(benchmark, path).splitlines()) if line]
 
 
 def _read(benchmark: Benchmark, path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{path} is missing: {benchmark.name} belongs there as {_layout(benchmark)}."
-        ) from error
+        raise FileNotFoundError(f"{path} is missing: {_belongs(benchmark)}.") from error

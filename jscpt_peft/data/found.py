@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,8 @@ from typing import NamedTuple
 import datasets
 from PIL import Image
 
-from jscpt_peft.data.transforms import UNREADABLE, to_rgb
+from jscpt_peft.data.files import UNREADABLE, open_image
+from jscpt_peft.data.transforms import to_rgb
 
 logger = logging.getLogger(__name__)
 
@@ -22,33 +23,48 @@ FoundTask = dict[str, dict[str, list[str]]]
 """Split (`train`, `validation`, `test` or `POOL`) -> class -> keys."""
 
 
-# How the images of a source are stored in a column (`feature`, `stored`), opened from a data set (`opened`) and one by
-# one (`open`): FilesOnDisk or RowsOfTables. No image is ever held in memory.
+class Images:
+    """How the images of a source are stored in a column, and opened from there; none is ever held in memory."""
+
+    feature: datasets.Image | dict
+
+    def place(self, key: str) -> dict:
+        """What the column holds for a key."""
+        raise NotImplementedError
+
+    def image(self, place: dict) -> Image.Image:
+        """The image in a place."""
+        raise NotImplementedError
+
+    def opened(self, dataset: datasets.Dataset) -> datasets.Dataset:
+        """`dataset` with a column `image` of places as one of images."""
+        return dataset.with_transform(self._read, columns=["image"], output_all_columns=True)
+
+    def _read(self, batch: dict[str, list]) -> dict[str, list]:
+        """The transform of the data sets; `batch` is empty where `image` was not selected."""
+        return {name: [self.image(place) for place in places] for name, places in batch.items()}
 
 
 @dataclass(frozen=True)
-class FilesOnDisk:
+class FilesOnDisk(Images):
     """Keys are paths relative to `root`."""
 
     root: Path
-    feature = datasets.Image()
+    feature = datasets.Image(decode=False)
 
-    def stored(self, keys: Sequence[str]) -> list[str]:
-        return [str(self.root.absolute() / key) for key in keys]
+    def place(self, key: str) -> dict:
+        return {"path": str(self.root.absolute() / key), "bytes": None}
 
-    def opened(self, dataset: datasets.Dataset) -> datasets.Dataset:
-        return dataset
-
-    def open(self, key: str) -> Image.Image:
-        return self.feature.decode_example({"path": str(self.root / key), "bytes": None})
+    def image(self, place: dict) -> Image.Image:
+        return open_image(place["path"])
 
 
 @dataclass(frozen=True)
-class RowsOfTables:
+class RowsOfTables(Images):
     """Keys are `<split>/<row>` of memory-mapped tables.
 
     Args:
-        tables: split -> data set with a column `image`.
+        tables: split -> data set with a column `image` of files' bytes.
         places: split -> row's number, as in the key, -> its place in the table, for tables that hold a selection.
     """
 
@@ -56,29 +72,16 @@ class RowsOfTables:
     places: Mapping[str, Mapping[int, int]]
     feature = {"split": datasets.Value("string"), "row": datasets.Value("int64")}  # noqa: RUF012 (a constant)
 
-    def stored(self, keys: Sequence[str]) -> list[dict]:
-        return [self._place(key) for key in keys]
-
-    def opened(self, dataset: datasets.Dataset) -> datasets.Dataset:
-        return dataset.with_transform(self._read, columns=["image"], output_all_columns=True)
-
-    def open(self, key: str) -> Image.Image:
-        return self._image(self._place(key))
-
-    def _place(self, key: str) -> dict:
+    def place(self, key: str) -> dict:
         split, _, number = key.rpartition("/")
         row = int(number)
         return {"split": split, "row": self.places[split][row] if split in self.places else row}
 
-    def _read(self, batch: dict[str, list]) -> dict[str, list]:
-        """The transform of the data sets; `batch` is empty where `image` was not selected."""
-        return {name: [self._image(place) for place in places] for name, places in batch.items()}
-
-    def _image(self, place: dict) -> Image.Image:
-        return self.tables[place["split"]][place["row"]]["image"]
-
-
-Images = FilesOnDisk | RowsOfTables
+    def image(self, place: dict) -> Image.Image:
+        stored = self.tables[place["split"]][place["row"]]["image"]["bytes"]
+        if stored is None:  # the path of a file on this machine, or on another
+            raise OSError("the table does not hold it")
+        return open_image(stored)
 
 
 def without_unreadable(found: Mapping[str, FoundTask], images: Images, place: object) -> dict[str, FoundTask]:
@@ -87,7 +90,7 @@ def without_unreadable(found: Mapping[str, FoundTask], images: Images, place: ob
 
     def readable(key: str) -> bool:
         try:
-            to_rgb(images.open(key))
+            to_rgb(images.image(images.place(key)))
         except UNREADABLE:
             bad.append(key)
             return False

@@ -7,18 +7,20 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import datasets
 from huggingface_hub import constants, hf_hub_download, resolve_revision
 
-from jscpt_peft.data.benchmark import Benchmark, HubArchive, HubTable
-from jscpt_peft.data.class_names import class_name, plain
+from jscpt_peft.data.benchmarks import Benchmark, HubArchive, HubTable, plain
 from jscpt_peft.data.coop import local_source
 from jscpt_peft.data.found import FoundTask, RowsOfTables, Source
 from jscpt_peft.data.hub_stream import streamed_tables
 from jscpt_peft.data.hub_table import column_names, load_tables
 from jscpt_peft.data.task import read_column
+
+LARGEST_ARCHIVE = 16 * 2**30
+"""Bytes that an archive may unpack to; UCF101's middle frames are about 1 GB."""
 
 
 def hub_source(benchmark: Benchmark, place: HubTable | HubArchive, revision: str | None = None) -> Source:
@@ -58,10 +60,11 @@ def _table_source(benchmark: Benchmark, place: HubTable, commit: str, origin: st
         domains = [None] * len(table) if place.domain is None else _names(table, place.domain, origin)
         for number, raw, domain in zip(numbers, _names(table, place.label, origin), domains, strict=True):
             task = benchmark.name if domain is None else task_of_domain.get(plain(domain))
-            name = class_name(benchmark, raw)
+            name = benchmark.class_name(raw)
             if task is not None and name is not None:
                 tasks[task].setdefault(ours, {}).setdefault(name, []).append(f"{split}/{number}")
-    images = {split: table.select_columns(["image"]) for split, table in tables.items()}
+    files = datasets.Image(decode=False)
+    images = {split: table.select_columns(["image"]).cast_column("image", files) for split, table in tables.items()}
     return Source(tasks, RowsOfTables(images, places), origin)
 
 
@@ -86,13 +89,14 @@ def _archive(benchmark: Benchmark, place: HubArchive, commit: str) -> Source:
 def _unpack(benchmark: Benchmark, path: str, target: Path) -> None:
     """The folder with the split file becomes the data set's folder below `target`, wholly or not at all.
 
-    Of several processes that do so at once, the first one's stays.
+    Of several processes that do so at once, the first one's stays. Links in an archive become files.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as staging:
         unpacked, whole = Path(staging, "unpacked"), Path(staging, "whole")
         try:
             with zipfile.ZipFile(path) as archive:
+                _check_archive(archive)
                 archive.extractall(unpacked)
         except (zipfile.BadZipFile, zlib.error) as error:
             damaged = Path(path).resolve()
@@ -107,3 +111,14 @@ def _unpack(benchmark: Benchmark, path: str, target: Path) -> None:
         except OSError:
             if not target.is_dir():
                 raise
+
+
+def _check_archive(archive: zipfile.ZipFile) -> None:
+    """No more is read of a member than the size that is looked at here."""
+    size = sum(member.file_size for member in archive.infolist())
+    if size > LARGEST_ARCHIVE:
+        raise ValueError(f"{archive.filename} would unpack to {size} bytes, more than {LARGEST_ARCHIVE}")
+    for member in archive.infolist():
+        path = PurePosixPath(member.filename)
+        if path.is_absolute() or ".." in path.parts:
+            raise ValueError(f"{archive.filename} holds {member.filename!r}, which leads out of where it is unpacked")

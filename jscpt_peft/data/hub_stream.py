@@ -14,8 +14,7 @@ from functools import cache, partial
 import datasets
 import pyarrow as pa
 
-from jscpt_peft.data.benchmark import Benchmark, HubTable
-from jscpt_peft.data.class_names import class_name, plain
+from jscpt_peft.data.benchmarks import Benchmark, HubTable, plain
 from jscpt_peft.data.hub_table import FRAME_COLUMNS, Tables, column_names, compare_rows, with_images
 from jscpt_peft.data.task import read_column
 
@@ -123,7 +122,7 @@ def _rows_of_use(
         texts = {name: names[example[name]] if names else example[name] for name, names in columns.items()}
         if place.domain and plain(texts[place.domain]) not in domains:
             continue
-        if class_name(benchmark, texts[place.label]) is not None:
+        if benchmark.class_name(texts[place.label]) is not None:
             yield {"image": example["image"], **texts, "row": row}
     # Every file leaves a row: a copy without one cannot be read, and all of a file's rows may be of other domains.
     yield {"image": None, **dict.fromkeys(columns), "row": count}
@@ -131,7 +130,7 @@ def _rows_of_use(
 
 def _check_names(benchmark: Benchmark, place: HubTable, features: datasets.Features) -> None:
     """Finds out before the download, where labels are named in the table's head, whether they are the benchmark's."""
-    classes = {class_name(benchmark, name) for name in column_names(features, place.label) or ()} - {None}
+    classes = {benchmark.class_name(name) for name in column_names(features, place.label) or ()} - {None}
     if classes and len(classes) != benchmark.num_classes:
         raise ValueError(f"{place.repository} has {len(classes)} classes, but {benchmark.num_classes} expected.")
     domains = column_names(features, place.domain) if place.domain else None

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import datasets
 
-from jscpt_peft.data.benchmark import HubTable
+from jscpt_peft.data.benchmarks import HubTable
 
 logger = logging.getLogger(__name__)
 

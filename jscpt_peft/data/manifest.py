@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jscpt_peft.data.assemble import keys_of
 from jscpt_peft.data.benchmarks import BENCHMARKS
+from jscpt_peft.data.files import read_text
 from jscpt_peft.data.found import FoundTask
 from jscpt_peft.data.task import SPLITS
 
@@ -41,8 +42,8 @@ def read_manifest(path: str | Path) -> dict:
         ValueError: it holds no manifest.
     """
     try:
-        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        manifest = json.loads(read_text(Path(path)))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"`manifest` {str(path)!r} is not JSON ({error}): give a manifest.json of a run.") from error
     missing = [field for field in FIELDS if not isinstance(manifest, dict) or field not in manifest]
     if missing or not _well_formed(manifest):

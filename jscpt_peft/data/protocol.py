@@ -14,9 +14,9 @@ All of it is a pure function of (seed, task, key).
 from __future__ import annotations
 
 from jscpt_peft.data.assemble import keys_of
-from jscpt_peft.data.benchmark import Benchmark
+from jscpt_peft.data.benchmarks import Benchmark
 from jscpt_peft.data.found import POOL, FoundTask
-from jscpt_peft.data.splits import carve_dev, split_pool, take, take_shots
+from jscpt_peft.data.splits import carve_dev, ranked, split_pool, take
 
 FIXED_SEED = 0
 VALIDATION_SHARE = 0.2  # of CoOp's whole, and of its training images where the test images are given
@@ -52,7 +52,7 @@ def divide(
     rest = {name: _without(keys, train[name]) for name, keys in images.items()}
     spare = found.get("validation", rest)
     validation = {
-        name: take_shots(spare.get(name, []), min(len(keys), MOST_VALIDATION_SHOTS), seed, task)
+        name: ranked(spare.get(name, []), seed, task)[: min(len(keys), MOST_VALIDATION_SHOTS)]
         for name, keys in train.items()
     }
     test = found.get("test") or {name: _without(keys, validation[name]) for name, keys in rest.items()}

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from random import Random
 
-from datasets import Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, Value
 
 from jscpt_peft.data.drawing import BACKGROUNDS, STYLES, draw_scene, sample_scene
 from jscpt_peft.data.outlines import OUTLINES
+from jscpt_peft.data.splits import check_amount
 from jscpt_peft.data.task import SPLITS, Task, TaskSet, read_column
 
 # What the tasks call a thing where that is not the name of its outline. The small CLIP of the package learned from
@@ -30,7 +31,7 @@ _FEATURES = Features(
     {
         # What the image is drawn from; `_render` turns it into the image on access.
         "image": {name: Value("string") for name in ("seed", "shape", "style", "background")},
-        "label": Value("int64"),
+        "label": ClassLabel(names=list(CLASS_NAMES)),
         "task_id": Value("int64"),
         "group": Value("int64"),
         "key": Value("string"),
@@ -80,7 +81,8 @@ def shapes_task_set(
     }
     for split, size in sizes.items():
         if size < 1:
-            raise ValueError(f"`{split}_per_class` is {size}: every split needs at least one image per class.")
+            name = "shots" if split == "train" else f"{split}_per_class"
+            raise ValueError(f"`{name}` is {size}: every split needs at least one image per class.")
     strengths = _strengths(spurious_strength, tasks)
     built = [
         Task(
@@ -105,15 +107,10 @@ def aligned_background(label: int) -> str:
 
 
 def _train_per_class(shots: int | None, train_fraction: float | None) -> int:
-    if shots is not None and train_fraction is not None:
-        raise ValueError(f"`shots` is {shots} and `train_fraction` is {train_fraction}: give one of them.")
-    if train_fraction is not None:
-        if not 0 < train_fraction <= 1:
-            raise ValueError(f"`train_fraction` is {train_fraction}: it must lie in (0, 1].")
-        return max(1, round(train_fraction * TRAIN_POOL))
-    if shots is not None and shots < 1:
-        raise ValueError(f"`shots` is {shots}: every class needs at least one training image.")
-    return 16 if shots is None else shots
+    check_amount(train_fraction, shots)
+    if train_fraction is None:
+        return 16 if shots is None else shots
+    return max(1, round(train_fraction * TRAIN_POOL))
 
 
 def _strengths(spurious_strength: SpuriousStrength, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -125,13 +122,13 @@ def _strengths(spurious_strength: SpuriousStrength, tasks: Sequence[str]) -> dic
     strengths = {}
     for task in tasks:
         given = spurious_strength.get(task, 0.0)
-        by_split = dict(given) if isinstance(given, Mapping) else {"train": given}
+        by_split = {split: 0.0 for split in SPLITS} | (given if isinstance(given, Mapping) else {"train": given})
         if unknown := set(by_split) - set(SPLITS):
             raise ValueError(f"`spurious_strength` of `{task}` names {sorted(unknown)}: the splits are {SPLITS}.")
         for split, strength in by_split.items():
             if not 0 <= strength <= 1:
                 raise ValueError(f"`spurious_strength` of `{task}`, {split}, is {strength}: it must lie in [0, 1].")
-        strengths[task] = {split: float(by_split.get(split, 0.0)) for split in SPLITS}
+        strengths[task] = {split: float(strength) for split, strength in by_split.items()}
     return strengths
 
 
@@ -143,11 +140,9 @@ def _split(seed: int, task: str, task_id: int, split: str, per_class: int, stren
         key = f"{seed}/{task}/{split}/{index}"
         background = _draw_background(label, strength, Random(f"{key}/background"))
         scene = {"seed": key, "shape": tuple(OUTLINES)[label], "style": task, "background": background}
-        columns["image"].append(scene)
-        columns["label"].append(label)
-        columns["task_id"].append(task_id)
-        columns["group"].append(int(background == aligned_background(label)))
-        columns["key"].append(key)
+        row = (scene, label, task_id, int(background == aligned_background(label)), key)
+        for name, value in zip(_FEATURES, row, strict=True):
+            columns[name].append(value)
     dataset = Dataset.from_dict(columns, features=_FEATURES)
     return dataset.with_transform(_render, columns=["image"], output_all_columns=True)
 

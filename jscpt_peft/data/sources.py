@@ -13,8 +13,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from jscpt_peft.data.assemble import keys_of
-from jscpt_peft.data.benchmark import Benchmark
-from jscpt_peft.data.class_names import plain
+from jscpt_peft.data.benchmarks import Benchmark, plain
 from jscpt_peft.data.coop import local_source
 from jscpt_peft.data.found import POOL, Source
 from jscpt_peft.data.hub import hub_source

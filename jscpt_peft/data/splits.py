@@ -18,11 +18,15 @@ KeysOfClass = Mapping[str, Sequence[str]]
 
 
 def check_amount(train_fraction: float | None, shots: int | None, manifest: dict | None = None) -> None:
-    """Raises a ValueError where more than one of the ways to say which training images to use is given."""
+    """Raises a ValueError where training images are asked for in two ways, or in an impossible one."""
     if train_fraction is not None and shots is not None:
         raise ValueError(f"`train_fraction` is {train_fraction} and `shots` is {shots}: give at most one of them.")
     if manifest is not None and (train_fraction is not None or shots is not None):
         raise ValueError("`manifest` fixes the training images: leave out `train_fraction` and `shots`.")
+    if train_fraction is not None and not 0 < train_fraction <= 1:
+        raise ValueError(f"`train_fraction` is {train_fraction}: it must lie in (0, 1], as in 0.1 for 10 %.")
+    if shots is not None and shots < 1:
+        raise ValueError(f"`shots` is {shots}: every class needs at least one training image.")
 
 
 def ranked(keys: Iterable[str], seed: int, task: str) -> list[str]:
@@ -30,33 +34,18 @@ def ranked(keys: Iterable[str], seed: int, task: str) -> list[str]:
     return sorted(keys, key=lambda key: _hash(seed, task, key))
 
 
-def take_fraction(keys: Sequence[str], train_fraction: float, seed: int, task: str) -> list[str]:
-    """A fraction of one class's keys, rounded to the nearest number, but at least one (if there is one).
-
-    Raises:
-        ValueError: `train_fraction` outside (0, 1].
-    """
-    if not 0 < train_fraction <= 1:
-        raise ValueError(f"`train_fraction` is {train_fraction}: it must lie in (0, 1], as in 0.1 for 10 %.")
-    return ranked(keys, seed, task)[: max(1, _rounded(len(keys) * train_fraction))]
-
-
 def take(keys: Sequence[str], train_fraction: float | None, shots: int | None, seed: int, task: str) -> list[str]:
-    """`take_shots` or `take_fraction`, whichever is asked for; all keys where neither is."""
-    if shots is not None:
-        return take_shots(keys, shots, seed, task)
-    return list(keys) if train_fraction is None else take_fraction(keys, train_fraction, seed, task)
+    """The first `shots` of one class's keys (or all, where there are fewer), or a fraction of them; else all keys.
 
-
-def take_shots(keys: Sequence[str], shots: int, seed: int, task: str) -> list[str]:
-    """`shots` of one class's keys, or all of them where there are fewer.
+    A fraction is rounded to the nearest number, but at least one (if there is one).
 
     Raises:
-        ValueError: `shots` below 1.
+        ValueError: what `check_amount` raises.
     """
-    if shots < 1:
-        raise ValueError(f"`shots` is {shots}: every class needs at least one training image.")
-    return ranked(keys, seed, task)[:shots]
+    check_amount(train_fraction, shots)
+    if train_fraction is not None:
+        shots = max(1, _rounded(len(keys) * train_fraction))
+    return list(keys) if shots is None else ranked(keys, seed, task)[:shots]
 
 
 def split_pool(

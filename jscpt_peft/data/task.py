@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from jscpt_peft.choices import printable
 
 if TYPE_CHECKING:  # takes seconds to import
     import datasets
@@ -16,6 +18,35 @@ SPLITS = ("train", "validation", "dev", "test")
 def read_column(dataset: datasets.Dataset, name: str) -> list:
     """One column of `dataset` as a list, without decoding or drawing a single image."""
     return dataset.with_format("arrow", columns=[name])[:][name].to_pylist()
+
+
+def named_classes(dataset: datasets.Dataset) -> list[str] | None:
+    """What a data set itself says that its labels mean; None where these are mere numbers."""
+    return getattr(dataset.features.get("label"), "names", None)  # of a `ClassLabel`
+
+
+def first_difference(given: Sequence[str], expected: Sequence[str]) -> str:
+    """Where two lists of class names differ first, in words."""
+    for label, (one, other) in enumerate(zip(given, expected, strict=False)):
+        if one != other:
+            return f"label {label} is {one!r} instead of {other!r}"
+    return f"{len(given)} classes instead of {len(expected)}"
+
+
+def check_names(task: str, class_names: Sequence[str]) -> None:
+    """Raises a TypeError or a ValueError where names are no strings, blank, not to be printed, or not unique."""
+    for argument, names in ((f"`name` of task {task!r}", [task]), (f"`class_names` of task {task!r}", class_names)):
+        for name in names:
+            if not isinstance(name, str):
+                raise TypeError(f"{argument} holds {name!r} of type {type(name).__name__}: names are strings.")
+            if not name.strip() or printable(name) != name:
+                raise ValueError(f"{argument} holds {name!r}, which is blank or has control characters: rename it.")
+    repeated = [name for name, count in Counter(class_names).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"`class_names` of task {task!r} holds {repeated[0]!r} more than once: merge these classes or give them "
+            "different names."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +66,9 @@ class Task:
         template: the zero-shot template, with `{}` where the class name goes.
 
     Raises:
-        ValueError: duplicate class names, a label out of range, a class without training images, an empty dev set.
+        TypeError: a name is no string.
+        ValueError: duplicate class names, a name with control characters, a label out of range or a `ClassLabel` of
+            other names, a class without training images, an empty dev set.
     """
 
     name: str
@@ -47,18 +80,12 @@ class Task:
     template: str = "a photo of a {}."
 
     def __post_init__(self) -> None:
-        duplicates = [name for name, count in Counter(self.class_names).items() if count > 1]
-        if duplicates:
-            raise ValueError(
-                f"`class_names` of task {self.name!r} holds {duplicates[0]!r} more than once: merge these classes or "
-                "give them different names."
-            )
+        check_names(self.name, self.class_names)
         if len(self.train) == 0:
             raise ValueError(f"`train` of task {self.name!r} is empty: a task needs training images of every class.")
-        labels = {split: read_column(self.split(split), "label") for split in SPLITS}
         for split in SPLITS:
-            self._check_range(split, labels[split])
-        seen = set(labels["train"])
+            self._check_labels(split)
+        seen = set(read_column(self.train, "label"))
         unseen = [name for label, name in enumerate(self.class_names) if label not in seen]
         if unseen:
             raise ValueError(
@@ -71,12 +98,19 @@ class Task:
                 "validation images, or more training images to take it from."
             )
 
-    def _check_range(self, split: str, labels: list[int]) -> None:
-        wrong = [label for label in labels if label not in range(len(self.class_names))]
+    def _check_labels(self, split: str) -> None:
+        dataset, classes = self.split(split), len(self.class_names)
+        wrong = [label for label in read_column(dataset, "label") if label not in range(classes)]
         if wrong:
             raise ValueError(
-                f"`{split}` of task {self.name!r} holds label {wrong[0]}, out of range for its "
-                f"{len(self.class_names)} `class_names`: labels are 0 to {len(self.class_names) - 1}."
+                f"`{split}` of task {self.name!r} holds label {wrong[0]}, out of range for its {classes} "
+                f"`class_names`: labels are 0 to {classes - 1}."
+            )
+        own = named_classes(dataset)
+        if own is not None and own != list(self.class_names):
+            raise ValueError(
+                f"`{split}` of task {self.name!r} has labels of other classes, or in another order, than its "
+                f"`class_names` ({first_difference(own, self.class_names)}): give the names in the data set's order."
             )
 
     def split(self, name: str) -> datasets.Dataset:

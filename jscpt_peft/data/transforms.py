@@ -12,10 +12,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-ImageTransform = Callable[[Image.Image, random.Random | None], Tensor]
+from jscpt_peft.data.files import check_size
 
-# what Pillow raises on files that are truncated, corrupt, of an unknown kind or implausibly large
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+ImageTransform = Callable[[Image.Image, random.Random | None], Tensor]
 
 # CoOp's INPUT.RRCROP_SCALE and torchvision's RandomResizedCrop
 SMALLEST_CROP = 0.08
@@ -27,7 +26,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """`image` upright and in mode RGB; transparency is laid over white, deep greyscale is scaled to 8 bits.
 
     Harmless to repeat: Pillow takes the orientation out of the EXIF data of an image that it has turned.
+
+    Raises:
+        ValueError: it has no pixels, or more than `files.MAX_PIXELS`; it is not decoded then.
     """
+    check_size(*image.size)
     if image.getexif().get(Image.ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -107,6 +110,7 @@ def _centre_view(image: Image.Image, image_size: int, rng: random.Random | None)
     width, height = image.size
     shortest = min(width, height)
     width, height = int(image_size * width / shortest), int(image_size * height / shortest)
+    check_size(width, height)  # a strip of one by a million pixels would be blown up
     left, top = (width - image_size) // 2, (height - image_size) // 2
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     return resized.crop((left, top, left + image_size, top + image_size))

@@ -9,27 +9,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jscpt_peft.choices import printable
+
 Rows = Sequence[Sequence[str]]
 
 
 def print_table(title: str, header: Sequence[str], rows: Rows, summary: Rows, console: Console | None = None) -> None:
     """Prints rows and, below a line, those of `summary`; cells that begin with a sign are green or red."""
-    table = Table(title=Text(_printable(title)), title_justify="left")
+    table = Table(title=Text(printable(title)), title_justify="left")
     for number, column in enumerate(header):
         table.add_column(column, justify="right" if number else "left")
     for number, row in enumerate([*rows, *summary]):
         if number == len(rows):
             table.add_section()
         # Text, not str: a name may hold what rich would read as markup.
-        table.add_row(*(Text(_printable(cell), _style(cell) if place else "") for place, cell in enumerate(row)))
+        table.add_row(*(Text(printable(cell), _style(cell) if place else "") for place, cell in enumerate(row)))
     (console or Console()).print(table)
 
 
 def markdown_table(header: Sequence[str], rows: Rows, summary: Rows = ()) -> str:
     """The same in Markdown; cells of `summary` are bold."""
     lines = [header, [":---", *["---:"] * (len(header) - 1)]]
-    lines += [[_printable(cell).replace("|", r"\|") for cell in row] for row in rows]
-    lines += [[f"**{_printable(cell)}**".replace("|", r"\|") if cell else "" for cell in row] for row in summary]
+    lines += [[printable(cell).replace("|", r"\|") for cell in row] for row in rows]
+    lines += [[f"**{printable(cell)}**".replace("|", r"\|") if cell else "" for cell in row] for row in summary]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -46,8 +48,3 @@ def points(difference: float) -> str:
 
 def _style(cell: str) -> str:
     return "" if cell == "+0.0" else {"+": "green", "-": "red"}.get(cell[:1], "")
-
-
-def _printable(text: str) -> str:
-    """Without what would move a terminal's cursor or end a table's line."""
-    return "".join(each if each.isprintable() else " " for each in text)

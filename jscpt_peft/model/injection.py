@@ -70,6 +70,7 @@ class JSCPTInjection(BaseTuner):
             self.backbone.sizes,
             num_tasks,
             like=self.model.logit_scale,
+            vision_norm=self.backbone.vision_norm,
             prompt_init=self.backbone.word_embeddings(words).detach() if words else None,
             added_task=added_task,
         )

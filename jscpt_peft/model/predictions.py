@@ -88,7 +88,7 @@ def _start(
 
 
 def _pixels(position: int, image: ImageLike, transform: ImageTransform) -> torch.Tensor:
-    from jscpt_peft.data.transforms import UNREADABLE
+    from jscpt_peft.data.files import UNREADABLE, open_image
 
     if not isinstance(image, ImageLike):
         raise TypeError(
@@ -96,9 +96,6 @@ def _pixels(position: int, image: ImageLike, transform: ImageTransform) -> torch
             "tensors)."
         )
     try:
-        if isinstance(image, Image.Image):
-            return transform(image, None)
-        with Image.open(image) as opened:
-            return transform(opened, None)
-    except (*UNREADABLE, ZeroDivisionError) as error:  # the last: an image without pixels
+        return transform(image if isinstance(image, Image.Image) else open_image(image), None)
+    except UNREADABLE as error:
         raise ValueError(f"`images[{position}]` ({str(image)!r}) cannot be read: {error}") from error

@@ -85,6 +85,7 @@ class Checkpointing(Trainer):
 
         Raises:
             ValueError: the checkpoint is damaged, of another configuration or not there, or no valid one is.
+        FloatingPointError: the run ends in steps or with parameters that are not finite.
         """
         self._good, self.nonfinite_steps = None, 0
         checkpoint, state, run = None, TrainerState(), Path(self.args.output_dir)
@@ -100,7 +101,9 @@ class Checkpointing(Trainer):
         # With a limit of 1 `Trainer` would delete all but the best at the end: also the one to go on from.
         self._limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            return super().train(checkpoint, *args, **kwargs)
+            output = super().train(checkpoint, *args, **kwargs)
+            self.check_end()
+            return output
         finally:
             self.args.save_total_limit = self._limit
 
@@ -165,8 +168,8 @@ class Checkpointing(Trainer):
         self.step_log.flush()  # a run that goes on from here finds its history whole
         run = Path(self._get_output_dir(trial))
         final = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.nonfinite_steps:
-            self.unsaved_error = f"tasks were not finite in the last {self.nonfinite_steps} steps"
+        self.unsaved_error = self._spoiled()
+        if self.unsaved_error is not None:
             logger.warning(f"Step {self.state.global_step} is not saved: {self.unsaved_error}.")
         else:
             self.store_flos()
@@ -250,6 +253,22 @@ class Checkpointing(Trainer):
                 f"The loss of {tasks} was not finite in {self.nonfinite_steps} steps in a row "
                 f"(`max_nonfinite_steps`). {self.save_last_good_state()} Lower `learning_rate`, or look at these "
                 "tasks' images."
+            )
+
+    def _spoiled(self) -> str | None:
+        """What is wrong with the state after the last step, if anything."""
+        if self.nonfinite_steps:
+            return f"tasks were not finite in the last {self.nonfinite_steps} steps"
+        learned = (*self.trainable_parameters(), *self.weighting.parameters())
+        return None if all(bool(each.isfinite().all()) for each in learned) else "parameters are not finite"
+
+    def check_end(self) -> None:
+        """Raises a `FloatingPointError` where a run ends in a state that is no result; the last good one is kept."""
+        reason = self._spoiled()
+        if reason is not None:
+            step = self.state.global_step
+            raise FloatingPointError(
+                f"The run ends with step {step}, but {reason}. {self.save_last_good_state()} Lower `learning_rate`."
             )
 
     def save_last_good_state(self) -> str:

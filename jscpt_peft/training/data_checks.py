@@ -9,6 +9,7 @@ from peft import PeftModel
 
 from jscpt_peft.data import ImageTaskDataset, read_column
 from jscpt_peft.data.by_task import ByTask, check_map_style, image_task_datasets
+from jscpt_peft.data.task import first_difference
 from jscpt_peft.model import JSCPTModel
 
 from .distributed import gather_objects
@@ -60,12 +61,25 @@ def _check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list
             )
         task_ids = range(len(tasks))
     _check_ids(argument, task_ids, tasks)
-    for task_id, data in zip(task_ids, dataset.datasets, strict=True):
+    for position, (task_id, data) in enumerate(zip(task_ids, dataset.datasets, strict=True)):
         name, largest = names[task_id], max(read_column(data, "label"), default=-1)
         if largest >= len(tasks[name]):
             raise ValueError(
                 f"`{argument}` has label {largest} in task {name!r}, for which the model has {len(tasks[name])} "
                 "classes: make the model with `JSCPTConfig(tasks=task_set.class_names)`."
+            )
+        own = name if dataset.task_names is None else dataset.task_names[position]
+        if own != name:
+            raise ValueError(
+                f"`{argument}` has task {own!r} where the model has {name!r}: say which of the model's tasks "
+                f"({names}) the data sets are, `ImageTaskDataset(..., task_ids=[...])`."
+            )
+        classes = dataset.class_names[position]
+        if classes is not None and classes != list(tasks[name]):
+            raise ValueError(
+                f"`{argument}` has other classes in task {name!r} than the model, or in another order "
+                f"({first_difference(classes, tasks[name])}): make the model with "
+                "`JSCPTConfig(tasks=task_set.class_names)`, or give the data in the model's order."
             )
 
 

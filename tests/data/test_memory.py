@@ -11,8 +11,7 @@ import benchmark_data
 import pytest
 from hub_server import Hub
 
-from jscpt_peft.data.benchmark import HubTable
-from jscpt_peft.data.benchmarks import BENCHMARKS, FEW_SHOT_10
+from jscpt_peft.data.benchmarks import BENCHMARKS, FEW_SHOT_10, HubTable
 
 PROGRAM = Path(__file__).parents[1] / "memory_program.py"
 GIGABYTE = 1e9

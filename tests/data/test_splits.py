@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from jscpt_peft.data.splits import carve_dev, ranked, split_pool, take_fraction, take_shots
+from jscpt_peft.data.splits import carve_dev, ranked, split_pool, take
 
 KEYS = [f"class/{number}.png" for number in range(40)]
 
@@ -38,13 +38,13 @@ def test_the_order_is_uniform():
     ("size", "fraction", "kept"), [(40, 0.1, 4), (3, 0.1, 1), (5, 0.5, 3), (7, 1.0, 7), (0, 0.5, 0)]
 )
 def test_fraction_is_rounded_but_at_least_one(size, fraction, kept):
-    assert len(take_fraction(KEYS[:size], fraction, 1, "art")) == kept
+    assert len(take(KEYS[:size], fraction, None, 1, "art")) == kept
 
 
 def test_samples_of_one_seed_are_nested():
-    assert set(take_shots(KEYS, 5, 1, "art")) < set(take_shots(KEYS, 10, 1, "art"))
-    assert set(take_fraction(KEYS, 0.1, 1, "art")) < set(take_fraction(KEYS, 0.2, 1, "art"))
-    assert len(take_shots(KEYS, 100, 1, "art")) == len(KEYS)
+    assert set(take(KEYS, None, 5, 1, "art")) < set(take(KEYS, None, 10, 1, "art"))
+    assert set(take(KEYS, 0.1, None, 1, "art")) < set(take(KEYS, 0.2, None, 1, "art"))
+    assert len(take(KEYS, None, 100, 1, "art")) == len(KEYS)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 10, 40])
@@ -59,9 +59,9 @@ def test_pool_is_partitioned_and_training_comes_first(size):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: take_fraction(KEYS, 0.0, 1, "art"), "`train_fraction` is 0.0"),
-        (lambda: take_fraction(KEYS, 10, 1, "art"), "`train_fraction` is 10"),
-        (lambda: take_shots(KEYS, 0, 1, "art"), "`shots` is 0"),
+        (lambda: take(KEYS, 0.0, None, 1, "art"), "`train_fraction` is 0.0"),
+        (lambda: take(KEYS, 10, None, 1, "art"), "`train_fraction` is 10"),
+        (lambda: take(KEYS, None, 0, 1, "art"), "`shots` is 0"),
         (lambda: split_pool(KEYS, 0.5, 0.5, 1, "art"), "`validation_fraction` is 0.5 and `test_fraction` is 0.5"),
         (lambda: split_pool(KEYS, -0.1, 0.5, 1, "art"), "`validation_fraction` is -0.1"),
     ],

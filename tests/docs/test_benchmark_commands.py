@@ -11,9 +11,8 @@ from documents import commands
 from hub_server import Hub
 from paths import ROOT, TINY_CLIP
 
-from jscpt_peft.data.benchmark import HubTable
 from jscpt_peft.data.benchmark_tasks import BENCHMARK_TASK_SETS
-from jscpt_peft.data.benchmarks import BENCHMARKS, TASK_SET_MEMBERS
+from jscpt_peft.data.benchmarks import BENCHMARKS, TASK_SET_MEMBERS, HubTable
 
 # What makes a run short; everything else is as the page and the task sets' YAML files have it.
 QUICK = ["--max_steps", "2", "--lower_steps", "2", "--per_device_train_batch_size", "1", "--dev_batch_size", "1"]

@@ -128,6 +128,8 @@ def test_what_a_run_adds(model):
         ({"intervention_shared": True}, "over the image features, and two small residual MLPs that all tasks share."),
         ({"learn_masks": False}, "a mask over the image features that is fixed at 0.5, and two small residual MLPs"),
         ({"intervention": "none"}, "- no feature selection."),
+        ({"intervention": "adapter"}, "- **feature head**: `adapter`."),
+        ({"prompts": "coupled", "num_task_tokens": 0}, "- **prompts**: `coupled`, 3 tokens per prompted block;"),
         ({"towers": "text"}, "in every block of the text tower;"),
         ({"prompt_depth": 1, "towers": "vision"}, "in the first block of the vision tower;"),
         ({"num_shared_tokens": 0, "num_task_tokens": 0}, "- no prompts; "),

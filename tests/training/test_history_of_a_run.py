@@ -41,7 +41,7 @@ def training_batch(run, step):
 def task_by_task(model, batch):
     """Losses on x̄ [N] and on x [N], and the gradients of the former for the shared prompts [N, P]: N backwards."""
     task_ids, labels = batch["task_ids"], batch["labels"]
-    shared = [parameter for name, parameter in model.named_parameters() if name.endswith(".shared")]
+    shared = [parameter for name, parameter in model.named_parameters() if name.endswith("_shared")]
     losses, references, gradients = [], [], []
     for task, classes in enumerate(prompted.TASKS.values()):
         output = model.classify(batch["pixel_values"].double(), task_ids)

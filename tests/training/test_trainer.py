@@ -412,7 +412,7 @@ class TestBadInput:
         [
             ({"lower_steps": 0}, "`lower_steps` must be at least 1, got 0"),
             ({"neumann_terms": -1}, "`neumann_terms` must be at least 0"),
-            ({"neumann_step_size": 0.0}, "`neumann_step_size` must be positive"),
+            ({"neumann_step_size": 0.0}, "`neumann_step_size` must be above 0, got 0.0"),
             ({"reference": "complment"}, "`reference` must be one of .*Did you mean 'complement'"),
             ({"affinity": "cosin"}, "`affinity` must be one of .*Did you mean 'cosine'"),
             ({"causal_effect": "sigmoidal"}, "`causal_effect` must be one of .*Did you mean 'sigmoid'"),

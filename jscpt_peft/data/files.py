@@ -1,0 +1,71 @@
+"""Files that may come from strangers: which images are opened, how large they may be, and where paths may lead."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+"""Raster formats that Pillow decodes itself, whatever a file is called. EPS would start Ghostscript."""
+
+MAX_PIXELS = 2**26
+"""The largest image that is decoded, 8192 by 8192 pixels: with its conversions it takes up to 2 GB."""
+
+# what Pillow raises on files that are truncated, corrupt, of an unknown kind or implausibly large
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+
+def open_image(source: str | os.PathLike | bytes) -> Image.Image:
+    """The decoded image in a file, or in the bytes of one.
+
+    Raises:
+        OSError: it is no regular file, or none of `FORMATS`.
+        ValueError: it has no pixels, or more than `MAX_PIXELS`.
+    """
+    if not isinstance(source, bytes):
+        check_regular(source)
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]  # MPO is opened as JPEG; AVIF is not in every Pillow
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=known)
+    check_size(*image.size)
+    image.load()  # and closes the file
+    return image
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises a ValueError where an image has no pixels or more than `MAX_PIXELS`."""
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(f"it is {width} by {height} pixels: 1 to {MAX_PIXELS} (`MAX_PIXELS`) are decoded")
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """Raises an OSError where `path` is a pipe or a device, which might never end, or anything else but a file."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"{os.fspath(path)!r} is no regular file")
+
+
+def read_text(path: Path) -> str:
+    """The text of a regular file."""
+    check_regular(path)
+    return path.read_text(encoding="utf-8")
+
+
+def leading_out(root: Path, keys: Iterable[str], folder: str = "") -> list[str]:
+    """Those of `keys`, paths relative to `root`, that lead out of its `folder`: `../x`, `/x`, or a symbolic link."""
+    real = (root / folder).resolve()
+
+    @cache
+    def inside(path: str) -> bool:
+        return Path(path).resolve().is_relative_to(real)
+
+    def stays(key: str) -> bool:
+        path = root / key
+        return inside(str(path.parent)) and (not path.is_symlink() or inside(str(path)))
+
+    return [key for key in keys if not stays(key)]
