@@ -264,11 +264,12 @@ class Checkpointing(Trainer):
         snapshot.restore()
         self.nonfinite_steps = 0
         # What was saved after the update that broke the run must not be what it goes on from.
-        by_first_process(lambda: files.set_aside_after(Path(self.args.output_dir), self.state.global_step))
-        self._save_checkpoint(self.model, trial=None)
+        run = Path(self._get_output_dir(self._trial))
+        by_first_process(lambda: files.set_aside_after(run, self.state.global_step))
+        self._save_checkpoint(self.model, self._trial)
         if self.unsaved_error is not None:
             return f"The last good state, of step {self.state.global_step}, could not be saved."
-        return f"The last good state, of step {self.state.global_step}, is saved in {self.args.output_dir}."
+        return f"The last good state, of step {self.state.global_step}, is saved in {run}."
 
 
 def adapter_folder(directory: str | Path, adapter: str) -> Path:

@@ -260,8 +260,11 @@ class JSCPTTrainer(Publishing, Checkpointing, Evaluating):
         if usable:  # without a gradient, momentum and weight decay move nothing either
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
-        epoch, after = number / self._steps_per_epoch(), self.weighting.learned()
-        self.step_log.append(number, epoch, step, weights, explanation, learned, after, gradients, upper)
+        row = {"step": number, "epoch": number / self._steps_per_epoch(), "loss": step.losses}
+        row |= {"weight": weights.detach(), "nonfinite": step.nonfinite, **explanation, **learned}
+        row |= {f"{name}_after": value for name, value in self.weighting.learned().items()}
+        row["gradient_norm"] = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        self.step_log.append({**row, "scheduler": upper})
 
     def _steps_per_epoch(self) -> int:
         batches = len(self.callback_handler.train_dataloader)

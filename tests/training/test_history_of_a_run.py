@@ -14,7 +14,6 @@ from transformers import TrainerCallback
 from jscpt_peft.data import collate
 from jscpt_peft.evaluation import draw_figures, history_arrays, read_history
 from jscpt_peft.training.step_log import HISTORY_FILE, StepLog
-from jscpt_peft.training.task_gradients import TaskMeans
 
 TASKS = list(prompted.TASKS)
 
@@ -150,10 +149,10 @@ def test_counts_of_steps_that_were_not_finite_go_on_after_a_resume(tmp_path):
 def log_steps(log, steps):
     """Appends steps whose loss is their number."""
     vector, matrix = torch.ones(3), torch.eye(3)
-    usable, nonfinite = torch.tensor([True, True, False]), torch.tensor([False, False, True])
+    nonfinite = torch.tensor([False, False, True])
     for step in steps:
-        means = TaskMeans(vector * step, vector, {}, usable, nonfinite)
-        log.append(step, step / 10, means, vector, {"affinity": matrix}, {}, {}, (vector,), None)
+        row = {"step": step, "epoch": step / 10, "loss": vector * step, "weight": vector, "nonfinite": nonfinite}
+        log.append({**row, "affinity": matrix, "gradient_norm": vector.norm(), "scheduler": None})
 
 
 @pytest.mark.parametrize("rows_that_fit", [0, 0.5, 1, 1.5, 2.5])
