@@ -7,6 +7,7 @@ import prompted
 import pytest
 import small_run
 import torch
+import train
 from datasets import Dataset as HubDataset
 from full_disk import no_file_larger_than
 from peft import PeftModel
@@ -359,9 +360,12 @@ def test_reentrant_checkpointing_is_refused_wherever_it_is_switched_on(tmp_path,
 
 
 def test_two_runs_in_one_directory_are_noticed(tmp_path):
-    with output_lock(tmp_path), pytest.raises(OSError, match="is being written by another run: choose another"):
-        small_run.trainer(tmp_path).train()
-    small_run.trainer(tmp_path, max_steps=1).train()
+    run = small_run.trainer(tmp_path, max_steps=1, overwrite_output_dir=True)
+    for start in (run.train, lambda: train.prepare_output(run.args)):
+        with output_lock(tmp_path), pytest.raises(OSError, match="is being written by another run: choose another"):
+            start()
+    assert train.prepare_output(run.args) is None
+    run.train()
 
 
 @pytest.mark.parametrize(("limit", "name"), [(3_000, "the adapter"), (25_000, "training_args.bin")])
