@@ -14,6 +14,7 @@ import fork_server
 import prompted
 import pytest
 import torch
+from full_disk import no_file_larger_than
 from PIL import Image
 from transformers.models.clip.modeling_clip import CLIPAttention
 
@@ -258,7 +259,7 @@ def test_an_earlier_export_is_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["served"]
 
 
-@pytest.mark.parametrize("where", ["torch.export.save", "json.dumps", "os.replace"])
+@pytest.mark.parametrize("where", ["json.dumps", "os.replace"])
 def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, where):
     model = prompted.prompted_clip(torch.float32)
     directory = model.export_task("photo", tmp_path / "served")
@@ -281,6 +282,15 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, where):
             patch.setattr(where, fail)
             model.export_task("sketch", tmp_path / "new")
         assert content(tmp_path) == before
+
+
+def test_a_full_disk_ends_an_export_in_one_sentence(tmp_path):
+    model = prompted.prompted_clip(torch.float32)
+    directory = model.export_task("photo", tmp_path / "served")
+    before = content(tmp_path)
+    with no_file_larger_than(10_000), pytest.raises(OSError, match=r"the export to .*/served could not be written"):
+        model.export_task("sketch", directory)
+    assert content(tmp_path) == before
 
 
 def test_other_files_are_never_touched(tmp_path):
