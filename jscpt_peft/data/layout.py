@@ -137,6 +137,7 @@ class ImageSearch:
     def _entries(self, path: Path) -> tuple[list[Path], list[str]]:
         """The folders and the images (their keys) in a folder; all else is counted."""
         folders, images = [], []
+        below = path.relative_to(self.root).as_posix()
         with os.scandir(path) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
         for entry in found:
@@ -152,7 +153,7 @@ class ImageSearch:
             if entry.is_dir():
                 folders.append(Path(entry))
             elif entry.is_file() and suffix.lower() in SUFFIXES:
-                images.append(Path(entry).relative_to(self.root).as_posix())
+                images.append(f"{below}/{entry.name}")
             else:
                 self.passed_over[(suffix or "(no suffix)") if entry.is_file() else "no regular file"] += 1
         if not found:

@@ -20,13 +20,13 @@ def check_data(model: PeftModel, **arguments: ImageTaskDataset | dict[str, Image
     for argument, given in arguments.items():
         for dataset in given.values() if isinstance(given, dict) else [given]:
             if dataset is not None:
-                _check_tasks(argument, dataset, model.active_jscpt_config.tasks)
+                check_tasks(argument, dataset, model.active_jscpt_config.tasks)
     train_dataset = arguments["train_dataset"]
     if train_dataset is not None:
         _check_trained_task(train_dataset, model.trained_task, model.task_names)
 
 
-def _check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[str]]) -> None:
+def check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[str]]) -> None:
     """Raises a `ValueError` where the data cannot be those of the model's tasks, or of those that they name."""
     names, task_ids = list(tasks), dataset.task_ids
     if task_ids is None:
@@ -43,12 +43,7 @@ def _check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list
                 f"`{argument}` has the task id {task_id}, the model has ids 0..{len(tasks) - 1} ({names}): "
                 "`task_ids` are positions in `model.task_names`."
             )
-        name, largest = names[task_id], max(read_column(data, "label"), default=-1)
-        if largest >= len(tasks[name]):
-            raise ValueError(
-                f"`{argument}` has label {largest} in task {name!r}, for which the model has {len(tasks[name])} "
-                "classes: make the model with `JSCPTConfig(tasks=task_set.class_names)`."
-            )
+        name = names[task_id]
         own = name if dataset.task_names is None else dataset.task_names[position]
         if own != name:
             raise ValueError(
@@ -61,6 +56,12 @@ def _check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list
                 f"`{argument}` has other classes in task {name!r} than the model, or in another order "
                 f"({first_difference(classes, tasks[name])}): make the model with "
                 "`JSCPTConfig(tasks=task_set.class_names)`, or give the data in the model's order."
+            )
+        largest = max(read_column(data, "label"), default=-1)
+        if largest >= len(tasks[name]):
+            raise ValueError(
+                f"`{argument}` has label {largest} in task {name!r}, for which the model has {len(tasks[name])} "
+                "classes: make the model with `JSCPTConfig(tasks=task_set.class_names)`."
             )
 
 

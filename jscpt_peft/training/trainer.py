@@ -23,7 +23,7 @@ from .arguments import JSCPTTrainingArguments
 from .bilevel import UpperLevel
 from .callbacks import SaveAfterEvaluation, SetEpoch, StopOnInterrupt
 from .checkpointing import Checkpointing
-from .data_checks import check_data, check_same_data
+from .data_checks import check_data, check_same_data, check_tasks
 from .distributed import process_index, world_size
 from .evaluating import Answers, accuracies, answers, classes_and_losses, mean_loss
 from .hessian import KeptGraph, kept_graph
@@ -255,6 +255,8 @@ class JSCPTTrainer(Publishing, Checkpointing):
 
     def get_test_dataloader(self, test_dataset: ImageTaskDataset) -> DataLoader:
         """As `Trainer`'s, likewise."""
+        if isinstance(test_dataset, ImageTaskDataset):
+            check_tasks("test_dataset", test_dataset, self.model.active_jscpt_config.tasks)
         options = {"batch_size": self.args.eval_batch_size}
         return self.accelerator.prepare(make_loader(test_dataset, self.args, self.data_collator, **options))
 
