@@ -26,15 +26,8 @@ LARGEST_ARCHIVE = 16 * 2**30
 def hub_source(benchmark: Benchmark, place: HubTable | HubArchive, revision: str | None = None) -> Source:
     """The data set at one of its places on the Hub; downloads are kept in Hugging Face's cache.
 
-    Args:
-        benchmark: the data set.
-        place: one of `benchmark.hub`.
-        revision: branch, tag or commit to use instead of the place's own.
-
-    Raises:
-        FileNotFoundError: it is not there, or not in the cache while `HF_DATASETS_OFFLINE` is set.
-        ValueError: its splits, columns or labels are not those that `place` describes.
-        OSError, datasets.exceptions.DatasetsError: it cannot be reached.
+    `revision` (branch, tag or commit) goes before the place's own. Raises a FileNotFoundError where it is not there, a
+    ValueError where its splits, columns or labels are not those of `place`, other OSErrors where the way to it fails.
     """
     archive = isinstance(place, HubArchive)
     # Rows are known by their numbers, and copies on disk by the repository's commit: both hold for one commit only.

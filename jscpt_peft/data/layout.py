@@ -38,11 +38,8 @@ def find_images(data_root: str | Path, skip_bad_images: bool = False) -> dict[st
     """All images below `data_root`, as {task: {split: {class folder: [keys]}}}; a key is a path relative to the root.
 
     The split is `train`, `validation` or `test`, or `POOL` for a task without folders for them. Whatever is passed
-    over (hidden files, files of other kinds, empty folders, images that are in no class folder) is counted in the log.
-
-    Args:
-        data_root: the folder with one folder per task.
-        skip_bad_images: decode every image once and leave out the unreadable ones (named in the log).
+    over (hidden files, files of other kinds, empty folders, images that are in no class folder) is counted in the log;
+    with `skip_bad_images`, every image is decoded once, and the unreadable ones are left out and named there.
 
     Raises:
         FileNotFoundError, NotADirectoryError: `data_root` is no folder.
