@@ -27,6 +27,7 @@ class Method:
         paper, original: further fields of `JSCPTConfig`, by whose hyperparameters they are.
         training: fields of `JSCPTTrainingArguments` that belong to the method.
         paper_training, original_training: further ones, by whose hyperparameters they are.
+        single_task: whether there is a form in which every task learns alone (`JSCPTConfig(single_task=True)`).
     """
 
     summary: str
@@ -36,6 +37,7 @@ class Method:
     training: Mapping[str, Any] = field(default_factory=dict)
     paper_training: Mapping[str, Any] = field(default_factory=dict)
     original_training: Mapping[str, Any] = field(default_factory=dict)
+    single_task: bool = False
 
 
 _JSCPT = {"prompts": "concatenated", "towers": "both", "intervention": "mask_mlp", "learn_masks": True}
@@ -57,6 +59,7 @@ METHODS: dict[str, Method] = {
         original={"num_shared_tokens": 16},
         training=UNIFORM,
         original_training=_COOP_TRAINING,
+        single_task=True,
     ),
     "vpt": Method(
         "shared vision prompts in every block, fixed texts (VPT-deep, ECCV 2022)",
@@ -65,6 +68,44 @@ METHODS: dict[str, Method] = {
         original={"num_shared_tokens": 16, "class_template": PHOTO},
         training=UNIFORM,
         original_training=_COOP_TRAINING,
+        single_task=True,
+    ),
+    "maple": Method(
+        "shared text prompts and linear maps of them as vision prompts (MaPLe, CVPR 2023)",
+        {"prompts": "coupled", "towers": "both", "num_task_tokens": 0, "intervention": "none"},
+        paper={"num_shared_tokens": 16},
+        original={
+            "num_shared_tokens": 2,
+            "prompt_depth": 9,
+            "prompt_init": "a photo",
+            "class_template": "of a {}.",
+        },
+        training=UNIFORM,
+        original_training={
+            "learning_rate": 3.5e-3,
+            "weight_decay": 5e-4,
+            "num_train_epochs": 5.0,
+            "per_device_train_batch_size": 4,
+        },
+        single_task=True,
+    ),
+    "clip_adapter": Method(
+        "one small residual network on the image features of all tasks, fixed texts (CLIP-Adapter, IJCV 2024)",
+        {"num_shared_tokens": 0, "num_task_tokens": 0, "intervention": "adapter"},
+        paper={"class_template": PHOTO},
+        original={"class_template": PHOTO},
+        training=UNIFORM,
+        original_training=_COOP_TRAINING,
+        single_task=True,
+    ),
+    "mvlpt": Method(
+        "shared text and vision prompts that a small transformer block couples (MVLPT with UPT, WACV 2024)",
+        {"prompts": "unified", "towers": "both", "num_task_tokens": 0, "intervention": "none"},
+        paper={"num_shared_tokens": 16},
+        original={"num_shared_tokens": 4},
+        training=UNIFORM,
+        original_training=_COOP_TRAINING,
+        single_task=True,
     ),
     "jscpt": Method("joint scheduling of causal prompts and tasks (CVPR 2025)", _JSCPT),
     "jscpt_no_feature_selection": Method(
@@ -110,6 +151,16 @@ def training_options(name: str, hyperparameters: str = "paper") -> dict[str, Any
     method = METHODS[_checked(name, hyperparameters)]
     chosen = method.paper_training if hyperparameters == "paper" else method.original_training
     return {**method.training, **chosen}
+
+
+def check_single_task(name: str, single_task: bool) -> None:
+    """Raises a `ValueError` that names the methods with a single-task form where `single_task` asks `name` for one."""
+    if single_task and not METHODS[name].single_task:
+        others = ", ".join(repr(other) for other, method in METHODS.items() if method.single_task)
+        raise ValueError(
+            f"`single_task` is True, but method {name!r} has no single-task form: it learns nothing, or the tasks' "
+            f"connections are what it is about. Leave it out, or choose one of {others}."
+        )
 
 
 def _checked(name: str, hyperparameters: str) -> str:

@@ -13,10 +13,12 @@ import torch
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import logging
 
 from .model import JSCPTModel
+from .model.losses import JSCPTOutput
 
 logger = logging.get_logger(__name__)
 
@@ -75,6 +77,35 @@ class JSCPTPeftModel(PeftModel):
 
         return export_task(self.base_model, task, directory, dtype, image_mean, image_std)
 
+    def forward(
+        self,
+        *args: Any,
+        task_ids: Tensor | Sequence[int] | int | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """With `labels`, or images and no `input_ids`, an image classifier; else the base model under the prompts.
+
+        Args:
+            args, kwargs: of the base model.
+            task_ids: `[B]`, or one id for all; default: the task of `set_task`.
+            labels: `[B]` within each sample's task.
+            num_items_in_batch: what the summed loss is divided by, as `Trainer` asks; default: as in `classify`.
+
+        Returns:
+            `JSCPTOutput` with `loss` and `logits` `[B, C]`, for whatever else see `classify`; or the base model's.
+        """
+        if labels is None and (args or kwargs.get("input_ids") is not None):
+            return super().forward(*args, **kwargs, **({} if task_ids is None else {"task_ids": task_ids}))
+        unused = ("input_ids", "attention_mask", "position_ids", "return_dict", "return_loss")
+        images = {name: value for name, value in kwargs.items() if name not in unused}
+        output = self.classify(**images, task_ids=task_ids, labels=labels)
+        loss = output.loss
+        if labels is not None and num_items_in_batch is not None:
+            loss = output.loss_sums.sum() / num_items_in_batch
+        return JSCPTOutput(loss=loss, logits=output.logits)
+
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within, this thread sees the base model alone; other threads go on with the adapter."""
@@ -92,12 +123,23 @@ class JSCPTPeftModel(PeftModel):
         is_main_process: bool = True,
         **kwargs: Any,
     ) -> None:
-        """As `PeftModel`'s; the card is of an adapter that is saved."""
+        """As `PeftModel`'s; the card is of an adapter that is saved.
+
+        Raises:
+            OSError: it could not be written, as where the disk is full.
+        """
         from .serving.card import default_adapter
 
-        super().save_pretrained(
-            save_directory, safe_serialization, selected_adapters, save_embedding_layers, is_main_process, **kwargs
-        )
+        try:
+            super().save_pretrained(
+                save_directory, safe_serialization, selected_adapters, save_embedding_layers, is_main_process, **kwargs
+            )
+        except (OSError, SafetensorError) as error:
+            raise OSError(
+                f"the adapter could not be saved in {save_directory} ({type(error).__name__}: {error}): what is "
+                f"there of {SAFETENSORS_WEIGHTS_NAME} is not whole. Make room on the disk and save it again; in "
+                "memory it is as it was."
+            ) from error
         if is_main_process and selected_adapters and default_adapter(self) not in selected_adapters:
             self._write_card(save_directory, adapter=selected_adapters[0])
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from arguments import TINY_CLIP, ModelArguments, model_config, parse
 from cli_errors import cli_errors, console
 from evaluated_model import zero_shot_model
+from launched import end_with_launcher
 from peft import get_peft_model
 from task_data import DataArguments, load_data, make_datasets
 from transformers import CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
@@ -40,6 +41,7 @@ from jscpt_peft.training.step_log import HISTORY_FILE
 
 
 def main(command_line: list[str] | None = None) -> None:
+    end_with_launcher()
     kinds = (DataArguments, ModelArguments, JSCPTTrainingArguments)
     data, model_arguments, training = parse(kinds, __doc__, command_line)
     with cli_errors():
@@ -79,8 +81,14 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     trainer.save_model(_internal_call=True)  # with --push_to_hub it would publish: that comes last, with the results
     trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
     if trainer.is_world_process_zero():
-        report(zero_shot, trained, task_set, training)
-        trainer.create_model_card()
+        try:
+            report(zero_shot, trained, task_set, training)
+            trainer.create_model_card()
+        except OSError as error:
+            raise OSError(
+                f"the results could not all be written to {training.output_dir} ({error}): adapter and history are "
+                "there. Make room on the disk, and recipes/evaluate.py measures it again."
+            ) from error
     if training.push_to_hub:
         console.print(f"Published: {trainer.push_to_hub()}", highlight=False, soft_wrap=True)
     leave()

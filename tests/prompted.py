@@ -6,6 +6,7 @@ import oracles
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
+from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
 
@@ -28,15 +29,23 @@ def class_token_ids(tasks: dict[str, list[str]] = TASKS) -> dict[str, list[list[
     }
 
 
+def config(**options) -> JSCPTConfig:
+    """A configuration that needs no tokenizer; `options` replace its fields."""
+    options = {"tasks": TASKS, "num_shared_tokens": 3, "num_task_tokens": 2, "intervention_hidden": 4, **options}
+    return JSCPTConfig(**{"class_token_ids": class_token_ids(options["tasks"]), "prompt_init_std": 0.5, **options})
+
+
 def prompted_clip(
-    dtype: torch.dtype = torch.float64, eos_token_id: int = oracles.TINY_EOS, implementation: str = "sdpa", **options
+    dtype: torch.dtype = torch.float64,
+    eos_token_id: int = oracles.TINY_EOS,
+    implementation: str = "sdpa",
+    clip: CLIPModel | None = None,
+    **options,
 ) -> PeftModel:
     """A random tiny CLIP under prompts; zero-initialised weights and masks are moved so that every path counts."""
-    options = {"tasks": TASKS, "num_shared_tokens": 3, "num_task_tokens": 2, "intervention_hidden": 4, **options}
-    clip = oracles.tiny_clip(eos_token_id=eos_token_id, dtype=dtype)
+    clip = oracles.tiny_clip(eos_token_id=eos_token_id, dtype=dtype) if clip is None else clip
     clip.set_attn_implementation(implementation)
-    config = JSCPTConfig(class_token_ids=class_token_ids(options["tasks"]), prompt_init_std=0.5, **options)
-    model = get_peft_model(clip, config)
+    model = get_peft_model(clip, config(**options))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in [] if model.task_adapter.head is None else model.task_adapter.head.parameters():
@@ -57,12 +66,9 @@ def batch(model: PeftModel, per_task: int = 2, seed: int = 2) -> tuple[Tensor, T
 
 def oracle_losses(model: PeftModel, pixels: Tensor, task_ids: Tensor, labels: Tensor, padded: bool = True) -> Tensor:
     """Losses `[N]` of Eq. 3 by concatenation, one task at a time, from the model's own parameters."""
-    config = model.active_jscpt_config
-    clip = model.get_base_model()
-    plain = PlainClip(clip)
-    views = model.task_parameters()
+    plain, views = PlainClip(model.get_base_model()), model.task_parameters()
     losses = []
-    for task, ids in enumerate(config.class_token_ids.values()):
+    for task, ids in enumerate(model.active_jscpt_config.class_token_ids.values()):
         chosen = task_ids == task
         classes = oracles.text_features(plain, views["text"][task], ids, length=77 if padded else None)
         x = oracles.image_features(plain, views["vision"][task], pixels[chosen])

@@ -90,6 +90,12 @@ def trainer(output_dir, model=None, callbacks=None, sizes=None, weighting=None, 
     )
 
 
+def remade(run: JSCPTTrainer, **keywords) -> JSCPTTrainer:
+    """The run's trainer with further or other arguments."""
+    data = {"train_dataset": run.train_dataset, "dev_dataset": run.dev_dataset, "eval_dataset": run.eval_dataset}
+    return JSCPTTrainer(**{"model": run.model, "args": run.args, **data, **keywords})
+
+
 def trained_parameters(run: JSCPTTrainer) -> dict[str, torch.Tensor]:
     """The adapter's parameters after (or before) a run."""
     return {name: p.detach().clone() for name, p in run.model.named_parameters() if ".jscpt_" in name}

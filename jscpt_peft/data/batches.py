@@ -237,8 +237,8 @@ def _read(dataset: datasets.Dataset, index: int) -> dict:
 def collate(examples: Sequence[dict[str, Tensor | int]]) -> dict[str, Tensor]:
     """Stacks items of `ImageTaskDataset`: pixel_values [B, 3, S, S] float32; labels, task_ids, groups [B] int64."""
     batch = {
-        name: torch.tensor([example[name] for example in examples], dtype=torch.int64)
-        for name in examples[0]
-        if name != "pixel_values"
+        name: torch.tensor([int(example[name]) for example in examples])
+        for name in ("labels", "task_ids", "groups")
+        if name in examples[0]
     }
-    return {"pixel_values": torch.stack([example["pixel_values"] for example in examples]), **batch}
+    return {"pixel_values": torch.stack([torch.as_tensor(example["pixel_values"]) for example in examples]), **batch}

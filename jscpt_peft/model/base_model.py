@@ -22,7 +22,7 @@ def check_base_model(config: JSCPTConfig, sizes: Sizes) -> None:
     }
     if config.base_dimensions is None:
         config.base_dimensions = dimensions
-    differing = {k: (v, dimensions[k]) for k, v in config.base_dimensions.items() if v != dimensions[k]}
+    differing = {k: (v, dimensions.get(k)) for k, v in config.base_dimensions.items() if v != dimensions.get(k)}
     if differing:
         detail = ", ".join(f"{name} {made} (this base: {here})" for name, (made, here) in differing.items())
         raise ValueError(

@@ -60,7 +60,10 @@ def _load_tokenizer(config: JSCPTConfig, base: CLIPConfig) -> PreTrainedTokenize
 
 
 def check_token_ids(config: JSCPTConfig, base: CLIPConfig) -> None:
-    """Raises a `ValueError` that names the class whose ids are no text."""
+    """Raises a `ValueError` that names the class whose ids are no text, or the same text as another class of its task.
+
+    Texts become equal where names differ in what the tokenizer overlooks: case, spaces, the form of accents.
+    """
     vocabulary, end = base.text_config.vocab_size, base.text_config.eos_token_id
     start = texts_of_class(config.class_token_ids[config.task_order[0]][0])[0][:1]
     for task, name, ids in _texts(config):
@@ -71,6 +74,20 @@ def check_token_ids(config: JSCPTConfig, base: CLIPConfig) -> None:
                 f"`class_token_ids` of class {name!r} in task {task!r} must be [SOS] ... [EOS], with the same "
                 f"[SOS] for all and ids below the vocabulary size {vocabulary}, got {ids}."
             )
+    for task, names in config.tasks.items():
+        name_of: dict[str, str] = {}
+        for name, entry in zip(names, config.class_token_ids[task], strict=True):
+            other = name_of.setdefault(str(entry), name)
+            if other is not name:
+                raise ValueError(
+                    f"Classes {other!r} and {name!r} of task {task!r} have the same text for the model, which could "
+                    "never tell one from the other: give them names that differ in more than case or spaces."
+                )
+    if any(not 0 <= each < vocabulary for each in config.prompt_init_token_ids or ()):
+        raise ValueError(
+            f"`prompt_init_token_ids` must be below the vocabulary size {vocabulary}, got "
+            f"{config.prompt_init_token_ids}."
+        )
 
 
 def check_lengths(config: JSCPTConfig, base: CLIPConfig, num_prompts: int) -> None:

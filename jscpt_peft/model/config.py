@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from peft import PeftConfig
 
-from jscpt_peft.choices import check_choice
-from jscpt_peft.methods import METHODS, method_fields
+from jscpt_peft.methods import METHODS, check_single_task, method_fields
+from jscpt_peft.settings import check_settings, setting
 
 from .class_texts import texts_of_class
 from .heads import FEATURE_HEADS
@@ -19,11 +20,6 @@ from .registration import TASK_TYPE, add_peft_type
 PEFT_TYPE = add_peft_type("JSCPT")
 
 TOWERS = {"both": ("vision", "text"), "vision": ("vision",), "text": ("text",)}
-
-
-def _help(text: str, command_line: bool = True) -> dict[str, Any]:
-    """A field's metadata: its help, and whether the recipes have an argument for it."""
-    return {"help": text, "command_line": command_line}
 
 
 @dataclass
@@ -36,6 +32,8 @@ class JSCPTConfig(PeftConfig):
             with sorted keys, so that the order of `tasks` alone would not survive the disk.
         method: name of the method whose settings these are, one of `jscpt_peft.methods.METHODS`; `None`: put together
             by hand. `for_method` sets it.
+        single_task: every task has its own copy of what a method lets the tasks share: one run trains them all as N
+            separate runs would.
         prompts: where the prompts come from, one of `jscpt_peft.model.prompts.PROMPT_SOURCES`.
         num_shared_tokens: prompt tokens that all tasks share, per prompted block and tower (the paper: 16).
         num_task_tokens: prompt tokens of each task's own, per prompted block and tower (the paper: 16).
@@ -48,13 +46,15 @@ class JSCPTConfig(PeftConfig):
         class_token_ids: task name -> one unpadded list of token ids per class, `[SOS]` and `[EOS]` included; with
             several templates one such list per class and template. Filled when the adapter is injected unless given;
             stored, so that a loaded adapter needs no tokenizer.
-        intervention: `"mask_mlp"`: a mask and two residual MLPs select features (Eq. 2); `"none"`: x̄ = x. One of
-            `jscpt_peft.model.heads.FEATURE_HEADS`.
+        intervention: what happens to the image features x, one of `jscpt_peft.model.heads.FEATURE_HEADS`:
+            `"mask_mlp"`: a mask and two residual MLPs select features (Eq. 2); `"adapter"`: CLIP-Adapter's residual
+            network; `"none"`: x̄ = x.
         intervention_hidden: width of the hidden layer of the two MLPs of Eq. 2.
         intervention_shared: one pair of MLPs for all tasks (each task keeps its own mask) instead of a pair per task.
         learn_masks: `False` fixes the masks at 0.5 (the paper's "w/o Feature Selection").
         prompt_init: a text such as `"a photo of a"` whose token embeddings, repeated to length, start the shared text
-            prompts of every prompted block; `None`: N(0, `prompt_init_std`²) like all other prompts.
+            prompts of every prompted block (with `prompts="coupled"` of the first one); `None`:
+            N(0, `prompt_init_std`²) like all other prompts.
         prompt_init_token_ids: token ids of `prompt_init`; filled when the adapter is injected unless given.
         prompt_init_std: standard deviation of the random start of the prompts.
         init_seed: seed of that start; the same on every process.
@@ -65,50 +65,37 @@ class JSCPTConfig(PeftConfig):
         ValueError: an argument is out of its range; the message names it, its value and the remedy.
     """
 
-    task_type: str | None = field(
-        default=TASK_TYPE, metadata=_help("What PEFT chooses the class of the model by.", command_line=False)
-    )
+    task_type: str | None = setting(TASK_TYPE, "What PEFT chooses the class of the model by.", command_line=False)
     tasks: dict[str, list[str]] = field(
-        default_factory=dict, metadata=_help("Task name -> class names.", command_line=False)
+        default_factory=dict, metadata={"help": "Task name -> class names.", "command_line": False}
     )
-    task_order: list[str] | None = field(default=None, metadata=_help("Order of the tasks.", command_line=False))
-    method: str | None = field(default=None, metadata=_help("Method whose settings these are.", command_line=False))
-    prompts: str = field(
-        default="concatenated", metadata=_help(f"Where prompts come from: {', '.join(PROMPT_SOURCES)}.")
+    task_order: list[str] | None = setting(None, "Order of the tasks.", command_line=False)
+    method: str | None = setting(None, "Method whose settings these are.", command_line=False, choices=METHODS)
+    single_task: bool = setting(False, "Every task has its own copy of what tasks share.")
+    prompts: str = setting(
+        "concatenated", f"Where prompts come from: {', '.join(PROMPT_SOURCES)}.", choices=PROMPT_SOURCES
     )
-    num_shared_tokens: int = field(
-        default=16, metadata=_help("Prompt tokens that all tasks share, per prompted block.")
+    num_shared_tokens: int = setting(16, "Prompt tokens that all tasks share, per prompted block.", at_least=0)
+    num_task_tokens: int = setting(16, "Prompt tokens of each task, per prompted block.", at_least=0)
+    prompt_depth: int | None = setting(
+        None, "Blocks with prompts of their own, from the first. Default: all.", at_least=1
     )
-    num_task_tokens: int = field(default=16, metadata=_help("Prompt tokens of each task, per prompted block."))
-    prompt_depth: int | None = field(
-        default=None, metadata=_help("Blocks with prompts of their own, from the first. Default: all.")
+    towers: str = setting("both", "Prompted encoders: both, vision or text.", choices=TOWERS)
+    class_template: str | dict[str, str | list[str]] = setting("{}.", "Text of a class; {} stands for its name.")
+    tokenizer_name_or_path: str | None = setting(None, "Tokenizer of the class texts.", command_line=False)
+    class_token_ids: dict[str, list] | None = setting(None, "Token ids of the class texts.", command_line=False)
+    intervention: str = setting(
+        "mask_mlp", f"Head on the features: {', '.join(FEATURE_HEADS)}.", choices=FEATURE_HEADS
     )
-    towers: str = field(default="both", metadata=_help("Prompted encoders: both, vision or text."))
-    class_template: str | dict[str, str | list[str]] = field(
-        default="{}.", metadata=_help("Text of a class; {} stands for its name.")
-    )
-    tokenizer_name_or_path: str | None = field(
-        default=None, metadata=_help("Tokenizer of the class texts.", command_line=False)
-    )
-    class_token_ids: dict[str, list] | None = field(
-        default=None, metadata=_help("Token ids of the class texts.", command_line=False)
-    )
-    intervention: str = field(default="mask_mlp", metadata=_help("Feature selection: mask_mlp (Eq. 2) or none."))
-    intervention_hidden: int = field(default=8, metadata=_help("Hidden width of the MLPs of Eq. 2."))
-    intervention_shared: bool = field(default=False, metadata=_help("One pair of MLPs for all tasks."))
-    learn_masks: bool = field(default=True, metadata=_help("Learn the masks of Eq. 2; without, they stay at 0.5."))
-    prompt_init: str | None = field(default=None, metadata=_help("Words that start the shared text prompts."))
-    prompt_init_token_ids: list[int] | None = field(
-        default=None, metadata=_help("Token ids of these words.", command_line=False)
-    )
-    prompt_init_std: float = field(default=0.02, metadata=_help("Standard deviation of the prompts' random start."))
-    init_seed: int = field(default=0, metadata=_help("Seed of that start.", command_line=False))
-    target_modules: str | list[str] | None = field(
-        default=None, metadata=_help("Wrapped modules.", command_line=False)
-    )
-    base_dimensions: dict[str, int] | None = field(
-        default=None, metadata=_help("Sizes of the base model.", command_line=False)
-    )
+    intervention_hidden: int = setting(8, "Hidden width of the MLPs of Eq. 2.", at_least=1)
+    intervention_shared: bool = setting(False, "One pair of MLPs for all tasks.")
+    learn_masks: bool = setting(True, "Learn the masks of Eq. 2; without, they stay at 0.5.")
+    prompt_init: str | None = setting(None, "Words that start the shared text prompts.")
+    prompt_init_token_ids: list[int] | None = setting(None, "Token ids of these words.", command_line=False)
+    prompt_init_std: float = setting(0.02, "Standard deviation of the prompts' random start.", at_least=0)
+    init_seed: int = setting(0, "Seed of that start.", command_line=False)
+    target_modules: str | list[str] | None = setting(None, "Wrapped modules.", command_line=False)
+    base_dimensions: dict[str, int] | None = setting(None, "Sizes of the base model.", command_line=False)
 
     @classmethod
     def for_method(
@@ -150,34 +137,28 @@ class JSCPTConfig(PeftConfig):
                 f"`task_type` is {str(given)!r}: a JSCPT adapter is for image classification alone; leave "
                 "`task_type` out."
             )
+        check_settings(self)
         self._check_tasks()
         self._check_templates()
         self._check_token_ids()
-        check_choice("towers", self.towers, TOWERS)
-        check_choice("prompts", self.prompts, PROMPT_SOURCES)
-        check_choice("intervention", self.intervention, FEATURE_HEADS)
-        for name, minimum in {"num_shared_tokens": 0, "num_task_tokens": 0, "intervention_hidden": 1}.items():
-            value = getattr(self, name)
-            if value < minimum:
-                raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
-        if self.prompt_depth is not None and self.prompt_depth < 1:
+        starts = self.num_shared_tokens and "text" in TOWERS[self.towers]
+        if self.prompt_init is not None and not (starts and self.prompt_init.strip()):
             raise ValueError(
-                f"`prompt_depth` must be at least 1 or None (every block), got {self.prompt_depth}. For no prompts at "
-                "all set `num_shared_tokens` and `num_task_tokens` to 0."
+                f"`prompt_init` is {self.prompt_init!r}, `num_shared_tokens` {self.num_shared_tokens} and `towers` "
+                f"{self.towers!r}: give words that start shared text prompts, or leave it out."
             )
         if self.method is not None:
-            check_choice("method", self.method, METHODS)
             method_fields(self.method, **{name: getattr(self, name) for name in METHODS[self.method].structure})
+            check_single_task(self.method, self.single_task)
 
     def _check_tasks(self) -> None:
         if not self.tasks:
             raise ValueError("`tasks` is empty: give a dict of task name -> list of class names.")
-        if not isinstance(self.tasks, dict):
-            raise ValueError(f"`tasks` is {self.tasks!r}: give a dict of task name -> list of class names.")
         self.task_order = list(self.task_order or self.tasks)
         if sorted(self.task_order) != sorted(self.tasks):
             raise ValueError(f"`task_order` {self.task_order} must name each of `tasks` {list(self.tasks)} once.")
         for task, names in self.tasks.items():
+            check_task_name("a name in `tasks`", task)
             check_class_names(f"`tasks[{task!r}]`", names)
         self.tasks = {task: list(self.tasks[task]) for task in self.task_order}
 
@@ -191,9 +172,9 @@ class JSCPTConfig(PeftConfig):
             )
         for task in self.tasks:
             templates = self.templates(task)
-            if not templates or not all(isinstance(each, str) and "{}" in each for each in templates):
+            if not templates or not all(map(_is_template, templates)):
                 raise ValueError(
-                    f"`class_template` must contain {{}} for the class name, got {self.class_template!r}."
+                    f"`class_template` must contain {{}} for the class name, once, got {self.class_template!r}."
                 )
 
     def _check_token_ids(self) -> None:
@@ -209,7 +190,10 @@ class JSCPTConfig(PeftConfig):
                     f"`class_token_ids[{task!r}]` has {len(given)} entries for {len(names)} classes: give one list "
                     "of ids per class, or leave `class_token_ids` out."
                 )
-            if len({len(texts_of_class(entry)) for entry in given}) > 1:
+            texts = [texts_of_class(entry) if isinstance(entry, list | tuple) else () for entry in given]
+            if not all(each and all(map(_is_text, each)) for each in texts):
+                raise ValueError(f"`class_token_ids[{task!r}]` must have a list of whole numbers for every text.")
+            if len(set(map(len, texts))) > 1:
                 raise ValueError(f"`class_token_ids[{task!r}]` must have equally many texts for every class.")
         self.class_token_ids = {task: self.class_token_ids[task] for task in self.tasks}
 
@@ -229,15 +213,40 @@ class JSCPTConfig(PeftConfig):
         return TOWERS[self.towers] if self.num_tokens else ()
 
 
-def check_class_names(argument: str, names: Iterable[str]) -> None:
+def check_task_name(argument: str, name: str) -> None:
+    """Raises a `ValueError` that begins with `argument` unless this can be the name of a task."""
+    if not _is_name(name, unwanted=("Cc", "Cs")):
+        raise ValueError(f"{argument} is {name!r}: a task needs a name, without control characters.")
+
+
+def check_class_names(argument: str, names: list[str]) -> None:
     """Raises a `ValueError` that begins with `argument` unless these can be the class names of a task."""
     # Of a string the letters would be the classes, and a set has no order.
     if not isinstance(names, list | tuple):
         raise ValueError(f"{argument} is {names!r}: give a list of class names.")
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{argument} is {names}: class names are strings.")
     if not names:
         raise ValueError(f"{argument} has no class names.")
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    for name in names:
+        if not _is_name(name, unwanted=("Cs",)):
+            raise ValueError(f"{argument}: {name!r} is no name of a class; give a string of characters.")
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise ValueError(f"{argument} names {repeated} more than once: class names must differ.")
+
+
+def _is_name(name: Any, unwanted: tuple[str, ...]) -> bool:
+    """Whether this is a string that says something, without characters of these Unicode categories."""
+    if not isinstance(name, str) or not name.strip():
+        return False
+    return not any(unicodedata.category(character) in unwanted for character in name)
+
+
+def _is_template(template: str) -> bool:
+    try:
+        return "{}" in template and bool(template.format(""))
+    except (AttributeError, IndexError, KeyError, ValueError):  # more than one place, or braces that are none
+        return False
+
+
+def _is_text(ids: Any) -> bool:
+    return isinstance(ids, list | tuple) and all(type(each) is int for each in ids)

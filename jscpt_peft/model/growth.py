@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from transformers import CLIPConfig
 
 from .class_tokens import check_token_ids, class_token_ids
-from .config import JSCPTConfig, check_class_names
+from .config import JSCPTConfig, check_class_names, check_task_name
 from .task_context import task_index
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def grown_config(
     Raises:
         ValueError: as `JSCPTModel.add_task`.
     """
-    if not isinstance(name, str) or not name or name in config.tasks:
+    check_task_name("`name`", name)
+    if name in config.tasks:
         raise ValueError(f"`name` is {name!r}: give a name that none of the adapter's tasks {list(config.tasks)} has.")
     check_class_names("`class_names`", class_names)
     names = list(class_names)

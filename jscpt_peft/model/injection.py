@@ -70,6 +70,7 @@ class JSCPTInjection(BaseTuner):
             self.backbone.sizes,
             num_tasks,
             like=self.model.logit_scale,
+            vision_norm=self.backbone.vision_norm,
             prompt_init=self.backbone.word_embeddings(words).detach() if words else None,
             added_task=added_task,
         )
@@ -143,6 +144,13 @@ class JSCPTInjection(BaseTuner):
     def task_adapter(self) -> TaskAdapter:
         """The active adapter's parameters, also while adapters are switched off."""
         return self.backbone.context.adapters[self.active_adapter_name]
+
+    def freeze_other_adapters(self) -> None:
+        """No gradients for adapters that are not active, whatever has let them into these."""
+        for name, adapter in self.backbone.context.adapters.items():
+            if name != self.active_adapter_name:
+                for parameter in adapter.requires_grad_(False).parameters():
+                    parameter.grad = None
 
     @property
     def task_names(self) -> list[str]:

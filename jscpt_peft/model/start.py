@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from peft import PeftConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Start:
         sizes: of the base model.
         num_tasks: N, or 1 for a task that is added to a trained adapter.
         like: tensor whose device and dtype the parameters take.
+        vision_norm: layer norm of the image tower before its first block, `None` where it has none.
         prompt_init: `[k, d]` token embeddings of `JSCPTConfig.prompt_init`, or `None`.
         added_task: name of the task that is added; its random numbers are a function of its name.
     """
@@ -46,6 +47,7 @@ class Start:
     sizes: Sizes
     num_tasks: int
     like: Tensor
+    vision_norm: nn.Module | None = None
     prompt_init: Tensor | None = None
     added_task: str | None = None
 
@@ -62,6 +64,10 @@ class Start:
     def normal(self, generator: torch.Generator, *shape: int, std: float) -> Tensor:
         """N(0, std²)."""
         return (std * torch.randn(shape, generator=generator)).to(self.like)
+
+    def uniform(self, generator: torch.Generator, *shape: int, bound: float) -> Tensor:
+        """U(-bound, bound); with bound 1/√d the start of torch's linear maps of d inputs."""
+        return (bound * (2 * torch.rand(shape, generator=generator) - 1)).to(self.like)
 
     def zeros(self, *shape: int) -> Tensor:
         """Zeros."""

@@ -13,7 +13,8 @@ from .start import Start
 class TaskModule(nn.Module):
     """A part of an adapter: parameters that all tasks share, and stacks `[N, ...]` of parameters of each task's own.
 
-    Subclasses make their parameters in `__init__` with `share` and `own`, and read them through `tensors()`.
+    Subclasses make their parameters in `__init__` with `share` and `own`, and read them through `tensors()` or, where
+    the single-task form of a method is to work as well, through `by_task()`.
 
     A gradient of zero does not keep a task's slice of a stack as it is: weight decay and momentum move it all the
     same. A task that is trained alone therefore has parameters of its own, `[1, ...]`, that lie over its slices of the
@@ -25,6 +26,7 @@ class TaskModule(nn.Module):
 
     Attributes:
         num_tasks: N.
+        single_task: whether what tasks share is a stack as well, so that every task learns as if it were alone.
         stacked: names of the stacks.
         trained: position of the task that is trained alone, or `None`.
         rows: that task's parameters, by the names of their stacks; empty otherwise.
@@ -33,6 +35,7 @@ class TaskModule(nn.Module):
     def __init__(self, start: Start) -> None:
         super().__init__()
         self.num_tasks = start.num_tasks
+        self.single_task = start.config.single_task
         self.stacked: tuple[str, ...] = ()
         self.trained: int | None = None
         self.rows = nn.ParameterDict()
@@ -40,8 +43,11 @@ class TaskModule(nn.Module):
         self.register_load_state_dict_pre_hook(_unfold)
 
     def share(self, name: str, value: Tensor) -> None:
-        """Adds a parameter that all tasks share."""
-        self.register_parameter(name, nn.Parameter(value))
+        """Adds a parameter that all tasks share; in the single-task form a copy per task, all with this start."""
+        if self.single_task:
+            self.own(name, value.expand(self.num_tasks, *value.shape).clone())
+        else:
+            self.register_parameter(name, nn.Parameter(value))
 
     def own(self, name: str, value: Tensor, learned: bool = True) -> None:
         """Adds a stack `[N, ...]`, a slice per task; as a buffer unless `learned`."""
@@ -58,6 +64,13 @@ class TaskModule(nn.Module):
             name: _with_row(tensor, self.rows[name], self.trained) if name in self.rows else tensor
             for name, tensor in held.items()
         }
+
+    def by_task(self) -> dict[str, Tensor]:
+        """`tensors()` with the tasks in the first dimension: `[N, ...]`, or `[1, ...]` of what they share.
+
+        The single-task form of a method follows where nothing else is read.
+        """
+        return {name: each if name in self.stacked else each[None] for name, each in self.tensors().items()}
 
     def shared(self) -> list[nn.Parameter]:
         """The parameters that several tasks share."""

@@ -36,27 +36,13 @@ TRANSFORMERS_DESCRIPTION = (
 
 
 @dataclass(frozen=True)
-class DataRecord:
-    """Which images a run has learned from.
-
-    Attributes:
-        task_set: name.
-        seed: by which the images were drawn.
-        sources: data -> what they were read from and which part of them is trained with, for the table.
-    """
-
-    task_set: str
-    seed: int
-    sources: Mapping[str, tuple[str, str]]
-
-
-@dataclass(frozen=True)
 class TrainingRecord:
     """What a run adds to the card of its adapter; what is empty is left out.
 
     Attributes:
         configuration: setting -> value, of all that decides what a step does.
-        data: the images, as far as they are known.
+        task_set: its name, and how it was drawn.
+        data: source of images -> what it is, and which part of it is trained with.
         steps: optimizer steps after which the weights are as they are saved.
         split: where the accuracies were counted, such as `test`.
         accuracies: task -> accuracy in [0, 1] of these weights; also the front matter's `model-index`.
@@ -68,7 +54,8 @@ class TrainingRecord:
     """
 
     configuration: Mapping[str, Any] = field(default_factory=dict)
-    data: DataRecord | None = None
+    task_set: str = ""
+    data: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     steps: int = 0
     split: str = "test"
     accuracies: Mapping[str, float] = field(default_factory=dict)

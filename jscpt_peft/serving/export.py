@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -165,6 +166,7 @@ def export_task(
 
     Raises:
         ValueError: there is no such task, or another `dtype`.
+        OSError: it could not be written; what was there is as it was.
         NotADirectoryError, FileExistsError: `directory` is a file, or holds something else than an earlier export.
     """
     task_id = task_index(task, model.task_names)
@@ -182,7 +184,8 @@ def export_task(
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as aside:
         whole = Path(aside, "whole")
         whole.mkdir()
-        torch.export.save(program, whole / PROGRAM)
+        buffer = io.BytesIO()  # straight into a file, a full disk would abort the process
+        torch.export.save(program, buffer)
         description = {
             "task": task,
             "class_names": class_names,
@@ -194,14 +197,21 @@ def export_task(
             "class_template": model.active_jscpt_config.class_template,
             "base_model": public_name(model.active_jscpt_config.base_model_name_or_path),
             "versions": package_versions(("jscpt-peft", "torch", "transformers", "peft")),
-            "sha256": hashlib.sha256((whole / PROGRAM).read_bytes()).hexdigest(),
+            "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(),
         }
-        (whole / DESCRIPTION).write_text(
-            json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
         manual = MANUAL_TEXT.format(task=task, size=size, classes=len(class_names), input_dtype=input_dtype)
-        (whole / MANUAL).write_text(manual, encoding="utf-8")
-        _put_in_place(whole, directory, Path(aside, "earlier"))
+        try:
+            (whole / PROGRAM).write_bytes(buffer.getbuffer())
+            (whole / DESCRIPTION).write_text(
+                json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+            (whole / MANUAL).write_text(manual, encoding="utf-8")
+            _put_in_place(whole, directory, Path(aside, "earlier"))
+        except OSError as error:
+            raise OSError(
+                f"the export to {directory} could not be written ({error}): nothing of it is left, and an earlier "
+                "export there is as it was. Make room on the disk."
+            ) from error
     return directory
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers.utils import logging
 
 from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate
@@ -20,7 +19,8 @@ from jscpt_peft.scheduling import InverseHVP, Weighting
 from .arguments import JSCPTTrainingArguments
 from .hessian import HessianProduct, KeptGraph, hessian_chunks
 from .implicit_gradient import dev_gradient, implicit_gradient
-from .loading import ignore_interrupts
+from .loading import make_loader
+from .own_loss import OwnLoss
 from .task_gradients import Batch, TaskMeans
 
 logger = logging.get_logger(__name__)
@@ -62,6 +62,7 @@ class UpperLevel:
         args: the arguments of Algorithm 1.
         dev_dataset: D_dev.
         num_present: tasks that training has images of.
+        own_loss: takes the place of Eq. 3.
 
     Attributes:
         updates: how often Ω has been updated.
@@ -74,11 +75,13 @@ class UpperLevel:
         args: JSCPTTrainingArguments,
         dev_dataset: ImageTaskDataset | None,
         num_present: int,
+        own_loss: OwnLoss | None = None,
     ) -> None:
         self.weighting = weighting
         self.task_names = task_names
         self.args = args
         self.dev_dataset = dev_dataset
+        self.own_loss = own_loss
         self.learns = args.learn_scheduler and weighting.depends_on_omega(num_present)
         self.optimizer = None
         if any(True for _ in weighting.parameters()):
@@ -134,13 +137,13 @@ class UpperLevel:
         parameters = [parameter for parameter in among if parameter.requires_grad]
         dev_batch = Batch.of({name: tensor.to(args.device) for name, tensor in next(self._batches()).items()})
         dev_chunks = hessian_chunks([dev_batch], None, args.hypergradient_chunk_size)
-        dev, gradient = dev_gradient(model, parameters, dev_chunks)
+        dev, gradient = dev_gradient(model, parameters, dev_chunks, self.own_loss)
         product = None
         if args.neumann_terms > 0:
             chunks = hessian_chunks(batches, args.hypergradient_batch_size, args.hypergradient_chunk_size)
             # A task that is not finite would carry its NaN through the graph into the others' products.
             kept = None if bool(step.nonfinite.any()) else kept
-            product = HessianProduct(model, parameters, chunks, weights, args.hvp, kept)
+            product = HessianProduct(model, parameters, chunks, weights, args.hvp, kept, self.own_loss)
         gradients, inverse = implicit_gradient(
             model.task_parameters(),  # anew: differences have moved θ there and back
             parameters,
@@ -192,16 +195,9 @@ class UpperLevel:
                 world_size=self.args.world_size,
             )
             endless = (sampler.batch(number) for number in itertools.count(self.updates))
-            workers = min(1, self.args.dataloader_num_workers)
-            loader = DataLoader(
-                self.dev_dataset,
-                batch_sampler=endless,
-                collate_fn=collate,
-                num_workers=workers,
-                worker_init_fn=ignore_interrupts,
-                timeout=self.args.dataloader_timeout if workers else 0,
-                generator=torch.Generator(),  # the loader draws a seed: not from the global state, which is resumed
-            )
+            # The loader draws a seed: not from the global state, which is resumed.
+            options = {"most_workers": 1, "batch_sampler": endless, "generator": torch.Generator()}
+            loader = make_loader(self.dev_dataset, self.args, collate, **options)
             self._dev_batches = iter(loader)
         return self._dev_batches
 

@@ -62,7 +62,7 @@ def epoch_is_over(state: TrainerState) -> bool:
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C or SIGTERM finishes the step under way, saves a checkpoint and ends training; a second one at once.
+    """Ctrl-C or SIGTERM finishes the step under way, saves a checkpoint and ends training; the same one again at once.
 
     The processes of a run need not get the signal at the same step, or all of them: they agree with the sums of the
     step that follows.
@@ -86,7 +86,8 @@ class StopOnInterrupt(TrainerCallback):
 
     def _interrupt(self, number: int, _frame: FrameType | None) -> None:
         self.trainer.stop_asked = True
-        self.restore_signals()
+        # The other one may be the launcher's, which has ended: it does not count as a second.
+        signal.signal(number, self._previous.pop(number))
         name = signal.Signals(number).name
         logger.warning(f"{name}: the step under way is finished and saved; once more ends the run at once.")
 

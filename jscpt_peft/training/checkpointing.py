@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import set_peft_model_state_dict
+from peft.utils.save_and_load import load_peft_weights
 from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -45,6 +47,8 @@ class Checkpointing(Trainer):
     """
 
     args: JSCPTTrainingArguments
+    dev_dataset: Any
+    adapter_name: str
     task_names: list[str]
     upper_level: UpperLevel
     weighting: Weighting
@@ -62,7 +66,7 @@ class Checkpointing(Trainer):
 
     def reproducing_configuration(self) -> dict[str, Any]:
         """What must be equal too for the resumed run to be the one that never stopped, bit for bit."""
-        datasets = {"train": self.train_dataset, "dev": self.upper_level.dev_dataset}
+        datasets = {"train": self.train_dataset, "dev": self.dev_dataset}
         sizes = {name: [] if dataset is None else dataset.sizes for name, dataset in datasets.items()}
         return reproducing_configuration(self.model, self.args, sizes)
 
@@ -81,13 +85,13 @@ class Checkpointing(Trainer):
 
         Raises:
             ValueError: the checkpoint is damaged, of another configuration or not there, or no valid one is.
+        FloatingPointError: the run ends in steps or with parameters that are not finite.
         """
         self._good, self.nonfinite_steps = None, 0
         checkpoint, state, run = None, TrainerState(), Path(self.args.output_dir)
         if resume_from_checkpoint:
             checkpoint = str(by_first_process(lambda: self._checkpoint_to_resume(resume_from_checkpoint)))
             state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
-            self._load_scheduler(Path(checkpoint, SCHEDULER_FILE))
         elif self.args.should_save and files.checkpoints(run):
             logger.warning(
                 f"`output_dir` {run} holds checkpoints of an earlier run, which count towards `save_total_limit` and "
@@ -97,7 +101,9 @@ class Checkpointing(Trainer):
         # With a limit of 1 `Trainer` would delete all but the best at the end: also the one to go on from.
         self._limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            return super().train(checkpoint, *args, **kwargs)
+            output = super().train(checkpoint, *args, **kwargs)
+            self.check_end()
+            return output
         finally:
             self.args.save_total_limit = self._limit
 
@@ -137,13 +143,23 @@ class Checkpointing(Trainer):
         _warn_of_changes(files.configuration_of(newest), self.reproducing_configuration())
         return newest
 
-    def _load_scheduler(self, path: Path) -> None:
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As `Trainer`'s; Ω and its optimizer too."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = Path(checkpoint, SCHEDULER_FILE)
         if not path.exists():
             logger.warning(f"{path} does not exist (saved with `save_only_model`?): the scheduler starts anew.")
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
         self.nonfinite_steps = state.pop("nonfinite_steps")
         self.upper_level.load_state_dict(state)
+
+    def _load_best_model(self) -> None:
+        """The active adapter of the best checkpoint, which `Trainer` finds under the name `default` alone."""
+        folder = adapter_folder(self.state.best_model_checkpoint, self.adapter_name)
+        set_peft_model_state_dict(self.model, load_peft_weights(str(folder), device="cpu"), self.adapter_name)
 
     # ---- saving -----------------------------------------------------------------------------------------------------
 
@@ -152,8 +168,8 @@ class Checkpointing(Trainer):
         self.step_log.flush()  # a run that goes on from here finds its history whole
         run = Path(self._get_output_dir(trial))
         final = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.nonfinite_steps:
-            self.unsaved_error = f"tasks were not finite in the last {self.nonfinite_steps} steps"
+        self.unsaved_error = self._spoiled()
+        if self.unsaved_error is not None:
             logger.warning(f"Step {self.state.global_step} is not saved: {self.unsaved_error}.")
         else:
             self.store_flos()
@@ -239,6 +255,22 @@ class Checkpointing(Trainer):
                 "tasks' images."
             )
 
+    def _spoiled(self) -> str | None:
+        """What is wrong with the state after the last step, if anything."""
+        if self.nonfinite_steps:
+            return f"tasks were not finite in the last {self.nonfinite_steps} steps"
+        learned = (*self.trainable_parameters(), *self.weighting.parameters())
+        return None if all(bool(each.isfinite().all()) for each in learned) else "parameters are not finite"
+
+    def check_end(self) -> None:
+        """Raises a `FloatingPointError` where a run ends in a state that is no result; the last good one is kept."""
+        reason = self._spoiled()
+        if reason is not None:
+            step = self.state.global_step
+            raise FloatingPointError(
+                f"The run ends with step {step}, but {reason}. {self.save_last_good_state()} Lower `learning_rate`."
+            )
+
     def save_last_good_state(self) -> str:
         """Goes back to before the first of the steps in a row and saves that; says what is saved where."""
         if self._good is None:
@@ -252,6 +284,11 @@ class Checkpointing(Trainer):
         if self.unsaved_error is not None:
             return f"The last good state, of step {self.state.global_step}, could not be saved."
         return f"The last good state, of step {self.state.global_step}, is saved in {self.args.output_dir}."
+
+
+def adapter_folder(directory: str | Path, adapter: str) -> Path:
+    """Where PEFT writes an adapter."""
+    return Path(directory) if adapter == "default" else Path(directory, adapter)
 
 
 def _best(state: TrainerState) -> dict[str, Any]:

@@ -2,31 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from peft import PeftModel
 
 from jscpt_peft.data import ImageTaskDataset, read_column
+from jscpt_peft.data.by_task import ByTask, check_map_style, image_task_datasets
 from jscpt_peft.data.task import first_difference
+from jscpt_peft.model import JSCPTModel
 
 from .distributed import gather_objects
 
 
-def check_data(model: PeftModel, **arguments: ImageTaskDataset | dict[str, ImageTaskDataset] | None) -> None:
-    """Raises a `ValueError` that names the argument whose images cannot be those of the model's tasks.
+def check_model(model: Any) -> PeftModel:
+    """The model, if it is one that `JSCPTTrainer` trains; a `TypeError` otherwise."""
+    if not (isinstance(model, PeftModel) and isinstance(model.base_model, JSCPTModel)):
+        raise TypeError(
+            f"`model` must be a PeftModel made by `get_peft_model(clip, JSCPTConfig(...))`, got {type(model)}."
+        )
+    return model
+
+
+def check_data(model: PeftModel, **arguments: Any) -> None:
+    """Raises an error that names the argument whose images cannot be those of the model's tasks.
 
     Args:
         model: the JSCPT model.
-        arguments: argument of the trainer -> its images.
+        arguments: argument of the trainer -> its images, or several such data sets by name.
+
+    Raises:
+        TypeError: images that cannot be read in any order.
+        ValueError: other tasks, or labels that are not theirs.
     """
+    tasks = model.active_jscpt_config.tasks
     for argument, given in arguments.items():
         for dataset in given.values() if isinstance(given, dict) else [given]:
             if dataset is not None:
-                check_tasks(argument, dataset, model.active_jscpt_config.tasks)
+                check_map_style(argument, dataset)
+                check_tasks(argument, dataset, tasks)
     train_dataset = arguments["train_dataset"]
     if train_dataset is not None:
         _check_trained_task(train_dataset, model.trained_task, model.task_names)
 
 
-def check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[str]]) -> None:
+def check_tasks(argument: str, dataset: Any, tasks: dict[str, list[str]]) -> None:
+    """Raises a `ValueError` where some of the data cannot be those of the model's tasks, as far as they tell."""
+    for images in image_task_datasets(dataset):
+        _check_images(argument, images, tasks)
+    if isinstance(dataset, ByTask):
+        _check_ids(argument, dataset.task_ids, tasks)
+
+
+def _check_images(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[str]]) -> None:
     """Raises a `ValueError` where the data cannot be those of the model's tasks, or of those that they name."""
     names, task_ids = list(tasks), dataset.task_ids
     if task_ids is None:
@@ -37,12 +65,8 @@ def check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[
                 "`ImageTaskDataset(..., task_ids=[...])`."
             )
         task_ids = range(len(tasks))
+    _check_ids(argument, task_ids, tasks)
     for position, (task_id, data) in enumerate(zip(task_ids, dataset.datasets, strict=True)):
-        if task_id not in range(len(tasks)):
-            raise ValueError(
-                f"`{argument}` has the task id {task_id}, the model has ids 0..{len(tasks) - 1} ({names}): "
-                "`task_ids` are positions in `model.task_names`."
-            )
         name = names[task_id]
         own = name if dataset.task_names is None else dataset.task_names[position]
         if own != name:
@@ -62,6 +86,15 @@ def check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[
             raise ValueError(
                 f"`{argument}` has label {largest} in task {name!r}, for which the model has {len(tasks[name])} "
                 "classes: make the model with `JSCPTConfig(tasks=task_set.class_names)`."
+            )
+
+
+def _check_ids(argument: str, task_ids: Sequence[int], tasks: dict[str, list[str]]) -> None:
+    for task_id in task_ids:
+        if task_id not in range(len(tasks)):
+            raise ValueError(
+                f"`{argument}` has the task id {task_id}, the model has ids 0..{len(tasks) - 1} ({list(tasks)}): "
+                "`task_ids` are positions in `model.task_names`."
             )
 
 

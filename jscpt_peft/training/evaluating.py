@@ -13,21 +13,35 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from jscpt_peft.evaluation import multi_task_accuracy
 
-Answers = tuple[Tensor, Tensor | None, tuple[Tensor, ...] | None]
+from .own_loss import OwnLoss, own_loss_sums
+
+Answers = tuple[Tensor | None, Tensor | None, tuple[Tensor, ...] | None]
 
 
-def answers(model: Any, inputs: dict[str, Tensor], loss_only: bool) -> Answers:
-    """Loss, logits `[B, C]` and `(labels, task_ids[, groups])` of one batch, as of `Trainer.prediction_step`."""
-    logits = model.classify(inputs["pixel_values"], inputs["task_ids"], inputs["labels"]).logits
+def answers(model: Any, inputs: dict[str, Tensor], loss_only: bool, own_loss: OwnLoss | None = None) -> Answers:
+    """Loss, logits `[B, C]` and `(labels, task_ids[, groups])` of one batch, as of `Trainer.prediction_step`.
+
+    Without labels there are logits alone.
+    """
+    labels, task_ids = inputs.get("labels"), inputs["task_ids"]
+    logits = model.classify(inputs["pixel_values"], task_ids, labels).logits
+    if labels is None:
+        return None, logits, None
     # The mean over images, which `Trainer` weighs by their number; that over tasks would depend on the batches.
-    loss = cross_entropy(logits, inputs["labels"])
+    if own_loss is None:
+        loss = cross_entropy(logits, labels)
+    else:
+        classes = [len(names) for names in model.active_jscpt_config.tasks.values()]
+        loss = own_loss_sums(own_loss, logits, labels, task_ids, classes)[0].sum() / len(labels)
     if loss_only:
         return loss, None, None
     return loss, logits, tuple(inputs[name] for name in ("labels", "task_ids", "groups") if name in inputs)
 
 
-def classes_and_losses(logits: Tensor, labels: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def classes_and_losses(logits: Tensor, labels: tuple[Tensor, ...] | None) -> tuple[Tensor, Tensor]:
     """Predicted classes `[B]` and losses `[B]` of a batch, from logits `[B, C]`."""
+    if labels is None:
+        raise ValueError("the images to evaluate have no `labels` to count accuracies by: use `predict`.")
     return logits.argmax(-1), cross_entropy(logits.float(), labels[0], reduction="none")
 
 

@@ -22,6 +22,7 @@ from jscpt_peft.scheduling import hessian_vector_product
 from jscpt_peft.scheduling.hypergradient import flatten
 
 from .distributed import process_index, sum_over_processes, world_size
+from .own_loss import OwnLoss
 from .task_gradients import Batch, TaskSums, scheduled_gradient, task_gradients
 
 HESSIAN_PRODUCTS = ("exact", "finite_difference")
@@ -69,11 +70,13 @@ class KeptGraph:
     bytes: int
 
 
-def kept_graph(model: PeftModel, batch: Batch, reference: str | None = None) -> KeptGraph:
+def kept_graph(
+    model: PeftModel, batch: Batch, reference: str | None = None, own_loss: OwnLoss | None = None
+) -> KeptGraph:
     """`task_gradients` in float32 on twice differentiable kernels, with the graph of the gradients."""
     # Around the backward too: a checkpointed block runs again within it, and must choose the same kernel.
     with twice_differentiable(batch.pixel_values.device.type), GraphMemory() as memory:
-        sums, task_parameters = task_gradients(model, batch, reference, create_graph=True)
+        sums, task_parameters = task_gradients(model, batch, reference, create_graph=True, own_loss=own_loss)
     return KeptGraph(sums, task_parameters, memory.bytes)
 
 
@@ -131,6 +134,7 @@ class HessianProduct:
         method: "exact" differentiates the gradient; "finite_difference" takes the central difference of two float32
             gradients, which needs no second derivative and therefore no MATH kernel: the memory of a plain backward.
         kept: the graph of the only chunk, where there is one.
+        own_loss: takes the place of Eq. 3.
 
     Attributes:
         graph_bytes: most that the graph of one chunk held so far.
@@ -144,10 +148,12 @@ class HessianProduct:
         weights: Tensor,
         method: str = "exact",
         kept: KeptGraph | None = None,
+        own_loss: OwnLoss | None = None,
     ) -> None:
         self.model = model
         self.parameters = tuple(parameters)
         self.method = method
+        self.own_loss = own_loss
         self.device_type = weights.device.type
         self.graph_bytes = 0
         # A process may hold none of the chosen images.
@@ -172,7 +178,7 @@ class HessianProduct:
             return sum((self._of_chunk(chunk)(vector) for chunk in self.chunks), torch.zeros_like(vector))
 
     def _of_chunk(self, chunk: Batch) -> Callable[[Tensor], Tensor]:
-        return self._of_graph(kept_graph(self.model, chunk))
+        return self._of_graph(kept_graph(self.model, chunk, own_loss=self.own_loss))
 
     def _of_graph(self, kept: KeptGraph) -> Callable[[Tensor], Tensor]:
         self.graph_bytes = max(self.graph_bytes, kept.bytes)
@@ -200,7 +206,7 @@ class HessianProduct:
         with full_precision(self.device_type):
             for chunk in self.chunks:
                 with GraphMemory() as memory:
-                    sums, task_parameters = task_gradients(self.model, chunk)
+                    sums, task_parameters = task_gradients(self.model, chunk, own_loss=self.own_loss)
                 self.graph_bytes = max(self.graph_bytes, memory.bytes)
                 total += flatten(scheduled_gradient(task_parameters, self.parameters, sums.gradients, self.scales))
         return total

@@ -13,10 +13,13 @@ from jscpt_peft.model.heads import TaskParameters
 from jscpt_peft.scheduling import InverseHVP, hypergradient, safeguarded_inverse_hvp
 from jscpt_peft.scheduling.hypergradient import HessianVectorProduct, flatten
 
+from .own_loss import OwnLoss
 from .task_gradients import Batch, TaskMeans, scheduled_gradient, task_gradients, task_products
 
 
-def dev_gradient(model: PeftModel, parameters: Sequence[Tensor], chunks: Sequence[Batch]) -> tuple[TaskMeans, Tensor]:
+def dev_gradient(
+    model: PeftModel, parameters: Sequence[Tensor], chunks: Sequence[Batch], own_loss: OwnLoss | None = None
+) -> tuple[TaskMeans, Tensor]:
     """The tasks' losses on a dev batch and the gradient `[P]` of their sum L_dev (Eq. 8), in float32.
 
     A task that is not finite there is left out of the sum (`TaskMeans.nonfinite`).
@@ -25,11 +28,12 @@ def dev_gradient(model: PeftModel, parameters: Sequence[Tensor], chunks: Sequenc
         model: the JSCPT model.
         parameters: θ.
         chunks: this process's dev images, in pieces that go through the model one after the other.
+        own_loss: takes the place of Eq. 3.
     """
     sums = None  # one at a time: each holds the gradients of all tasks
     with full_precision(chunks[0].pixel_values.device.type):
         for chunk in chunks:
-            part, task_parameters = task_gradients(model, chunk)
+            part, task_parameters = task_gradients(model, chunk, own_loss=own_loss)
             sums = part.detach() if sums is None else sums + part.detach()
     means = sums.over_processes()[0].means()
     gradients = scheduled_gradient(task_parameters, parameters, means.gradients, torch.ones_like(means.losses))

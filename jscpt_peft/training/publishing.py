@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import CommitInfo
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import Trainer
@@ -45,6 +47,7 @@ class Publishing(Trainer):
     """
 
     task_names: list[str]
+    adapter_name: str
     # Step whose weights were loaded at the end of training, if any, and the length of the log then.
     best_loaded: tuple[int, int] | None = None
 
@@ -53,7 +56,7 @@ class Publishing(Trainer):
         self.best_loaded = None
         output = super().train(*args, **kwargs)
         best = self.state.best_model_checkpoint
-        if self.args.load_best_model_at_end and best and Path(best, SAFETENSORS_WEIGHTS_NAME).exists():
+        if self.args.load_best_model_at_end and best:
             self.best_loaded = self.state.best_global_step, len(self.state.log_history)
         return output
 
@@ -86,6 +89,7 @@ class Publishing(Trainer):
             title=model_name,
             run=training_record(self.args, log, step, of_these_weights, configuration, self.task_names),
             license=license,
+            adapter=self.adapter_name,
             tags=[tags] if isinstance(tags, str) else tags,
             **({"language": language} if language else {}),
         )
@@ -94,11 +98,7 @@ class Publishing(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As `Trainer.save_model`, with the card where it is the run's own folder that is written to."""
-        token, self.args.hub_token = self.args.hub_token, None  # `Trainer` pickles its arguments: not with a secret
-        try:
-            super().save_model(output_dir, _internal_call=True)
-        finally:
-            self.args.hub_token = token
+        super().save_model(output_dir, _internal_call=True)
         if output_dir is None or Path(output_dir).resolve() == Path(self.args.output_dir).resolve():
             try:
                 self.create_model_card()
@@ -106,6 +106,18 @@ class Publishing(Trainer):
                 logger.warning(f"The card in {self.args.output_dir} was not written: {_one_line(error)}.")
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:  # noqa: ARG002
+        """As `Trainer`'s, of the adapter that is trained alone, and without the token of the Hub."""
+        if not self.args.should_save:
+            return
+        folder = output_dir or self.args.output_dir
+        self.model.save_pretrained(folder, selected_adapters=[self.adapter_name])
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        args = copy(self.args)
+        args.hub_token = None
+        torch.save(args, Path(folder, TRAINING_ARGS_NAME))
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes the repository, if need be.

@@ -1,4 +1,4 @@
-"""What a run adds to the card of its adapter: settings, accuracies, results, figures, where it ran."""
+"""What a run adds to the card of its adapter: settings, data, accuracies, results, figures, where it ran."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
 from peft import PeftConfig
 
-from jscpt_peft.data.manifest import MANIFEST_FILE
+from jscpt_peft.data import read_manifest
+from jscpt_peft.data.manifest import MANIFEST_FILE, drawn_by, on_hub
 from jscpt_peft.model import JSCPTConfig
 from jscpt_peft.serving.card import TrainingRecord
 
 from .arguments import JSCPTTrainingArguments
-from .data_record import data_record
 from .distributed import world_size
 from .step_log import HISTORY_FILE
 
@@ -37,6 +37,14 @@ FIGURES = {
 }
 # Of the configuration, what says nothing of the method; the tokenizer's name may be a path of this machine.
 UNSAID = {"tokenizer_name_or_path", "target_modules", "base_model"} | {each.name for each in fields(PeftConfig)}
+# Where the images of task sets come from whose manifests name no sources.
+ORIGINS = {
+    "shapes": "drawn by `jscpt_peft`",
+    "emoji": "Fluent 3D, Noto, OpenMoji and Twemoji from npm, by `tools/prepare_emoji.py`",
+    "folder": "folders of images",
+}
+# What reading somebody else's file of the name of ours, or one that is cut off, may raise.
+UNKNOWN_FORM = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 AGGREGATOR_OPTIONS = ("cagrad_c", "fairgrad_alpha", "krum_byzantine", "krum_selected")
 
 
@@ -62,10 +70,11 @@ def training_record(
     split, accuracies = last_accuracies(evaluations, task_names)
     results = results_of(output, accuracies)
     known = [accuracy for accuracy in accuracies.values() if not math.isnan(accuracy)]
-    sizes = dict(zip(task_names, configuration.get("train images", ()), strict=False))
+    task_set, data = data_of(output, dict(zip(task_names, configuration.get("train images", ()), strict=False)))
     return TrainingRecord(
         configuration=configuration,
-        data=data_record(output, sizes),
+        task_set=task_set,
+        data=data,
         steps=steps,
         split=split,
         accuracies=accuracies,
@@ -115,9 +124,45 @@ def results_of(output: Path, accuracies: Mapping[str, float]) -> str | None:
         if {task: row["trained"] for task, row in rows.items()} != expected:
             return None
         return (output / RESULTS_TABLE).read_text(encoding="utf-8")
-    # Files of these names, but somebody else's, or cut off.
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except UNKNOWN_FORM:
         return None
+
+
+def data_of(output: Path, sizes: Mapping[str, int]) -> tuple[str, dict[str, tuple[str, str]]]:
+    """The task set, and per source what it is and which part is trained with, if the manifest there is of the run.
+
+    Args:
+        output: folder of the run.
+        sizes: task -> number of training images of the run.
+    """
+    try:
+        manifest = read_manifest(output / MANIFEST_FILE)
+        if {task: len(splits["train"]) for task, splits in manifest["tasks"].items()} != sizes:
+            return "", {}
+        task_set, options = manifest["task_set"], manifest["options"]
+        sources = options.get("sources") or {task_set: ""}
+        rows = {
+            name: _source({**manifest, "options": {**options, "sources": {name: sources[name]}}}) for name in sources
+        }
+        return f"`{task_set}`, drawn with seed {int(manifest['seed'])}", rows
+    except UNKNOWN_FORM:
+        return "", {}
+
+
+def _source(manifest: Mapping[str, Any]) -> tuple[str, str]:
+    """What the one source of a manifest is, and which part of its training images was drawn."""
+    (origin,) = manifest["options"]["sources"].values()
+    fraction, shots = drawn_by(manifest)
+    if fraction is not None:
+        part = f"{100 * fraction:.3g} % of each class"
+    else:
+        part = "all training images" if shots is None else f"up to {shots:d} of each class"
+    if not origin:
+        return ORIGINS[manifest["task_set"]], part
+    if on_hub(manifest):
+        return f"`{origin}` on the Hub", part
+    absolute = PurePosixPath(origin).is_absolute() or PureWindowsPath(origin).is_absolute()
+    return f"the folder `{PureWindowsPath(origin).name if absolute else origin}`", part
 
 
 def environment(device: torch.device, log: Sequence[Mapping[str, Any]]) -> dict[str, str]:

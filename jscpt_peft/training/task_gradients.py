@@ -18,11 +18,12 @@ from peft import PeftModel
 from torch import Tensor
 
 from jscpt_peft.model.heads import TaskParameters
-from jscpt_peft.model.losses import mean_losses, task_loss_sums
+from jscpt_peft.model.losses import check_labels, mean_losses, task_loss_sums
 from jscpt_peft.model.tuner import TOWER_NAMES
 from jscpt_peft.scheduling import StepSignals
 
 from .distributed import sum_over_processes
+from .own_loss import OwnLoss, own_loss_sums
 
 
 class Batch(NamedTuple):
@@ -129,6 +130,7 @@ def task_gradients(
     reference: str | None = None,
     create_graph: bool = False,
     forward_context: AbstractContextManager | None = None,
+    own_loss: OwnLoss | None = None,
 ) -> tuple[TaskSums, TaskParameters]:
     """Losses and gradients of every task by one forward and one backward, and the task parameters they belong to.
 
@@ -140,21 +142,32 @@ def task_gradients(
         reference: the view that Eq. 4 compares x̄ with: `"original"` (x) or `"complement"` ((1 - M)∘x); `None`: none.
         create_graph: keep the gradients differentiable, for Hessian-vector products.
         forward_context: entered for the forward pass alone, such as autocast.
+        own_loss: takes the place of Eq. 3.
     """
+    tasks = model.active_jscpt_config.tasks
+
+    def loss_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
+        if own_loss is None:
+            return task_loss_sums(logits, batch.labels, batch.task_ids, len(tasks))
+        classes = [len(names) for names in tasks.values()]
+        return own_loss_sums(own_loss, logits, batch.labels, batch.task_ids, classes)
+
     with forward_context or nullcontext():
         task_parameters = model.task_parameters()
-        output = model.classify(*batch, task_parameters=task_parameters, present_tasks_only=True)
+        output = model.classify(*batch[:2], task_parameters=task_parameters, present_tasks_only=True)
+        check_labels(batch.labels, batch.task_ids, tasks)
+        sums, counts = loss_sums(output.logits)
     leaves = {name: each for name, each in task_parameters.items() if each.requires_grad}
-    gradients = torch.autograd.grad(output.loss_sums.sum(), list(leaves.values()), create_graph=create_graph)
+    gradients = torch.autograd.grad(sums.sum(), list(leaves.values()), create_graph=create_graph)
     references = None
     if reference is not None:
         with torch.no_grad():
             # The same class features and no encoder pass: one [B, C] product more.
             embeds = model.reference_embeds(output.image_embeds, batch.task_ids, reference)
             logits = model.logits(embeds, output.class_embeds, batch.task_ids)
-            references, _ = task_loss_sums(logits, batch.labels, batch.task_ids, len(output.loss_sums))
+            references, _ = loss_sums(logits)
     gradients = dict(zip(leaves, gradients, strict=True))
-    return TaskSums(output.task_counts, output.loss_sums.detach(), references, gradients), task_parameters
+    return TaskSums(counts, sums.detach(), references, gradients), task_parameters
 
 
 def shared_gramian(model: PeftModel, gradients: TaskParameters) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,26 @@ from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate
-from jscpt_peft.model import JSCPTModel
+from jscpt_peft.data import TaskBalancedBatchSampler, collate
+from jscpt_peft.data.by_task import by_task
+from jscpt_peft.model.losses import mean_losses
 from jscpt_peft.scheduling import Weighting
 
 from .arguments import JSCPTTrainingArguments
 from .bilevel import UpperLevel
 from .callbacks import SaveAfterEvaluation, SetEpoch, StopOnInterrupt
 from .checkpointing import Checkpointing
-from .data_checks import check_data, check_same_data, check_tasks
-from .distributed import process_index, world_size
+from .data_checks import check_data, check_model, check_same_data, check_tasks
+from .distributed import by_first_process, process_index, world_size
 from .evaluating import Answers, accuracies, answers, classes_and_losses, mean_loss
 from .hessian import KeptGraph, kept_graph
 from .loading import make_loader
 from .lost_processes import lost_processes_named
+from .output_lock import output_lock
+from .plain_arguments import own_arguments
 from .publishing import Publishing
 from .step_log import HISTORY_FILE, StepLog
 from .task_gradients import Batch, TaskSums, scheduled_gradient, shared_gramian, task_gradients
@@ -46,15 +50,18 @@ class JSCPTTrainer(Publishing, Checkpointing):
     and gradients are summed by one communication, and all hold the same θ and Ω.
 
     Args:
-        model: a `PeftModel` made with a `JSCPTConfig`.
-        args: `JSCPTTrainingArguments`.
+        model: a `PeftModel` made with a `JSCPTConfig`; its active adapter alone is trained and saved.
+        args: `JSCPTTrainingArguments`; of plain `TrainingArguments` see `plain_arguments.own_arguments`.
         data_collator: as in `Trainer`; default: `jscpt_peft.data.collate`.
-        train_dataset: training images of all tasks, or of those that its `task_ids` name, with the training transform.
+        train_dataset: training images of all tasks, or of those that its `task_ids` name, with the training transform:
+            an `ImageTaskDataset`, or any map-style data set whose items have `pixel_values`, `labels` and `task_ids`.
         eval_dataset: images of model selection, or several such data sets by name.
         processing_class: saved beside checkpoints, as in `Trainer`.
         dev_dataset: images of D_dev, disjoint from training and model selection, with the test transform.
         weighting: what gives the tasks' weights; default: what `args` asks for (Eqs. 4-6).
-        kwargs: further arguments of `Trainer`.
+        kwargs: further arguments of `Trainer`. `model_init` makes model, scheduler and Ω anew for every training.
+            `compute_loss_func(outputs, labels, num_items_in_batch)` takes the place of Eq. 3 and is called per task,
+            with the `outputs.logits` `[b, C_i]` of `outputs.task_id`: it gives these images' mean loss, or one each.
 
     Attributes:
         weighting: what gives the tasks' weights; its parameters are Ω.
@@ -63,30 +70,32 @@ class JSCPTTrainer(Publishing, Checkpointing):
             all processes (see `StopOnInterrupt`).
 
     Raises:
-        TypeError: `model` is not a JSCPT model.
+        TypeError: `model` is not a JSCPT model, a data set is not map-style, or a subclass has a `compute_loss`.
         ValueError: the datasets' tasks are not the model's, `dev_dataset` is missing or empty although Ω is learned,
             or the base model's precision does not allow second derivatives.
     """
 
     def __init__(
         self,
-        model: PeftModel,
-        args: JSCPTTrainingArguments,
+        model: PeftModel | None = None,
+        args: TrainingArguments | None = None,
         data_collator: Any = None,
-        train_dataset: ImageTaskDataset | None = None,
-        eval_dataset: ImageTaskDataset | dict[str, ImageTaskDataset] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         processing_class: Any = None,
         *,
-        dev_dataset: ImageTaskDataset | None = None,
+        dev_dataset: Any = None,
         weighting: Weighting | None = None,
         **kwargs: Any,
     ) -> None:
-        if not (isinstance(model, PeftModel) and isinstance(model.base_model, JSCPTModel)):
+        if kwargs.get("model_init") is None:
+            check_model(model)
+        if type(self).compute_loss is not Trainer.compute_loss:
             raise TypeError(
-                f"`model` must be a PeftModel made by `get_peft_model(clip, JSCPTConfig(...))`, got {type(model)}."
+                "`compute_loss` is never called: one backward gives every task's gradient. Pass `compute_loss_func`, "
+                "which is called per task."
             )
-        if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("`compute_loss_func` is not supported: L_i is the cross-entropy of Eq. 3. Leave it out.")
+        args = own_arguments(args)
         kwargs.setdefault("compute_metrics", self.multi_task_accuracy)
         # Metrics of one's own, losses alone and several data sets have no mean accuracy to compare by.
         others = kwargs["compute_metrics"] != self.multi_task_accuracy or isinstance(eval_dataset, dict)
@@ -96,31 +105,51 @@ class JSCPTTrainer(Publishing, Checkpointing):
             model=model,
             args=args,
             data_collator=data_collator or collate,
-            train_dataset=train_dataset,
+            train_dataset=by_task("train_dataset", train_dataset),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean: nothing is to be divided by a number of items
-        self.task_names = model.task_names
-        check_data(model, train_dataset=train_dataset, dev_dataset=dev_dataset, eval_dataset=eval_dataset)
-        # Ω in float32, or better where θ is.
-        precision = torch.promote_types(next(model.get_base_model().parameters()).dtype, torch.float32)
-        weighting = make_weighting(args, len(self.task_names)) if weighting is None else weighting
-        self.weighting = weighting.to(args.device, precision)
-        present = len(self.task_names) if train_dataset is None else len(train_dataset.sizes)
-        self.upper_level = UpperLevel(self.weighting, self.task_names, args, dev_dataset, present)
-        if train_dataset is not None and self.upper_level.learns:
-            self.upper_level.check(model)
+        self.dev_dataset = by_task("dev_dataset", dev_dataset)
+        self._given_weighting = weighting
+        self._set_up()
         self.add_callback(SaveAfterEvaluation())
         self._forget()
 
-    def _forget(self) -> None:
+    def _set_up(self) -> None:
+        """What depends on the model and on the arguments of Algorithm 1."""
+        model, args, data = check_model(self.model), self.args, self.train_dataset
+        self.task_names, self.adapter_name = model.task_names, model.active_adapter
+        check_data(model, train_dataset=data, dev_dataset=self.dev_dataset, eval_dataset=self.eval_dataset)
+        weighting = self._given_weighting
+        if weighting is None:
+            weighting = make_weighting(args, len(self.task_names))
+        elif self.model_init is not None:
+            weighting = copy.deepcopy(weighting)
+        # Ω in float32, or better where θ is.
+        precision = torch.promote_types(next(model.get_base_model().parameters()).dtype, torch.float32)
+        self.weighting = weighting.to(args.device, precision)
+        present = len(self.task_names) if data is None else len(data.sizes)
+        self.upper_level = UpperLevel(
+            self.weighting, self.task_names, args, self.dev_dataset, present, self.compute_loss_func
+        )
+        if data is not None and self.upper_level.learns:
+            self.upper_level.check(model)
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """As `Trainer`'s, at the start of every training: a new model, or new arguments, want a new Ω."""
+        super()._hp_search_setup(trial)
+        if self.model_init is not None:
+            self._set_up()
+        self._prepare_adapters()
+        self._forget(trial)
+
+    def _forget(self, trial: Any = None) -> None:
         """Nothing is left over from a run that was broken off."""
-        self.stop_asked = self.stop_agreed = False
         self._sums: TaskSums | None = None
         self._batches: list[Batch] = []  # of a step that updates Ω
-        history = Path(self.args.output_dir, HISTORY_FILE) if self.is_world_process_zero() else None
+        history = Path(self._get_output_dir(trial), HISTORY_FILE) if self.is_world_process_zero() else None
         self.step_log = StepLog(self.task_names, history)
         self.upper_level.forget_batches()
 
@@ -144,20 +173,30 @@ class JSCPTTrainer(Publishing, Checkpointing):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `Checkpointing.train`; where a worker, an image or a process fails, the error names it."""
-        self._forget()
-        if not self.trainable_parameters():
-            raise ValueError(
-                "no parameter of `model` is trainable: load adapters with `PeftModel.from_pretrained(..., "
-                "is_trainable=True)`."
-            )
+        self.stop_asked = self.stop_agreed = False
         try:
-            with lost_processes_named(self.args.ddp_timeout):
-                check_same_data({"train_dataset": self.train_dataset, "dev_dataset": self.upper_level.dev_dataset})
+            with lost_processes_named(self.args.ddp_timeout), ExitStack() as lock:
+                by_first_process(lambda: lock.enter_context(output_lock(self.args.output_dir)))
+                check_same_data({"train_dataset": self.train_dataset, "dev_dataset": self.dev_dataset})
                 return super().train(*args, **kwargs)
         finally:
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, StopOnInterrupt):
                     callback.restore_signals()
+
+    def _prepare_adapters(self) -> None:
+        """Nothing but the active adapter learns."""
+        if self.model.active_adapter != self.adapter_name:
+            raise ValueError(
+                f"the active adapter is {self.model.active_adapter!r}, but this trainer was made for "
+                f"{self.adapter_name!r}: make a new one after `set_adapter`."
+            )
+        self.model.base_model.freeze_other_adapters()
+        if not self.trainable_parameters():
+            raise ValueError(
+                "no parameter of `model` is trainable: load adapters with `PeftModel.from_pretrained(..., "
+                "is_trainable=True)`."
+            )
 
     # ---- Algorithm 1 ------------------------------------------------------------------------------------------------
 
@@ -176,10 +215,13 @@ class JSCPTTrainer(Publishing, Checkpointing):
         kept = None
         reference = self.args.reference if self.weighting.needs_reference else None
         if upper and self.args.keeps_lower_graph and self.current_gradient_accumulation_steps == 1:
-            kept = kept_graph(self.model, batch, reference)
+            kept = kept_graph(self.model, batch, reference, self.compute_loss_func)
             sums = kept.sums.detach()
         else:
-            sums, _ = task_gradients(self.model, batch, reference, forward_context=self.compute_loss_context_manager())
+            context = self.compute_loss_context_manager()
+            sums, _ = task_gradients(
+                self.model, batch, reference, forward_context=context, own_loss=self.compute_loss_func
+            )
         if upper:
             self._batches.append(batch)
         self._sums = sums if self._sums is None else self._sums + sums
@@ -190,8 +232,9 @@ class JSCPTTrainer(Publishing, Checkpointing):
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
-        losses = (sums.losses / sums.counts)[sums.counts > 0]
-        return losses.mean() / self.current_gradient_accumulation_steps
+        losses = mean_losses(sums.losses, sums.counts)
+        finite = losses.where(losses.isfinite(), torch.nan)  # one task's NaN is not the others'
+        return finite.nanmean() / self.current_gradient_accumulation_steps
 
     def _finish_step(self, sums: TaskSums, batches: list[Batch], kept: KeptGraph | None) -> None:
         """Eqs. 4-6 and 9 for the whole step of all processes; where it updates Ω, first Eqs. 10-11."""
@@ -234,6 +277,17 @@ class JSCPTTrainer(Publishing, Checkpointing):
             keywords = {"momentum": args.momentum, **keywords}
         return optimizer, keywords
 
+    def get_total_train_batch_size(self, args: JSCPTTrainingArguments) -> int:
+        """Images of a step: B of every task that is trained."""
+        return super().get_total_train_batch_size(args) * len(self.train_dataset.sizes)
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Images of an epoch, in which short tasks come more than once."""
+        sampler = dataloader.batch_sampler
+        if not isinstance(sampler, TaskBalancedBatchSampler):
+            return super().num_examples(dataloader)
+        return len(sampler) * sampler.batch_size * len(sampler.sizes) * sampler.world_size
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to the training logs what Algorithm 1 did since the last one, and writes the scheduler's history."""
         self.step_log.flush()
@@ -245,7 +299,7 @@ class JSCPTTrainer(Publishing, Checkpointing):
 
     # ---- evaluation -------------------------------------------------------------------------------------------------
 
-    def get_eval_dataloader(self, eval_dataset: str | ImageTaskDataset | None = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As `Trainer`'s, with the bound on how long a data worker may take."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
@@ -253,10 +307,9 @@ class JSCPTTrainer(Publishing, Checkpointing):
             raise ValueError("`eval_dataset` is missing: give one to the trainer or to `evaluate`.")
         return self.get_test_dataloader(dataset)
 
-    def get_test_dataloader(self, test_dataset: ImageTaskDataset) -> DataLoader:
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As `Trainer`'s, likewise."""
-        if isinstance(test_dataset, ImageTaskDataset):
-            check_tasks("test_dataset", test_dataset, self.model.active_jscpt_config.tasks)
+        check_tasks("test_dataset", test_dataset, self.model.active_jscpt_config.tasks)
         options = {"batch_size": self.args.eval_batch_size}
         return self.accelerator.prepare(make_loader(test_dataset, self.args, self.data_collator, **options))
 
@@ -265,7 +318,7 @@ class JSCPTTrainer(Publishing, Checkpointing):
     ) -> Answers:
         """Loss, logits `[B, C]` and `(labels, task_ids[, groups])` of one batch."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            return answers(self.model, self._prepare_inputs(inputs), prediction_loss_only)
+            return answers(self.model, self._prepare_inputs(inputs), prediction_loss_only, self.compute_loss_func)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `Trainer`'s; of every image its predicted class and its loss are gathered, not the logits of all classes.
@@ -284,7 +337,8 @@ class JSCPTTrainer(Publishing, Checkpointing):
         """As `Trainer`'s, with the exact mean loss where logits or losses are gathered."""
         with lost_processes_named(self.args.ddp_timeout):
             output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if output.predictions is not None and self.preprocess_logits_for_metrics in (None, classes_and_losses):
+        gathered = output.predictions is not None and output.label_ids is not None and self.compute_loss_func is None
+        if gathered and self.preprocess_logits_for_metrics in (None, classes_and_losses):
             output.metrics[f"{metric_key_prefix}_loss"] = mean_loss(output)
         return output
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from itertools import pairwise
 
+import oracles
 import prompted
 import torch
 from torch import nn
@@ -28,39 +29,81 @@ def test_same_until_something_changes():
 
 
 def test_results_of_each_precision_are_kept_side_by_side():
-    modes = {precision_mode("cpu")}
-    with torch.autocast("cpu", torch.bfloat16):
-        modes.add(precision_mode("cpu"))
-    with torch.inference_mode():
-        modes.add(precision_mode("cpu"))
-    with twice_differentiable("cpu"):
-        modes.add(precision_mode("cpu"))
-    assert len(modes) == 4
+    contexts = [torch.no_grad(), torch.autocast("cpu", torch.bfloat16), torch.inference_mode(),
+                twice_differentiable("cpu")]  # fmt: skip
+    modes = set()
+    for context in contexts:
+        with context:
+            modes.add(precision_mode("cpu"))
+    assert len(modes) == len(contexts)
     module, cache = nn.Linear(3, 2), Cache()
     key = CacheKey([module])
     made = [cache.get(mode, key, object) for mode in (*modes, *modes)]
-    assert len(set(map(id, made))) == 4
+    assert len(set(map(id, made))) == len(contexts)
     assert copy.deepcopy(cache).get(next(iter(modes)), key, object) not in made
 
 
-def test_a_tensor_at_a_freed_address_is_another_one():
-    class Features(nn.Module):
-        def __init__(self, model):
-            super().__init__()
-            self.model = model
+class Features(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
 
-        def forward(self):
-            return self.model.class_embeds()
+    def forward(self):
+        return self.model.class_embeds()
 
-    model = prompted.prompted_clip()
+
+def test_a_tensor_at_a_freed_address_is_another_one(model):
     name, shared = next((n, p) for n, p in model.named_parameters() if n.endswith("text_shared"))
-    others = {n: p.detach() for n, p in model.named_parameters() if n != name}
+    others = {f"model.{n}": p.detach() for n, p in model.named_parameters() if n != name}
     addresses, features = [], []
     for _ in range(20):
         value = torch.randn_like(shared).detach()  # freed at the end of the round
         addresses.append(value.data_ptr())
-        named = {f"model.{n}": each for n, each in {**others, name: value}.items()}
-        features.append(functional_call(Features(model), named, ()))
-        del value, named
+        features.append(functional_call(Features(model), {**others, f"model.{name}": value}, ()))
+        del value
     assert len(set(addresses)) < len(addresses), "no address was used twice, so that nothing is tested"
     assert all(not torch.equal(one, other) for one, other in pairwise(features))
+
+
+# ---- class features -------------------------------------------------------------------------------------------------
+
+
+def test_class_features_are_kept_while_nothing_changes(model, batch):
+    pixels, task_ids, labels = batch
+    with torch.no_grad():
+        kept = model.class_embeds()
+        assert model.class_embeds() is kept
+        others = model.task_parameters()
+        others["text"] = others["text"] + torch.randn_like(others["text"])  # not the parameters' own values
+        assert not torch.allclose(model.classify(pixels, task_ids, task_parameters=others).class_embeds, kept)
+        model.task_adapter.prompts.text_task.add_(0.1)
+        assert model.class_embeds() is not kept
+    assert model.class_embeds().requires_grad
+    with torch.inference_mode():
+        model.classify(pixels, task_ids)
+    model.classify(pixels, task_ids, labels).loss.backward()  # what inference mode has kept does not reach it
+
+
+def test_texts_without_prompts_are_encoded_once(monkeypatch):
+    """Their class features are constants, in training too."""
+    model = prompted.prompted_clip(towers="vision")
+    passes, pooled = [], model.backbone.text.pooled
+    monkeypatch.setattr(model.backbone.text, "pooled", lambda *arguments: passes.append(1) or pooled(*arguments))
+    kept = model.class_embeds()
+    for _ in range(2):
+        output = model.classify(*prompted.batch(model), present_tasks_only=True)
+        assert output.class_embeds is kept and not kept.requires_grad
+        output.loss.backward()
+    assert len(passes) == len(prompted.TASKS)  # one per task, the first time
+
+
+def test_start_token_is_kept_until_the_base_changes(model):
+    before, tower = model.class_embeds(), model.backbone.text
+    assert tower._start(oracles.TINY_SOS) is tower._start(oracles.TINY_SOS)
+    with torch.no_grad():
+        tower.base_layer.encoder.layers[0].self_attn.v_proj.weight.mul_(1.5)
+    changed, ids = model.class_embeds(), prompted.class_token_ids()["photo"]
+    assert (changed - before).norm() > 1e-3 * before.norm()
+    plain = prompted.PlainClip(model.get_base_model())
+    reference = oracles.text_features(plain, model.task_parameters()["text"][0], ids)
+    torch.testing.assert_close(changed[0, : len(ids)], reference, atol=1e-10, rtol=1e-10)

@@ -1,33 +1,58 @@
-"""`JSCPTConfig` names what is wrong with it."""
+"""`JSCPTConfig` names what is wrong with it, and survives the disk."""
 
 from __future__ import annotations
+
+import time
+import unicodedata
 
 import oracles
 import prompted
 import pytest
 import torch
+from paths import TINY_CLIP
 from peft import PeftConfig, get_peft_model
+from transformers import BertConfig, BertModel, CLIPModel
 
 from jscpt_peft import JSCPTConfig
 
-TASKS = prompted.TASKS
+TASKS, IDS = prompted.TASKS, prompted.class_token_ids()
+FEW_IDS = {**IDS, "photo": IDS["photo"][:1]}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"tasks": {}}, "`tasks` is empty"),
+        ({"tasks": ["cat", "dog"]}, "`tasks` must be a mapping, got"),
+        ({"tasks": {"art": []}}, r"`tasks\['art'\]` has no class names"),
+        ({"tasks": {"art": "cat"}}, r"`tasks\['art'\]` must be a list, got 'cat'"),
+        ({"tasks": {"art": {"cat", "dog"}}}, r"`tasks\['art'\]` must be a list, got {"),
+        ({"tasks": {"art": ["cat", None]}}, r"`tasks\['art'\]\[1\]` must be a string, got None"),
+        ({"tasks": {"art": ["cat", "dog", "cat"]}}, r"names \['cat'\] more than once"),
         ({"task_type": "FEATURE_EXTRACTION"}, "`task_type` is 'FEATURE_EXTRACTION'"),
-        ({"tasks": {"photo": []}}, r"`tasks\['photo'\]` has no class names"),
-        ({"tasks": {"photo": ["cat", "dog", "cat"]}}, r"names \['cat'\] more than once"),
+        ({"task_order": ["photo", "sketch"]}, "`task_order` .* must name each of `tasks`"),
         ({"towers": "visoin"}, "`towers` must be one of .*Did you mean 'vision'"),
+        ({"prompts": "concatenate"}, "`prompts` must be one of .*Did you mean 'concatenated'"),
         ({"intervention": "mask_mpl"}, "Did you mean 'mask_mlp'"),
+        ({"intervention_hidden": 0}, "`intervention_hidden` must be at least 1, got 0"),
         ({"num_shared_tokens": -1}, "`num_shared_tokens` must be at least 0, got -1"),
         ({"prompt_depth": 0}, "`prompt_depth` must be at least 1"),
         ({"class_template": "a photo"}, "`class_template` must contain {}"),
-        ({"task_order": ["photo", "sketch"]}, "`task_order` .* must name each of `tasks`"),
-        ({"class_token_ids": {**prompted.class_token_ids(), "x": []}}, r"`class_token_ids` names \['x'\]"),
-        ({"class_token_ids": {"photo": [[97, 1, 98]]}}, r"`class_token_ids\['photo'\]` has 1 entries for 3 classes"),
+        ({"class_template": "a {} or {}"}, "`class_template` must contain {} .* once"),
+        ({"class_template": "a {} in {colour}"}, "`class_template` must contain {} .* once"),
+        ({"learn_masks": 3}, "`learn_masks` must be True or False, got 3"),
+        ({"num_task_tokens": True}, "`num_task_tokens` must be a whole number, got True"),
+        ({"num_task_tokens": "4"}, "`num_task_tokens` must be a whole number, got '4'"),
+        ({"prompt_init_std": float("nan")}, "`prompt_init_std` must be a finite number, got nan"),
+        ({"prompt_init": "a photo", "towers": "vision"}, "`prompt_init` is 'a photo', .* `towers` 'vision'"),
+        ({"tasks": {1: ["cat", "dog"]}}, "`key 1 of tasks` must be a string, got 1"),
+        ({"tasks": {"": ["cat", "dog"]}}, "a name in `tasks` is '': a task needs a name"),
+        ({"tasks": {"a\x1b]52;b": ["cat", "dog"]}}, "a task needs a name, without control characters"),
+        ({"tasks": {"art": ["cat", " "]}}, "' ' is no name of a class"),
+        ({"tasks": {"art": ["cat", "\ud800"]}}, "is no name of a class"),
+        ({"class_token_ids": {**prompted.class_token_ids(), "photo": [[97, 1.5, 98]] * 3}}, "list of whole numbers"),
+        ({"class_token_ids": {**IDS, "x": []}}, r"`class_token_ids` names \['x'\]"),
+        ({"class_token_ids": FEW_IDS}, r"`class_token_ids\['photo'\]` has 1 entries for 3 classes"),
     ],
 )
 def test_bad_values_are_named(options, message):
@@ -35,86 +60,77 @@ def test_bad_values_are_named(options, message):
         JSCPTConfig(**{"tasks": TASKS, **options})
 
 
-def test_depth_beyond_the_base_model():
-    config = JSCPTConfig(tasks=TASKS, class_token_ids=prompted.class_token_ids(), prompt_depth=4)
-    with pytest.raises(ValueError, match="`prompt_depth` is 4, but the base model's prompted towers have 3 blocks"):
-        get_peft_model(oracles.tiny_clip(), config)
-
-
-def test_class_name_too_long_for_the_position_table():
-    ids = prompted.class_token_ids()
-    ids["clipart"][1] = [oracles.TINY_SOS, *[3] * 50, oracles.TINY_EOS]
-    config = JSCPTConfig(tasks=TASKS, class_token_ids=ids)
-    with pytest.raises(ValueError, match="Class name 'dog' of task 'clipart' is too long: 52 tokens and 32 prompt"):
-        get_peft_model(oracles.tiny_clip(), config)
-
-
-def test_longest_name_that_fits():
-    ids = prompted.class_token_ids()
-    ids["clipart"][1] = [oracles.TINY_SOS, *[3] * 43, oracles.TINY_EOS]
-    model = get_peft_model(oracles.tiny_clip(), JSCPTConfig(tasks=TASKS, class_token_ids=ids))
-    assert model.class_embeds().isfinite().all()
-
-
-def test_no_tokenizer_known():
-    with pytest.raises(ValueError, match="`tokenizer_name_or_path` is not set"):
-        get_peft_model(oracles.tiny_clip(), JSCPTConfig(tasks=TASKS))
-
-
-def test_not_a_clip_model():
-    from transformers import BertConfig, BertModel
-
-    bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
-    with pytest.raises(ValueError, match="adapts a transformers `CLIPModel`, got a `BertModel`"):
-        get_peft_model(bert, JSCPTConfig(tasks=TASKS))
-
-
-def test_modules_are_not_chosen():
-    """As users of LoRA do: every `q_proj` would be taken for what selects features."""
-    config = JSCPTConfig(tasks=TASKS, class_token_ids=prompted.class_token_ids(), target_modules=["q_proj"])
-    with pytest.raises(ValueError, match=r"`target_modules` is \['q_proj'\]: leave it out"):
-        get_peft_model(oracles.tiny_clip(), config)
+def with_text(*words):
+    """The ids with another text of the class "dog" of the task "clipart"."""
+    return {"class_token_ids": {**IDS, "clipart": [IDS["clipart"][0], [*words]]}}
 
 
 @pytest.mark.parametrize(
-    ("tasks", "message"),
+    ("options", "message"),
     [
-        (["cat", "dog"], "`tasks` is .*: give a dict of task name"),
-        ({"art": "cat"}, r"`tasks\['art'\]` is 'cat': give a list of class names"),
-        ({"art": {"cat", "dog"}}, r"`tasks\['art'\]` is .*: give a list of class names"),
-        ({"art": ["cat", None]}, r"`tasks\['art'\]` is \['cat', None\]: class names are strings"),
+        ({"prompt_depth": 4}, "`prompt_depth` is 4, but the base model's prompted towers have 3 blocks"),
+        (
+            with_text(oracles.TINY_SOS, *[3] * 71, oracles.TINY_EOS),
+            "Class name 'dog' of task 'clipart' is too long: 73 tokens and 5 prompt",
+        ),
+        ({"class_token_ids": None}, "`tokenizer_name_or_path` is not set"),
+        ({"target_modules": ["q_proj"]}, r"`target_modules` is \['q_proj'\]: leave it out"),  # as users of LoRA do
+        *(
+            (with_text(*broken), r"class 'dog' in task 'clipart' must be \[SOS\] ... \[EOS\]")
+            for broken in ([5, 6, 7], [96, 5, 98], [97, 8, 5], [97, -1, 98], [97, 5, 99], [97, 98, 5])
+        ),
     ],
 )
-def test_class_names_of_another_kind(tasks, message):
+@pytest.mark.parametrize("eos_token_id", [2, oracles.TINY_EOS])
+def test_what_does_not_fit_the_base_model(options, message, eos_token_id):
     with pytest.raises(ValueError, match=message):
-        JSCPTConfig(tasks=tasks)
+        get_peft_model(oracles.tiny_clip(eos_token_id=eos_token_id), prompted.config(**options))
+
+
+def test_longest_name_that_fits():
+    model = prompted.prompted_clip(**with_text(oracles.TINY_SOS, *[3] * 70, oracles.TINY_EOS))
+    assert model.class_embeds().isfinite().all()
+
+
+def test_not_a_clip_model():
+    bert = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
+    with pytest.raises(ValueError, match="adapts a transformers `CLIPModel`, got a `BertModel`"):
+        get_peft_model(bert, prompted.config())
 
 
 def test_configuration_survives_the_disk(tmp_path):
-    config = JSCPTConfig(tasks=TASKS, class_token_ids=prompted.class_token_ids(), towers="text", prompt_depth=2)
+    config = prompted.config(towers="text", prompt_depth=2)
     config.save_pretrained(tmp_path)
     loaded = PeftConfig.from_pretrained(tmp_path)
-    assert isinstance(loaded, JSCPTConfig)
-    assert loaded.to_dict() == config.to_dict()
+    assert isinstance(loaded, JSCPTConfig) and loaded.to_dict() == config.to_dict()
     # PEFT sorts the keys of what it stores, but the order of the tasks is that of the weights.
-    assert list(loaded.tasks) == list(TASKS) != sorted(TASKS)
-    assert list(loaded.class_token_ids) == list(TASKS)
-
-
-@pytest.mark.parametrize("broken", [[5, 6, 7], [96, 5, 98], [97, 8, 5], [97, -1, 98], [97, 5, 99], [97, 98, 5]])
-@pytest.mark.parametrize("eos_token_id", [2, oracles.TINY_EOS])
-def test_token_ids_that_are_no_text(broken, eos_token_id):
-    ids = prompted.class_token_ids()
-    ids["clipart"][0] = broken
-    config = JSCPTConfig(tasks=TASKS, class_token_ids=ids)
-    with pytest.raises(ValueError, match=r"class 'cat' in task 'clipart' must be \[SOS\] ... \[EOS\]"):
-        get_peft_model(oracles.tiny_clip(eos_token_id=eos_token_id), config)
+    assert list(loaded.tasks) == list(loaded.class_token_ids) == list(TASKS) != sorted(TASKS)
 
 
 def test_order_of_the_token_ids_does_not_matter():
-    ids = prompted.class_token_ids()
-    models = [
-        get_peft_model(oracles.tiny_clip(), JSCPTConfig(tasks=TASKS, class_token_ids=each))
-        for each in (ids, dict(reversed(ids.items())))
-    ]
-    assert torch.equal(models[0].class_embeds(), models[1].class_embeds())
+    one, other = (prompted.prompted_clip(class_token_ids=each) for each in (IDS, dict(reversed(IDS.items()))))
+    assert torch.equal(one.class_embeds(), other.class_embeds())
+
+
+def test_many_classes_take_no_time():
+    """Nothing is quadratic in them."""
+    tasks = {"plants": [f"species {number}" for number in range(20_000)]}
+    clip = CLIPModel.from_pretrained(TINY_CLIP)
+    start = time.process_time()
+    get_peft_model(clip, JSCPTConfig(tasks=tasks))
+    assert time.process_time() - start < 2
+
+
+CAFE = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+
+
+@pytest.mark.parametrize("names", [("star", "STAR"), ("star", " star"), (CAFE, unicodedata.normalize("NFD", CAFE))])
+def test_classes_with_the_same_text_are_refused(names):
+    """Their probabilities would be 0.5 and 0.5 for ever."""
+    clip, tasks = CLIPModel.from_pretrained(TINY_CLIP), {"art": ["circle", *names]}
+    with pytest.raises(ValueError, match=r"Classes .* of task 'art' have the same text for the model"):
+        get_peft_model(clip, JSCPTConfig(tasks=tasks))
+    other = [[97, 3, 98]]
+    again = {"photo": 3 * other, "clipart": 2 * other, "sketch": 4 * other}
+    with pytest.raises(ValueError, match="Classes 'cat' and 'dog' of task 'photo' have the same text"):
+        get_peft_model(oracles.tiny_clip(), JSCPTConfig(tasks=prompted.TASKS, class_token_ids=again))

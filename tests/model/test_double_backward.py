@@ -13,22 +13,19 @@ from torch.nn import functional as F
 from jscpt_peft.model.backbones import double_backward
 
 
-def products(function, inputs, vector_seed=1):
-    """Value, gradient and Hessian-vector product of the sum of `function`'s weighted outputs."""
-    generator = torch.Generator().manual_seed(vector_seed)
-    inputs = [each.detach().clone().requires_grad_() for each in inputs]
-    output = function(*inputs)
-    weights = torch.randn(output.shape, generator=generator, dtype=output.dtype)
-    # A nonlinear loss on top, so that the cotangent of the output depends on the inputs too.
-    loss = (weights * output.tanh()).sum()
-    gradients = torch.autograd.grad(loss, inputs, create_graph=True)
-    vectors = [torch.randn(each.shape, generator=generator, dtype=each.dtype) for each in inputs]
-    second = torch.autograd.grad(gradients, inputs, vectors, allow_unused=True, materialize_grads=True)
-    return [output, *gradients, *second]
-
-
 def same(ours, theirs, inputs):
-    for one, other in zip(products(ours, inputs), products(theirs, inputs), strict=True):
+    """Value, gradient and Hessian-vector product of a nonlinear loss of both functions agree."""
+    found = []
+    for function in (ours, theirs):
+        torch.manual_seed(1)
+        inputs = [each.detach().clone().requires_grad_() for each in inputs]
+        output = function(*inputs)
+        loss = (torch.randn_like(output) * output.tanh()).sum()  # the cotangent of the output depends on the inputs
+        gradients = torch.autograd.grad(loss, inputs, create_graph=True)
+        vectors = [torch.randn_like(each) for each in inputs]
+        second = torch.autograd.grad(gradients, inputs, vectors, allow_unused=True, materialize_grads=True)
+        found.append([output, *gradients, *second])
+    for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-10)
 
 
@@ -40,19 +37,14 @@ def test_silu():
     assert double_backward.silu(x).grad_fn.name() == "SiluBackward0"
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention(masked):
-    generator = torch.Generator().manual_seed(0)
-    queries, keys, values = (
-        2 * torch.randn(2, 3, tokens, 4, generator=generator, dtype=torch.float64) for tokens in (5, 7, 7)
-    )
-    mask = torch.ones(5, 7, dtype=torch.bool).tril(2) if masked else None
-
+@pytest.mark.parametrize("mask", [None, torch.ones(5, 7, dtype=torch.bool).tril(2)], ids=["all", "masked"])
+def test_attention(mask):
     def theirs(queries, keys, values):
         scores = queries @ keys.transpose(-2, -1) * 0.7
         return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1) @ values
 
-    same(lambda *parts: double_backward.attention(*parts, mask, 0.0, 0.7), theirs, [queries, keys, values])
+    inputs = [2 * torch.randn(2, 3, tokens, 4, dtype=torch.float64) for tokens in (5, 7, 7)]
+    same(lambda *parts: double_backward.attention(*parts, mask, 0.0, 0.7), theirs, inputs)
 
 
 def test_the_context_ends_with_an_error_too():
@@ -72,31 +64,27 @@ def test_the_model_is_the_same_function_within(implementation):
 
 
 SETTINGS = {
-    "none": "",
-    "--tf32": "torch.backends.fp32_precision = 'tf32'",
-    "high": "torch.set_float32_matmul_precision('high')",
-    "medium": "torch.set_float32_matmul_precision('medium')",
-    "allow_tf32": "torch.backends.cuda.matmul.allow_tf32 = True",
+    "pass": "none",
+    "torch.backends.fp32_precision = 'tf32'": "tf32",
+    "torch.set_float32_matmul_precision('high')": "tf32",
+    "torch.set_float32_matmul_precision('medium')": "tf32",
+    "torch.backends.cuda.matmul.allow_tf32 = True": "tf32",
 }
 PROGRAM = """
 import torch
 from jscpt_peft.model.backbones.double_backward import full_precision
-{setting}
+{}
 backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 before = [backend.fp32_precision for backend in backends]
 with full_precision("cpu"):
     assert [backend.fp32_precision for backend in backends] == ["ieee"] * 2
-assert [backend.fp32_precision for backend in backends] == before
-print(before)
+assert [backend.fp32_precision for backend in backends] == before and "{}" in before
 """
 
 
 @pytest.mark.slow
-def test_full_precision_whoever_has_asked_for_less():
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_full_precision_whoever_has_asked_for_less(setting):
     """By PyTorch's old way or its new one, which must not be mixed; each in a process of its own."""
-    programs = [PROGRAM.format(setting=setting) for setting in SETTINGS.values()]
-    runs = [fork_server.run([sys.executable, "-c", each]) for each in programs]
-    found = dict(zip(SETTINGS, (run.stdout.strip() for run in runs), strict=True))
-    assert all(run.returncode == 0 for run in runs)
-    assert found["none"] == "['none', 'none']"
-    assert all("tf32" in found[name] for name in SETTINGS if name != "none")
+    run = fork_server.run([sys.executable, "-c", PROGRAM.format(setting, SETTINGS[setting])])
+    assert run.returncode == 0, run.stderr

@@ -62,6 +62,23 @@ def test_trains_evaluates_and_writes_once(tmp_path):
     assert "Traceback" not in said(tmp_path)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux' own")
+def test_sigterm_to_the_launcher_of_one_process_reaches_it(tmp_path):
+    program = (
+        "import signal, sys, time, launched; launched.end_with_launcher(); signal.signal(signal.SIGTERM, "
+        "lambda *_: sys.exit(open('reached', 'w').close())); open('ready', 'w').close(); time.sleep(60)"
+    )
+    launcher = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {program!r}])"
+    paths = {"PYTHONPATH": str(ROOT / "recipes"), "ACCELERATE_MIXED_PRECISION": "no"}
+    process = subprocess.Popen([sys.executable, "-c", launcher], cwd=tmp_path, env={**os.environ, **paths})
+    for name in ("ready", "reached"):
+        start = time.monotonic()
+        while not (tmp_path / name).exists():
+            assert time.monotonic() - start < 30, name
+            time.sleep(0.05)
+        process.terminate()
+
+
 def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
     output = tmp_path / "out"
     arguments = ["--output_dir", str(output), "--max_steps", "2000", "--logging_steps", "1"]

@@ -1,3 +1,5 @@
+"""Eq. 4 by hand, its neutral point and its limits."""
+
 from __future__ import annotations
 
 import math
@@ -13,21 +15,20 @@ def sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value))
 
 
-def test_equation_4_by_hand():
-    original, selected = torch.tensor([2.0, 1.0, 0.5]), torch.tensor([1.0, 1.0, 1.5])
-    literal = torch.tensor([sigmoid(math.e), sigmoid(1), sigmoid(1 / math.e)])
-    assert_close(causal_effect(original, selected), literal)
-    assert_close(causal_effect(original, selected, kind="literal"), literal)
-    intended = torch.tensor([sigmoid(1), 0.5, sigmoid(-1)])
-    assert_close(causal_effect(original, selected, kind="sigmoid"), intended)
+EXPECTED = {  # better by 1, equal, worse by 1, absent
+    "literal": [sigmoid(math.e), sigmoid(1), sigmoid(1 / math.e), math.nan],
+    "sigmoid": [sigmoid(1), 0.5, sigmoid(-1), math.nan],
+}
 
 
-@pytest.mark.parametrize("kind", ["literal", "sigmoid"])
-def test_neutral_point_parts_better_from_worse(kind):
-    one = torch.ones(1)
-    assert causal_effect(one, one, kind).item() == pytest.approx(NEUTRAL_EFFECT[kind], abs=1e-7)
-    assert causal_effect(one, one - 0.1, kind).item() > NEUTRAL_EFFECT[kind]
-    assert causal_effect(one, one + 0.1, kind).item() < NEUTRAL_EFFECT[kind]
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_equation_4_by_hand(kind):
+    original, selected = torch.tensor([2.0, 1.0, 0.5, math.nan]), torch.tensor([1.0, 1.0, 1.5, math.nan])
+    effect = causal_effect(original, selected, kind)
+    assert_close(effect, torch.tensor(EXPECTED[kind]), equal_nan=True)
+    assert effect[1].item() == pytest.approx(NEUTRAL_EFFECT[kind])
+    if kind == "literal":
+        assert torch.equal(causal_effect(original[:3], selected[:3]), effect[:3])  # the default
 
 
 @pytest.mark.parametrize("difference", [1e4, -1e4, math.inf, -math.inf])
@@ -39,16 +40,8 @@ def test_literal_effect_neither_overflows_nor_leaves_its_range(difference):
     assert 0.5 < effect.item() <= 1 and gradient.isfinite().all()
 
 
-def test_absent_tasks_stay_nan_and_alone():
-    effect = causal_effect(torch.tensor([1.0, torch.nan]), torch.tensor([1.0, torch.nan]))
-    assert effect.isnan().tolist() == [False, True]
-
-
-def test_a_typo_is_named_with_the_nearest_kind():
+def test_bad_arguments():
     with pytest.raises(ValueError, match=r"`kind` must be one of 'literal', 'sigmoid', got 'sigmoidal'.*'sigmoid'\?"):
         causal_effect(torch.ones(1), torch.ones(1), kind="sigmoidal")
-
-
-def test_losses_of_different_tasks_are_refused():
     with pytest.raises(ValueError, match=r"`loss_original` and `loss_selected`.*\(3,\) and \(1,\)"):
         causal_effect(torch.ones(3), torch.ones(1))

@@ -39,11 +39,9 @@ EFFECT, AFFINITY = torch.rand(TASKS, dtype=torch.float64, generator=GENERATOR), 
 
 OPTIONS = [
     {},
-    {"weight_normalization": "none"},
-    {"affinity_direction": "outgoing"},
-    {"parameterization": "softplus"},
+    {"weight_normalization": "none", "affinity_direction": "outgoing"},
+    {"parameterization": "softplus", "task_scheduling": False},
     {"prompt_scheduling": False},
-    {"task_scheduling": False},
 ]
 ALL, SOME = torch.ones(TASKS, dtype=torch.bool), torch.tensor([True, False, True, True])
 
@@ -117,21 +115,6 @@ def test_implicit_gradient_is_the_true_gradient(options, present):
     # Eq. 10 written out densely.
     dense = dense_hypergradient(lambda theta, omega: weights(omega) @ task_losses(theta), dev_loss, theta, omega)
     assert relative_error(ours, dense) < 1e-8
-
-    # Finite differences of the whole problem, the lower level solved anew for every Ω.
-    step = 1e-5
-    moves = step * torch.eye(len(omega)).double()
-    differences = torch.stack(
-        [dev_loss(solve_lower(weights(omega + m))) - dev_loss(solve_lower(weights(omega - m))) for m in moves]
-    )
-    assert relative_error(ours, differences / (2 * step)) < 1e-7
-
-
-def test_more_terms_come_closer():
-    scheduler, theta = problem(ALL, {})
-    exact = implicit_gradient(scheduler, theta, ALL, terms=400)
-    errors = [relative_error(implicit_gradient(scheduler, theta, ALL, terms), exact) for terms in (3, 10, 30, 100)]
-    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.01 * errors[0]
 
 
 def test_descending_it_lowers_the_dev_loss():

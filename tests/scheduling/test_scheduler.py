@@ -1,3 +1,5 @@
+"""Eq. 6 against plain Python, its gradients, and what stands in the place of a factor."""
+
 from __future__ import annotations
 
 import itertools
@@ -9,63 +11,86 @@ from torch.testing import assert_close
 
 from jscpt_peft.scheduling import TaskPromptScheduler
 
-EFFECT = torch.tensor([0.9, 0.6, 0.75])
-AFFINITY = torch.tensor([[0.0, 0.5, -0.2], [1.0, 0.0, 0.3], [-1.0, 0.1, 0.0]])
-SWITCHES = [(True, True), (True, False), (False, True), (False, False)]
+EFFECT = torch.tensor([0.9, 0.6, 0.75]).double()
+AFFINITY = torch.tensor([[0.0, 0.5, -0.2], [1.0, 0.0, 0.3], [-1.0, 0.1, 0.0]]).double()
+FACTOR = torch.tensor([0.2, 1.4, 0.7]).double()
+ALPHA, BETA = [1.5, 0.3, 2.0], [0.7, 4.0, 1.1]
+SUBSETS = list(itertools.product([True, False], repeat=3))
+OPTIONS = [
+    {"affinity_direction": direction, "weight_normalization": normalization, "parameterization": parameterization}
+    for direction in ("incoming", "outgoing")
+    for normalization in ("sum", "none")
+    for parameterization in ("unconstrained", "softplus")
+]
 
 
 def sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value))
 
 
-def brute_force(alpha, beta, effect, affinity, present, direction, normalization, prompts, tasks) -> list[float]:
-    """Eq. 6 for Python numbers, one task at a time."""
+def scheduler_at(alpha: list[float], beta: list[float], **options) -> TaskPromptScheduler:
+    """With α and β of either parameterization, set through what a checkpoint would hold."""
+    scheduler = TaskPromptScheduler(len(alpha), **options).double()
+    raw = {"alpha": torch.tensor(alpha).double(), "beta": torch.tensor(beta).double()}
+    if "alpha" not in scheduler.state_dict():
+        raw = {f"parametrizations.{name}.original": value.expm1().log() for name, value in raw.items()}
+    scheduler.load_state_dict(raw)
+    return scheduler
+
+
+def equation_6(present, affinity_direction, weight_normalization, prompts, tasks, **_) -> torch.Tensor:
+    """For Python numbers, one task at a time."""
+    affinity = AFFINITY if affinity_direction == "incoming" else AFFINITY.T
     here = [i for i, p in enumerate(present) if p]
     weights = [0.0] * len(present)
     for i in here:
-        others = [j for j in here if j != i]
-        towards = [(affinity[j][i] if direction == "incoming" else affinity[i][j]) for j in others]
-        task = sigmoid(beta[i] * sum(towards) / len(towards)) if tasks and others else 1.0
-        weights[i] = (sigmoid(alpha[i] * effect[i]) if prompts else 1.0) * task
-    if normalization == "sum" and here:
-        total = sum(weights)
-        weights = [w * len(here) / total for w in weights]
-    return weights
+        towards = [float(affinity[j, i]) for j in here if j != i]
+        task = sigmoid(BETA[i] * sum(towards) / len(towards)) if tasks and towards else 1.0
+        weights[i] = (sigmoid(ALPHA[i] * float(EFFECT[i])) if prompts else 1.0) * task
+    if weight_normalization == "sum" and here:
+        weights = [weight * len(here) / sum(weights) for weight in weights]
+    return torch.tensor(weights).double()
 
 
-def set_omega(scheduler: TaskPromptScheduler, alpha: list[float], beta: list[float]) -> None:
-    """α and β of either parameterization, through what a checkpoint would hold."""
-    raw = {"alpha": torch.tensor(alpha), "beta": torch.tensor(beta)}
-    if "alpha" not in scheduler.state_dict():
-        raw = {f"parametrizations.{k}.original": v.expm1().log() for k, v in raw.items()}
-    scheduler.load_state_dict(raw)
-    assert_close(scheduler.alpha.detach(), torch.tensor(alpha))
-
-
-@pytest.mark.parametrize("switches", SWITCHES)
-@pytest.mark.parametrize("normalization", ["sum", "none"])
-@pytest.mark.parametrize("direction", ["incoming", "outgoing"])
-@pytest.mark.parametrize("parameterization", ["unconstrained", "softplus"])
-def test_equation_6_for_every_set_of_tasks(switches, normalization, direction, parameterization):
-    prompts, tasks = switches
-    alpha, beta = [1.5, 0.3, 2.0], [0.7, 4.0, 1.1]
-    scheduler = TaskPromptScheduler(3, direction, normalization, parameterization, prompts, tasks)
-    set_omega(scheduler, alpha, beta)
-    for present in itertools.product([True, False], repeat=3):
-        weights = scheduler(EFFECT, AFFINITY, torch.tensor(present))
-        expected = brute_force(
-            alpha, beta, EFFECT.tolist(), AFFINITY.tolist(), present, direction, normalization, prompts, tasks
-        )
-        assert_close(weights, torch.tensor(expected))
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(options.values()))
+@pytest.mark.parametrize("prompts", [True, False])
+@pytest.mark.parametrize("tasks", [True, False])
+def test_equation_6_for_every_set_of_tasks(options, prompts, tasks):
+    """What is known of absent tasks, NaN included, reaches neither weights nor gradients."""
+    scheduler = scheduler_at(ALPHA, BETA, **options, prompt_scheduling=prompts, task_scheduling=tasks)
     assert_close(scheduler(EFFECT, AFFINITY), scheduler(EFFECT, AFFINITY, torch.ones(3, dtype=torch.bool)))
+    for present in map(torch.tensor, SUBSETS):
+        effect = EFFECT.masked_fill(~present, torch.nan)
+        affinity = AFFINITY.masked_fill(~torch.outer(present, present), torch.nan)
+        weights = scheduler(effect, affinity, present)
+        assert_close(weights, equation_6(present.tolist(), **options, prompts=prompts, tasks=tasks))
+        if weights.requires_grad:
+            products = torch.ones(3).double().masked_fill(~present, torch.nan)
+            gradients = torch.autograd.grad(weights, list(scheduler.parameters()), products, materialize_grads=True)
+            assert all(each.isfinite().all() and each[~present].eq(0).all() for each in gradients)
 
 
-def test_the_scale_of_the_paper_and_ours_at_the_start():
-    """Row 7 of the design: 0.34 as printed for neutral tasks, 1 normalised."""
-    neutral = torch.full((3,), sigmoid(1))
-    literal = TaskPromptScheduler(3, weight_normalization="none")(neutral, torch.zeros(3, 3))
-    assert_close(literal, torch.full((3,), 0.5 * sigmoid(sigmoid(1))))
-    assert_close(TaskPromptScheduler(3)(neutral, torch.zeros(3, 3)), torch.ones(3))
+@pytest.mark.parametrize("options", OPTIONS[:4], ids=lambda options: "-".join(options.values()))
+@pytest.mark.parametrize("present", [None, torch.tensor([True, True, False])], ids=["all", "one absent"])
+def test_gradients_are_those_of_finite_differences(options, present):
+    scheduler = scheduler_at(ALPHA, BETA, **options)
+
+    def weights(*parameters):
+        named = dict(zip(dict(scheduler.named_parameters()), parameters, strict=True))
+        return torch.func.functional_call(scheduler, named, (EFFECT, AFFINITY, present))
+
+    assert torch.autograd.gradcheck(weights, tuple(scheduler.parameters()))
+
+
+def test_start():
+    """α = β = 1; for neutral tasks 0.34 as printed, 1 normalised (row 7 of the design)."""
+    neutral, none = torch.full((3,), sigmoid(1)), torch.zeros(3, 3)
+    for parameterization in ("unconstrained", "softplus"):
+        scheduler = TaskPromptScheduler(3, weight_normalization="none", parameterization=parameterization)
+        assert_close(torch.stack([scheduler.alpha, scheduler.beta]).detach(), torch.ones(2, 3))
+        assert sum(parameter.numel() for parameter in scheduler.parameters()) == 2 * 3
+        assert_close(scheduler(neutral, none).detach(), torch.full((3,), 0.5 * sigmoid(sigmoid(1))))
+    assert_close(TaskPromptScheduler(3)(neutral, none).detach(), torch.ones(3))
 
 
 def test_incoming_affinity_of_a_task_is_its_column():
@@ -76,112 +101,62 @@ def test_incoming_affinity_of_a_task_is_its_column():
     assert incoming.argmax() == 0 and outgoing.argmin() == 0
 
 
-def test_without_is_a_factor_of_one():
-    without_both = TaskPromptScheduler(49, prompt_scheduling=False, task_scheduling=False)
-    assert torch.equal(without_both(torch.rand(49), torch.rand(49, 49)), torch.ones(49))
-    without_prompts = TaskPromptScheduler(3, prompt_scheduling=False, weight_normalization="none")
-    assert_close(without_prompts(EFFECT, torch.zeros(3, 3)), torch.full((3,), 0.5))
-
-
-def test_one_task_has_no_affinity_factor_and_a_zero_gradient_has_the_neutral_one():
-    one = TaskPromptScheduler(1, weight_normalization="none")(EFFECT[:1], torch.zeros(1, 1))
-    assert_close(one, torch.tensor([sigmoid(0.9)]))
-    affinity = AFFINITY.clone()
-    affinity[1], affinity[:, 1] = 0, 0  # what Eq. 5 gives for a zero gradient
-    weights = TaskPromptScheduler(3, weight_normalization="none")(EFFECT, affinity)
-    assert_close(weights[1], torch.tensor(sigmoid(0.6) * 0.5))
-
-
-@pytest.mark.parametrize("parameterization", ["unconstrained", "softplus"])
-def test_omega_starts_at_one(parameterization):
-    scheduler = TaskPromptScheduler(3, parameterization=parameterization)
-    assert_close(scheduler.alpha.detach(), torch.ones(3))
-    assert_close(scheduler.beta.detach(), torch.ones(3))
-    assert sum(p.numel() for p in scheduler.parameters()) == 2 * 3
-
-
-def test_softplus_keeps_omega_positive():
-    scheduler = TaskPromptScheduler(3, parameterization="softplus")
-    optimizer = torch.optim.SGD(scheduler.parameters(), lr=1.0)
-    for _ in range(20):
-        optimizer.zero_grad()
-        (scheduler.alpha.sum() + scheduler.beta.sum()).backward()
-        optimizer.step()
-    assert (scheduler.alpha > 0).all() and (scheduler.beta > 0).all()
-    assert (scheduler.alpha < 0.1).all()
-
-
-@pytest.mark.parametrize("options", [{}, {"weight_normalization": "none"}, {"affinity_direction": "outgoing"}])
-def test_an_absent_tasks_nan_reaches_neither_weights_nor_gradients(options):
-    present = torch.tensor([True, False, True])
-    effect, affinity = EFFECT.clone(), AFFINITY.clone()
-    effect[1], affinity[1], affinity[:, 1] = torch.nan, torch.nan, torch.nan
-    clean, poisoned = TaskPromptScheduler(3, **options), TaskPromptScheduler(3, **options)
-    expected, weights = clean(EFFECT, AFFINITY, present), poisoned(effect, affinity, present)
-    assert torch.equal(weights, expected) and weights[1] == 0
-
-    incoming = torch.tensor([1.0, torch.nan, -2.0])  # an absent task's p·g_i is not a number either
-    gradients = torch.autograd.grad(weights, list(poisoned.parameters()), incoming)
-    expected = torch.autograd.grad(expected, list(clean.parameters()), torch.tensor([1.0, 0.0, -2.0]))
-    for gradient, clean_gradient in zip(gradients, expected, strict=True):
-        assert_close(gradient, clean_gradient)
-        assert gradient[1] == 0 and gradient[0] != 0
-
-
-def test_no_task_at_all():
-    scheduler = TaskPromptScheduler(3)
-    weights = scheduler(EFFECT * torch.nan, AFFINITY * torch.nan, torch.zeros(3, dtype=torch.bool))
-    assert weights.eq(0).all()
-    assert all(g.eq(0).all() for g in torch.autograd.grad(weights.sum(), list(scheduler.parameters())))
-
-
 def test_effect_and_affinity_are_constants():
     effect, affinity = EFFECT.clone().requires_grad_(), AFFINITY.clone().requires_grad_()
-    scheduler = TaskPromptScheduler(3)
-    weights = scheduler(effect, affinity)
-    gradients = torch.autograd.grad(weights[0], [effect, affinity, scheduler.alpha, scheduler.beta], allow_unused=True)
-    assert gradients[0] is None and gradients[1] is None
-    assert gradients[2][0] > 0
+    weights = TaskPromptScheduler(3)(effect, affinity)
+    assert torch.autograd.grad(weights[0], [effect, affinity], allow_unused=True) == (None, None)
 
 
-@pytest.mark.parametrize("parameterization", ["unconstrained", "softplus"])
-@pytest.mark.parametrize("normalization", ["sum", "none"])
-def test_gradients_are_those_of_finite_differences(parameterization, normalization):
-    scheduler = TaskPromptScheduler(3, parameterization=parameterization, weight_normalization=normalization).double()
-    present = torch.tensor([True, True, False])
-    for mask in (None, present):
-
-        def weights(*parameters, mask=mask):
-            named = dict(zip(dict(scheduler.named_parameters()), parameters, strict=True))
-            arguments = (EFFECT.double(), AFFINITY.double(), mask)
-            return torch.func.functional_call(scheduler, named, arguments)
-
-        assert torch.autograd.gradcheck(weights, tuple(scheduler.parameters()))
+def test_extreme_omega():
+    assert scheduler_at([-1e4] * 3, [1e4] * 3)(EFFECT, AFFINITY).isfinite().all()
+    scheduler = TaskPromptScheduler(3, parameterization="softplus")
+    with torch.no_grad():
+        for parameter in scheduler.parameters():
+            parameter.fill_(-50)
+    assert (scheduler.alpha > 0).all() and (scheduler.alpha < 0.1).all()
 
 
-def test_extreme_omega_gives_finite_weights():
-    scheduler = TaskPromptScheduler(3)
-    set_omega(scheduler, [-1e4] * 3, [1e4] * 3)
-    assert scheduler(EFFECT, AFFINITY).isfinite().all()
+# ---- another task factor --------------------------------------------------------------------------------------------
 
 
-def test_bad_arguments():
-    with pytest.raises(ValueError, match="`num_tasks` must be at least 1, got 0"):
-        TaskPromptScheduler(0)
-    with pytest.raises(
-        ValueError, match=r"`affinity_direction` must be .* got 'incomming'. Did you mean 'incoming'\?"
-    ):
-        TaskPromptScheduler(2, affinity_direction="incomming")
-    with pytest.raises(ValueError, match=r"`weight_normalization` must be .* got 'mean'"):
-        TaskPromptScheduler(2, weight_normalization="mean")
-    with pytest.raises(ValueError, match=r"`parameterization` .* Did you mean 'softplus'\?"):
-        TaskPromptScheduler(2, parameterization="soft-plus")
-    scheduler = TaskPromptScheduler(2)
-    with pytest.raises(ValueError, match=r"`effect` must have the shape \(2,\) for 2 tasks, got \(3,\)"):
-        scheduler(EFFECT, AFFINITY)
-    with pytest.raises(ValueError, match=r"`affinity` must have the shape \(2, 2\)"):
-        scheduler(EFFECT[:2], AFFINITY)
-    with pytest.raises(ValueError, match=r"`present` must have the shape \(2,\)"):
-        scheduler(EFFECT[:2], AFFINITY[:2, :2], torch.tensor([True]))
-    with pytest.raises(ValueError, match=r"`present` must be a bool tensor, got torch.int64"):
-        scheduler(EFFECT[:2], AFFINITY[:2, :2], torch.tensor([1, 0]))
+def test_a_factor_in_the_place_of_the_affinities():
+    prompt, present = torch.sigmoid(EFFECT), torch.tensor([True, False, True])
+    scheduler = TaskPromptScheduler(3, weight_normalization="none").double()
+    assert_close(scheduler(EFFECT, AFFINITY, None, FACTOR), prompt * FACTOR)
+    absent = scheduler(EFFECT, AFFINITY, present, FACTOR.masked_fill(~present, torch.nan))
+    assert_close(absent, torch.where(present, prompt * FACTOR, 0))
+    weights = TaskPromptScheduler(3)(EFFECT, AFFINITY, None, FACTOR)
+    assert_close(weights.double(), prompt * FACTOR * 3 / (prompt * FACTOR).sum())
+    alpha, beta = torch.autograd.grad(scheduler(EFFECT, AFFINITY, None, FACTOR)[0], [scheduler.alpha, scheduler.beta],
+                                      allow_unused=True)  # fmt: skip
+    assert beta is None and alpha[0] != 0
+
+
+def test_weights_of_both_signs_keep_them_and_stay_bounded():
+    """Divided by their sum, which is next to zero here, they would be thousands; zeros stay zeros."""
+    signed = torch.tensor([1.0, -0.999, 0.0]).double()
+    scheduler = TaskPromptScheduler(3).double()
+    assert_close(scheduler(EFFECT, AFFINITY, None, signed / torch.sigmoid(EFFECT)), signed * 3 / 1.999)
+    zeros = scheduler(EFFECT, AFFINITY, None, torch.zeros(3))
+    assert zeros.eq(0).all()
+    assert torch.autograd.grad(zeros.sum(), scheduler.alpha)[0].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "message"),
+    [
+        ({"num_tasks": 0}, (), "`num_tasks` must be at least 1, got 0"),
+        ({"affinity_direction": "incomming"}, (), r"`affinity_direction` .* Did you mean 'incoming'\?"),
+        ({"weight_normalization": "mean"}, (), "`weight_normalization` must be .* got 'mean'"),
+        ({"parameterization": "soft-plus"}, (), r"`parameterization` .* Did you mean 'softplus'\?"),
+        ({}, (EFFECT[:2], AFFINITY), r"`effect` must have the shape \(3,\) for 3 tasks, got \(2,\)"),
+        ({}, (EFFECT, AFFINITY[:2]), r"`affinity` must have the shape \(3, 3\)"),
+        ({}, (EFFECT, AFFINITY, torch.tensor([True])), r"`present` must have the shape \(3,\)"),
+        ({}, (EFFECT, AFFINITY, torch.ones(3)), "`present` must be a bool tensor, got torch.float32"),
+        ({}, (EFFECT, AFFINITY, None, FACTOR[:2]), r"`task_factor` must have the shape \(3,\)"),
+        ({"task_scheduling": False}, (EFFECT, AFFINITY, None, FACTOR), "`task_factor` takes the place of the factor"),
+    ],
+)
+def test_bad_arguments(options, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TaskPromptScheduler(**{"num_tasks": 3, **options})(*arguments)

@@ -184,18 +184,6 @@ class TestMemory:
         assert by_task < 0.6 * whole  # three tasks of unequal numbers of classes
         assert by_image < by_task
 
-    def test_more_images_need_no_more_with_chunks(self, model):
-        vector = torch.randn(sum(parameter.numel() for parameter in trainable(model)), dtype=torch.float64)
-        held = {}
-        for per_task in (2, 8):
-            for chunk_size in (None, 2):
-                chunks = hessian_chunks([Batch(*prompted.batch(model, per_task=per_task))], None, chunk_size)
-                product = HessianProduct(model, trainable(model), chunks, WEIGHTS)
-                product(vector)
-                held[per_task, chunk_size] = product.graph_bytes
-        assert held[8, 2] == held[2, 2]
-        assert held[8, None] > 2.5 * held[2, None]
-
     def test_finite_difference_holds_a_plain_graph(self, model, batch):
         vector = torch.randn(sum(parameter.numel() for parameter in trainable(model)), dtype=torch.float64)
         held = []

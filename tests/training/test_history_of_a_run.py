@@ -15,7 +15,6 @@ from transformers import TrainerCallback
 
 from jscpt_peft.data import collate
 from jscpt_peft.evaluation import draw_figures, history_arrays, read_history
-from jscpt_peft.evaluation.prompt_scheduling_figure import prompt_scheduling_figure
 from jscpt_peft.training.step_log import HISTORY_FILE, StepLog
 from jscpt_peft.training.task_gradients import TaskMeans
 
@@ -165,22 +164,6 @@ def test_counts_of_steps_that_were_not_finite_go_on_after_a_resume(tmp_path):
         assert counts == [1, 1, 2, 2]
 
 
-def test_figures_of_a_run_come_from_its_file_alone(tmp_path):
-    run = small_run.trainer(tmp_path / "run", max_steps=-1, num_train_epochs=2, neumann_terms=0)
-    run.train()
-    history = (tmp_path / "run" / "scheduler_history.jsonl").rename(tmp_path / "alone.jsonl")
-    assert len(draw_figures(history, tmp_path / "pictures", task="sketch")) == 6
-
-    rows = read_history(history)
-    steps = len(rows) // 2
-    figure = prompt_scheduling_figure(history_arrays(rows), TASKS, task=2)
-    first, last, *_ = figure.axes
-    assert [axes.get_title() for axes in (first, last)] == ["epoch 1", "epoch 2"]
-    for axes, epoch in ((first, rows[:steps]), (last, rows[steps:])):
-        (line,) = [line for line in axes.lines if line.get_marker() == "o"]
-        assert line.get_ydata().tolist() == [row["causal_effect"][2] for row in epoch]
-
-
 # ---- a full disk, and a file that was damaged -----------------------------------------------------------------------
 
 
@@ -225,21 +208,3 @@ def test_an_error_in_a_row_itself_is_no_full_disk(tmp_path):
     log_steps(log, [1])
     with pytest.raises(ValueError, match=r"`loss` has shape \(3,\): pass"):
         log.flush()
-
-
-def test_a_checkpoint_is_continued_whatever_happened_to_the_history(tmp_path):
-    """The weights are those of the run that never stopped; so are the rows, but for those that were damaged."""
-    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 3, "neumann_terms": 0}
-    whole = small_run.trainer(tmp_path, **options)
-    whole.train()
-    rows = read_history(tmp_path / HISTORY_FILE)
-    lines = (tmp_path / HISTORY_FILE).read_bytes().splitlines(keepends=True)
-    (tmp_path / HISTORY_FILE).write_bytes(b"".join([lines[0], lines[1][:100], *lines[2:]]))
-    resumed = small_run.trainer(tmp_path, **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    with pytest.warns(UserWarning, match="line 2 is not a row of this history"):
-        # The line that broke off takes the next one with it.
-        assert read_history(tmp_path / HISTORY_FILE) == [rows[0], rows[3]]
-    expected = small_run.trained_parameters(whole)
-    for name, value in small_run.trained_parameters(resumed).items():
-        assert torch.equal(value, expected[name]), name

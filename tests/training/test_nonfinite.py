@@ -13,7 +13,6 @@ from transformers import TrainerCallback
 
 from jscpt_peft.evaluation import read_history
 from jscpt_peft.training.lost_processes import lost_processes_named
-from jscpt_peft.training.nonfinite import Snapshot
 from jscpt_peft.training.task_gradients import TaskSums
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 3}
@@ -175,19 +174,3 @@ def test_a_gradient_that_is_not_finite_counts_like_a_loss():
     means = TaskSums(counts, losses, losses, gradients).means()
     assert means.usable.tolist() == [True, False, False] and means.nonfinite.tolist() == [False, True, True]
     assert means.gradients["x"].tolist() == [[1, 2], [0, 0], [0, 0]]
-
-
-def test_snapshot():
-    parameter = torch.nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.Adam([parameter])
-    for _ in range(2):
-        parameter.grad = torch.ones(2)
-        optimizer.step()
-    kept, state = parameter.detach().clone(), optimizer.state_dict()["state"][0]["exp_avg"].clone()
-    snapshot = Snapshot([parameter], [optimizer])
-    for _ in range(2):  # it serves more than once
-        optimizer.step()
-        assert not torch.equal(parameter, kept)
-        snapshot.restore()
-        assert torch.equal(parameter, kept)
-        assert torch.equal(optimizer.state_dict()["state"][0]["exp_avg"], state)

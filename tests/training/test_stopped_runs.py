@@ -82,13 +82,6 @@ def test_an_interrupted_run_keeps_its_last_step_and_goes_on_from_it(tmp_path, st
         assert getattr(resumed.state, name) == getattr(whole.state, name)
 
 
-def test_the_last_checkpoint_stays_beside_the_best(tmp_path):
-    run = new_run(tmp_path, {3: 0.5, 6: 0.4, 9: 0.3}, save_total_limit=1)
-    run.train()
-    assert checkpoints(tmp_path) == {"checkpoint-3", "checkpoint-9"}
-    assert run.args.save_total_limit == 1
-
-
 def test_early_stopping_is_as_patient_after_a_resume(tmp_path):
     accuracies = {1: 0.5, 2: 0.4, 3: 0.3, 4: 0.2, 5: 0.1}
     options = {**BY_STEPS, "load_best_model_at_end": True}

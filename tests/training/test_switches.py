@@ -178,15 +178,6 @@ def mlp(views, name, task, u):
     return u + hidden @ views[f"{name}_up"][task] + views[f"{name}_up_bias"][task]
 
 
-def test_learned_masks_move(tmp_path):
-    run = small_run.trainer(tmp_path, max_steps=3)
-    before = small_run.trained_parameters(run)
-    run.train()
-    after = small_run.trained_parameters(run)
-    masks = [name for name in before if name.endswith(".mask")]
-    assert len(masks) == 1 and (after[masks[0]] - before[masks[0]]).abs().max() > 0
-
-
 def test_fixed_omega_stays_and_needs_no_dev_images(tmp_path, known):
     run = small_run.trainer(
         tmp_path, prompted.prompted_clip(torch.float64), max_steps=3, lower_steps=1, learn_scheduler=False
@@ -200,20 +191,6 @@ def test_fixed_omega_stays_and_needs_no_dev_images(tmp_path, known):
         assert row["alpha"] == pytest.approx(ALPHA) and row["beta"] == pytest.approx(BETA)
         assert row["scheduler"] is None
     assert rows[0]["weight"] != pytest.approx(rows[2]["weight"], rel=1e-6)  # it still schedules
-
-
-class Broken(torch.utils.data.Dataset):
-    """Training pictures, those of one task replaced by infinities."""
-
-    def __init__(self, pictures, task):
-        self.pictures, self.task, self.sizes = pictures, task, pictures.sizes
-
-    def __len__(self):
-        return len(self.pictures)
-
-    def __getitem__(self, key):
-        item = self.pictures[key]
-        return {**item, "pixel_values": item["pixel_values"] * torch.inf} if item["task_ids"] == self.task else item
 
 
 # ---- gradient_aggregator --------------------------------------------------------------------------------------------
@@ -240,7 +217,7 @@ class TestGradientAggregator:
 
     def test_a_task_that_is_not_finite_is_left_out(self, tmp_path, known):
         run = one_step(tmp_path, gradient_aggregator="cagrad")
-        run.train_dataset = Broken(run.train_dataset, task=1)
+        run.train_dataset = small_run.Spoiled(run.train_dataset, task=1)
         row = first_row(run)
         two = cagrad_weights(known["gradients"][[0, 2]], 0.5)
         effect = effects(known)
@@ -271,28 +248,6 @@ class TestGradientAggregator:
         run.train()
         assert run.upper_level.updates == 0
 
-    @pytest.mark.parametrize("name", ["gradvac", "pcd", "random"])
-    def test_resume_goes_on_as_if_never_stopped(self, tmp_path, name):
-        options = {"gradient_aggregator": name, "save_strategy": "steps", "save_steps": 2, "neumann_terms": 0}
-        whole = small_run.trainer(tmp_path, **options)
-        whole.train()
-        history = read_history(tmp_path / "scheduler_history.jsonl")
-        resumed = small_run.trainer(tmp_path, **options)
-        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-        assert read_history(tmp_path / "scheduler_history.jsonl") == history
-        expected, state = whole.weighting.aggregator.state_dict(), resumed.weighting.aggregator.state_dict()
-        assert state.keys() == expected.keys()
-        assert all(torch.equal(tensor, expected[key]) for key, tensor in state.items())
-        for key, parameter in small_run.trained_parameters(whole).items():
-            assert torch.equal(parameter, small_run.trained_parameters(resumed)[key]), key
-
-    def test_resume_with_another_one_is_refused(self, tmp_path):
-        options = {"save_strategy": "steps", "save_steps": 2, "neumann_terms": 0}
-        small_run.trainer(tmp_path, gradient_aggregator="gradvac", **options).train()
-        other = small_run.trainer(tmp_path, gradient_aggregator="pcd", **options)
-        with pytest.raises(ValueError, match=r"`gradient_aggregator` = \"gradvac\", this run has \"pcd\""):
-            other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -303,7 +258,7 @@ class TestGradientAggregator:
             ),
             ({"gradient_aggregator": "krum", "krum_byzantine": 1}, "`gradient_aggregator='krum'` needs .* 3 tasks"),
             ({"cagrad_c": -0.1}, "`cagrad_c` must be at least 0, got -0.1"),
-            ({"cagrad_c": math.nan}, "`cagrad_c` must be at least 0, got nan"),
+            ({"cagrad_c": math.nan}, "`cagrad_c` must be a finite number, got nan"),
             ({"fairgrad_alpha": -1.0}, "`fairgrad_alpha` must be at least 0"),
             ({"krum_byzantine": -1}, "`krum_byzantine` must be at least 0"),
             ({"krum_selected": 0}, "`krum_selected` must be at least 1"),

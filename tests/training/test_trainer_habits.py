@@ -6,17 +6,11 @@ import numpy as np
 import pytest
 import small_run
 import torch
+from small_run import remade
 from torch.nn.functional import cross_entropy
 
 from jscpt_peft.training import JSCPTTrainer
 from jscpt_peft.training.callbacks import SetEpoch
-
-
-def remade(run: JSCPTTrainer, **keywords) -> JSCPTTrainer:
-    """The run's trainer with further arguments of `Trainer`."""
-    data = {"train_dataset": run.train_dataset, "dev_dataset": run.upper_level.dev_dataset}
-    return JSCPTTrainer(run.model, run.args, **{**data, "eval_dataset": run.eval_dataset, **keywords})
-
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 2}
 

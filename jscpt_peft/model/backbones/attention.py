@@ -63,6 +63,11 @@ def block(
         `[B, T, d]`, or `[B, 1, d]` with `read_out`.
     """
     if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
+        if layer._gradient_checkpointing_func.keywords.get("use_reentrant"):  # it sees no tensors but its arguments
+            raise ValueError(
+                "gradient checkpointing with `use_reentrant=True` would lose the gradients of the prompts: switch it "
+                "on with `gradient_checkpointing_kwargs={'use_reentrant': False}`."
+            )
         return layer._gradient_checkpointing_func(_block, layer, hidden, prefix, prefix_rows, mask, read_out)
     return _block(layer, hidden, prefix, prefix_rows, mask, read_out)
 

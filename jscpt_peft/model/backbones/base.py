@@ -97,6 +97,11 @@ class Backbone(ABC):
 
     @property
     @abstractmethod
+    def vision_norm(self) -> nn.Module | None:
+        """The image tower's layer norm of all tokens before its first block; `None` where it has none."""
+
+    @property
+    @abstractmethod
     def text(self) -> PromptedTower:
         """The wrapped text tower, with `pooled(texts, prompts) -> [S, d]`."""
 

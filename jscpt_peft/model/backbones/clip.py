@@ -36,6 +36,10 @@ class CLIPBackbone(Backbone):
         return self.model.vision_model
 
     @property
+    def vision_norm(self) -> nn.Module:
+        return self.vision.pre_layrnorm
+
+    @property
     def text(self) -> PromptedCLIPText:
         return self.model.text_model
 

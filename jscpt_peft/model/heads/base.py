@@ -19,7 +19,7 @@ class FeatureHead(TaskModule):
 
     def task_parameters(self) -> TaskParameters:
         """Every parameter as each task sees it, differentiable: name -> `[N, ...]`."""
-        return {name: each.expand(self.num_tasks, *each.shape[1:]) for name, each in self.tensors().items()}
+        return {name: each.expand(self.num_tasks, *each.shape[1:]) for name, each in self.by_task().items()}
 
     def select(self, x: Tensor, task_ids: Tensor, parameters: TaskParameters) -> Tensor:
         """x̄ `[B, D]` of image features x `[B, D]`.

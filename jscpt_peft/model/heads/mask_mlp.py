@@ -18,22 +18,22 @@ class MaskMLP(FeatureHead):
 
     Attributes:
         mask: `[N, D]` logits of the masks; fixed at 0 with `learn_masks=False`.
-        inner_*, outer_*: weights of MLP₁ and MLP₂, `down [N, D, h]`, `up [N, h, D]` and their biases; `[1, ...]` and
-            shared by all tasks with `intervention_shared=True`.
+        inner_*, outer_*: weights of MLP₁ and MLP₂, `down [N, D, h]`, `up [N, h, D]` and their biases; without the
+            first dimension, and shared by all tasks, with `intervention_shared=True`.
     """
 
     def __init__(self, start: Start) -> None:
         super().__init__(start)
         config, tasks, width = start.config, start.num_tasks, start.sizes.projection
         self.own("mask", start.zeros(tasks, width), learned=config.learn_masks)
-        add, copies = (self.share, 1) if config.intervention_shared else (self.own, tasks)
+        add, copies = (self.share, ()) if config.intervention_shared else (self.own, (tasks,))
         hidden, generator = config.intervention_hidden, start.generator("selection")
         for mlp in ("inner", "outer"):
-            down = torch.randn(copies, width, hidden, generator=generator) / width**0.5
+            down = torch.randn(*copies, width, hidden, generator=generator) / width**0.5
             add(f"{mlp}_down", down.to(start.like))
-            add(f"{mlp}_down_bias", start.zeros(copies, hidden))
-            add(f"{mlp}_up", start.zeros(copies, hidden, width))
-            add(f"{mlp}_up_bias", start.zeros(copies, width))
+            add(f"{mlp}_down_bias", start.zeros(*copies, hidden))
+            add(f"{mlp}_up", start.zeros(*copies, hidden, width))
+            add(f"{mlp}_up_bias", start.zeros(*copies, width))
 
     def select(self, x: Tensor, task_ids: Tensor, parameters: TaskParameters) -> Tensor:
         masked = torch.sigmoid(parameters["mask"][task_ids]) * x

@@ -2,8 +2,14 @@
 
 from .base import PromptSource
 from .concatenated import ConcatenatedPrompts
+from .coupled import CoupledPrompts
+from .unified import UnifiedPrompts
 
-PROMPT_SOURCES: dict[str, type[PromptSource]] = {"concatenated": ConcatenatedPrompts}
+PROMPT_SOURCES: dict[str, type[PromptSource]] = {
+    "concatenated": ConcatenatedPrompts,
+    "coupled": CoupledPrompts,
+    "unified": UnifiedPrompts,
+}
 """Name -> prompt source. A source of one's own is added here before it is used or loaded."""
 
-__all__ = ["PROMPT_SOURCES", "ConcatenatedPrompts", "PromptSource"]
+__all__ = ["PROMPT_SOURCES", "ConcatenatedPrompts", "CoupledPrompts", "PromptSource", "UnifiedPrompts"]

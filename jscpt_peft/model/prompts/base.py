@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..start import Start
 from ..task_module import TaskModule
 
 
@@ -56,3 +57,19 @@ class PromptSource(TaskModule):
             )
             rows.append(torch.cat([each.reshape(-1) for each in pulled]))
         return torch.stack(rows) if rows else first.new_zeros(self.num_tasks, 0)
+
+
+def shared_tokens(start: Start) -> int:
+    """The number of tokens of a source that has prompts of all tasks alone, in both towers.
+
+    Raises:
+        ValueError: the configuration asks for tokens of the tasks' own, or for one tower.
+    """
+    config = start.config
+    for name, needed in {"num_task_tokens": 0, "towers": "both"}.items():
+        if getattr(config, name) != needed:
+            raise ValueError(
+                f"`{name}` is {getattr(config, name)!r}, but prompts={config.prompts!r} takes {needed!r} alone: "
+                "set it, or choose prompts='concatenated', which knows others."
+            )
+    return config.num_shared_tokens

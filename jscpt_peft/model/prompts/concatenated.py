@@ -37,7 +37,7 @@ class ConcatenatedPrompts(PromptSource):
 
     def forward(self) -> dict[str, Tensor]:
         """Tower -> `[N, depth, n_s + n_t, d]`, shared tokens first."""
-        tensors = self.tensors()
+        tensors = self.by_task()
         prompts = {}
         for tower in self.towers:
             shared, own = tensors.get(f"{tower}_shared"), tensors.get(f"{tower}_task")
@@ -48,7 +48,8 @@ class ConcatenatedPrompts(PromptSource):
     def shared_gradients(self, prompts: dict[str, Tensor], gradients: dict[str, Tensor]) -> Tensor:
         """As the base's, which here are slices of the gradients."""
         first = next(iter(gradients.values()))
-        slices = [gradients[tower][:, :, : self.num_shared_tokens].flatten(1) for tower in prompts]
+        count = 0 if self.single_task else self.num_shared_tokens
+        slices = [gradients[tower][:, :, :count].flatten(1) for tower in prompts]
         return torch.cat([first.new_zeros(len(first), 0), *slices], dim=1)
 
 

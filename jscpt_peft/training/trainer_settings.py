@@ -1,0 +1,101 @@
+"""What holds of the arguments that come from `TrainingArguments`: their limits, and those that are refused, and why.
+
+An argument that would do nothing here is refused, rather than passed over in silence.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from typing import Any
+
+from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.utils.logging import get_log_levels_dict
+
+from jscpt_peft.choices import nearest
+
+ANNOTATIONS: dict[str, Any] = {
+    "output_dir": str | os.PathLike | None,
+    "resume_from_checkpoint": str | bool | None,
+    "accelerator_config": dict | AcceleratorConfig | str | None,
+    "debug": str | list | None,
+}
+"""Where `TrainingArguments` itself takes more than its annotations say."""
+
+_COUNT, _SIZE, _PART = {"at_least": 1}, {"at_least": 0}, {"at_least": 0, "below": 1}
+_SEED = {"at_least": 0, "at_most": 2**32 - 1}
+_LOG_LEVEL = {"choices": [*get_log_levels_dict(), "passive"]}
+LIMITS: dict[str, dict[str, Any]] = {
+    **{"max_steps": {"at_least": -1}, "weight_decay": _SIZE, "adam_epsilon": _SIZE},
+    **{"adam_beta1": _PART, "adam_beta2": _PART, "seed": _SEED, "data_seed": _SEED},
+    **{"gradient_accumulation_steps": _COUNT, "torch_empty_cache_steps": _COUNT, "ddp_timeout": _COUNT},
+    **{"eval_accumulation_steps": _COUNT, "dataloader_prefetch_factor": _COUNT, "dataloader_num_workers": _SIZE},
+    **{"logging_steps": {"above": 0}, "save_steps": {"above": 0}, "eval_steps": _SIZE, "eval_delay": _SIZE},
+    **{"save_total_limit": _SIZE, "log_level": _LOG_LEVEL, "log_level_replica": _LOG_LEVEL},
+    "dataloader_multiprocessing_context": {"choices": multiprocessing.get_all_start_methods()},
+    "ddp_backend": {"choices": ["gloo", "nccl", "mpi", "ccl", "hccl", "cncl", "mccl"]},
+}
+"""Bounds and choices of inherited arguments, in the words of `settings.BOUNDS`."""
+
+_OFF = (None, False, "", [], {})
+_COMPILE = "the two levels of derivatives are not compiled. Leave it out."
+_WHOLE = "per-task gradients need whole parameters, which are a few MB. Leave it out of the arguments."
+_BATCHES = "every batch has `per_device_train_batch_size` images of every task, in an order of its own. Leave it out."
+_GATHERED = "evaluation gathers tensors of all batches and computes metrics once. Leave it out."
+_NO_WRAPPER = "gradients are summed without `DistributedDataParallel`. Leave it out."
+_HALF = "it would turn the prompts themselves into half precision. Use `bf16=True`, which evaluates in bfloat16 too."
+_TEXT = "it is for language models. Leave it out."
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), (_OFF, _COMPILE)),
+    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), (_OFF, _WHOLE)),
+    **dict.fromkeys(("ddp_find_unused_parameters", "ddp_bucket_cap_mb"), ((None,), _NO_WRAPPER)),
+    **dict.fromkeys(("ddp_broadcast_buffers", "ddp_static_graph"), ((None,), _NO_WRAPPER)),
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), (_OFF, _HALF)),
+    **dict.fromkeys(("neftune_noise_alpha", "use_liger_kernel", "liger_kernel_config"), (_OFF, _TEXT)),
+    "include_num_input_tokens_seen": (("no", False), _TEXT),
+    **dict.fromkeys(("eval_use_gather_object", "include_for_metrics", "batch_eval_metrics"), (_OFF, _GATHERED)),
+    "eval_do_concat_batches": ((True,), _GATHERED),
+    "dataloader_drop_last": (_OFF, _BATCHES),
+    "dataloader_in_order": ((True,), _BATCHES),
+    "train_sampling_strategy": (("random",), _BATCHES),
+    "length_column_name": (("length",), _BATCHES),
+    "remove_unused_columns": (_OFF, "data sets give what is needed and nothing else. Leave it out."),
+    "label_names": ((["labels"],), "batches have `labels`. Leave it out."),
+    "fp16": (_OFF, "second derivatives overflow in float16. Use `bf16=True`."),
+    "optim_target_modules": (_OFF, "the optimizer gets the adapter's parameters, all of them. Leave it out."),
+    "label_smoothing_factor": ((0,), "L_i is the cross-entropy of Eq. 3. Leave it out."),
+    "auto_find_batch_size": (
+        _OFF,
+        "batches have `per_device_train_batch_size` images of every task. Lower that where memory runs out, and take "
+        "`gradient_accumulation_steps` for the rest.",
+    ),
+    "accelerator_config": ((None, {}, AcceleratorConfig()), "batches are shared among processes here. Leave it out."),
+    "average_tokens_across_devices": ((True,), "losses are means over the images of all processes. Leave it out."),
+    "save_on_each_node": (_OFF, "the nodes share one `output_dir`. Leave it out."),
+    "enable_jit_checkpoint": (
+        _OFF,
+        "the recipes save on SIGTERM by themselves; elsewhere add `jscpt_peft.training.callbacks.StopOnInterrupt`.",
+    ),
+    "debug": (_OFF, "it watches modules that the fast path does not call. Leave it out."),
+}
+"""Argument -> the values that are fine, and why no other one is."""
+
+
+def check_refused(args: Any) -> None:
+    """Raises a `ValueError` that says why where an argument is refused."""
+    for name, (fine, why) in REFUSED.items():
+        value = getattr(args, name)
+        if value not in fine:
+            raise ValueError(f"`{name}={value!r}` is not supported: {why}")
+
+
+def check_trackers(report_to: str | list[str] | None) -> None:
+    """Raises a `ValueError` where `report_to` names a tracker that is unknown or not installed."""
+    names = [report_to] if isinstance(report_to, str) else report_to or []
+    for name in names:
+        if name in ("all", "none") or name in get_available_reporting_integrations():
+            continue
+        problem = "is not installed" if name in INTEGRATION_TO_CALLBACK else "is no tracker"
+        raise ValueError(f"`report_to`: {name!r} {problem}.{nearest(name, INTEGRATION_TO_CALLBACK)}")

@@ -1,0 +1,274 @@
+"""Every method against its oracle, and what every method must do: tell its prompts, grow, be saved and served."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import oracles
+import prompted
+import pytest
+import small_run
+import torch
+from adapted import pictures
+from oracles import clip_adapter, concatenated, maple, mvlpt
+from peft import PeftModel, get_peft_model
+
+from jscpt_peft import JSCPTConfig
+from jscpt_peft.methods import METHODS, training_options
+
+# The module in `oracles` that computes each method, and settings that fit a CLIP of three blocks.
+ORACLES = {
+    "zero_shot": (concatenated, {}),
+    "coop": (concatenated, {"num_shared_tokens": 3}),
+    "vpt": (concatenated, {"num_shared_tokens": 3}),
+    "maple": (maple, {"num_shared_tokens": 3, "prompt_depth": 2}),
+    "clip_adapter": (clip_adapter, {}),
+    "mvlpt": (mvlpt, {"num_shared_tokens": 3}),
+    "jscpt": (concatenated, {"num_shared_tokens": 3, "num_task_tokens": 2, "intervention_hidden": 4}),
+}
+VARIANTS = {"jscpt_no_feature_selection", "jscpt_no_prompt_scheduling", "jscpt_no_task_scheduling", "jscpt_cagrad"}
+SINGLE = [name for name, method in METHODS.items() if method.single_task]
+# Single-task forms, of a prompt source and of a head.
+CASES = [*ORACLES, "maple single", "clip_adapter single"]
+methods = pytest.mark.parametrize("name", CASES)
+learning = pytest.mark.parametrize("name", [name for name in CASES if name != "zero_shot"])
+NEW = {
+    "class_names": ["owl", "ant"],
+    "class_token_ids": [[oracles.TINY_SOS, word, oracles.TINY_EOS] for word in (5, 6)],
+}
+
+
+def test_every_method_has_an_oracle():
+    assert ORACLES.keys() | VARIANTS == METHODS.keys()
+
+
+def configuration(name: str, tasks: dict[str, list[str]] = prompted.TASKS, **options) -> JSCPTConfig:
+    method, _, single = name.partition(" ")
+    ids = {task: prompted.class_token_ids()[task] for task in tasks}
+    defaults = {"class_token_ids": ids, "prompt_init_std": 0.5, "single_task": bool(single), **ORACLES[method][1]}
+    return JSCPTConfig.for_method(method, tasks=tasks, **{**defaults, **options})
+
+
+def moved(model: PeftModel) -> PeftModel:
+    """Away from the start, at which a part may have no effect."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.task_adapter.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(parameter))
+    return model
+
+
+def adapted(name: str, dtype: torch.dtype = torch.float64, **options) -> PeftModel:
+    return moved(get_peft_model(oracles.tiny_clip(dtype=dtype), configuration(name, **options)))
+
+
+def oracle_logits(name: str, model: PeftModel, pixels: torch.Tensor, task: int) -> torch.Tensor:
+    """Logits `[B, C]` of images of one task, from the adapter's tensors as they are stored."""
+    oracle, clip = ORACLES[name.split()[0]][0], prompted.PlainClip(model.get_base_model())
+    tensors = {**dict(model.task_adapter.named_parameters()), **dict(model.task_adapter.named_buffers())}
+    if model.active_jscpt_config.single_task:
+        tensors = {each: tensor[task] for each, tensor in tensors.items()}
+    ids = list(model.active_jscpt_config.class_token_ids.values())[task]
+    images = oracle.image_features(clip, tensors, task, pixels)
+    classes = oracle.class_features(clip, tensors, task, ids)
+    cosines = torch.nn.functional.cosine_similarity(images[:, None], classes[None], dim=-1)
+    return cosines * clip.logit_scale.exp()
+
+
+def logits(model: PeftModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model.classify(*prompted.batch(model)[:2]).logits
+
+
+@methods
+def test_logits_and_every_gradient_are_those_of_the_oracle(name):
+    model = adapted(name)
+    pixels, task_ids, _ = prompted.batch(model)
+    output = model.classify(pixels, task_ids)
+    total = reference = 0
+    for task, names in enumerate(prompted.TASKS.values()):
+        expected = oracle_logits(name, model, pixels[task_ids == task], task)
+        given = output.logits[task_ids == task][:, : len(names)]
+        torch.testing.assert_close(given, expected, atol=1e-10, rtol=0)
+        weights = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
+        total, reference = total + (weights * given).sum(), reference + (weights * expected).sum()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if parameters:
+        gradients, expected = (torch.autograd.grad(value, parameters) for value in (total, reference))
+        torch.testing.assert_close(gradients, expected, atol=1e-10, rtol=1e-10)
+        assert all(gradient.any() for gradient in expected)
+
+
+@methods
+def test_prompt_tokens_are_what_each_task_sees(name):
+    model = adapted(name)
+    pixels, task_ids, _ = prompted.batch(model)
+    output, plain = model.classify(pixels, task_ids), prompted.PlainClip(model.get_base_model())
+    vision, text = model.prompt_tokens("vision"), model.prompt_tokens("text")
+    for task, ids in enumerate(model.active_jscpt_config.class_token_ids.values()):
+        x = oracles.image_features(plain, vision[task], pixels[task_ids == task])
+        torch.testing.assert_close(output.image_embeds[task_ids == task], x, atol=1e-10, rtol=0)
+        z = oracles.text_features(plain, text[task], ids)
+        torch.testing.assert_close(output.class_embeds[task, : len(ids)], z, atol=1e-10, rtol=0)
+
+
+@methods
+def test_saved_and_loaded_beside_other_adapters(name, tmp_path):
+    model = adapted(name)
+    model.save_pretrained(tmp_path)
+    other = adapted("jscpt")
+    expected = logits(model), logits(other)
+    other.load_adapter(tmp_path, "loaded")
+    assert torch.equal(logits(other), expected[1])
+    other.set_adapter("loaded")
+    assert torch.equal(logits(other), expected[0]) and other.active_jscpt_config.method == name.split()[0]
+    loaded = PeftModel.from_pretrained(oracles.tiny_clip(), tmp_path)
+    assert torch.equal(logits(loaded), expected[0])
+    other.delete_adapter("loaded")
+    other.set_adapter("default")
+    assert torch.equal(logits(other), expected[1])
+
+
+@methods
+def test_grows_by_a_task(name, tmp_path):
+    model = adapted(name)
+    pixels, task_ids, _ = prompted.batch(model)
+    before = logits(model)
+    model.add_task("birds", **NEW)
+    with torch.no_grad():
+        assert torch.equal(model.classify(pixels, task_ids).logits, before)
+    new = model.classify(pixels, 3).logits[:, :2]
+    torch.testing.assert_close(new, oracle_logits(name, model, pixels, 3), atol=1e-10, rtol=0)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(oracles.tiny_clip(), tmp_path)
+    assert loaded.task_names == [*prompted.TASKS, "birds"] and torch.equal(logits(loaded), logits(model))
+
+
+@methods
+def test_predicts(name):
+    model = adapted(name, torch.float32)
+    images = pictures(3)
+    predicted = model.predict(images, task="sketch")
+    model.set_task("sketch")
+    assert predicted == model.predict(images) and [set(each) for each in predicted] == [{*"abcd"}] * 3
+    assert predicted != model.predict(images, task="photo")
+
+
+@methods
+def test_exports(name, tmp_path):
+    model = adapted(name)
+    folder = model.export_task("sketch", tmp_path / "sketch", torch.float64)
+    pixels = prompted.batch(model)[0]
+    with torch.no_grad():
+        given = torch.export.load(folder / "classifier.pt2").module()(pixels)
+        expected = model.classify(pixels, 2).logits
+    torch.testing.assert_close(given, expected, atol=1e-10, rtol=0)
+
+
+@methods
+def test_copies_have_a_base_model_of_their_own(name):
+    model = adapted(name)
+    before = logits(model)
+    for another in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(logits(another), before)
+        with torch.no_grad():
+            for parameter in another.get_base_model().vision_model.base_layer.parameters():
+                parameter.mul_(0.9)
+        assert torch.equal(logits(model), before)
+        pixels = prompted.batch(another)[0]
+        given, expected = another.classify(pixels, 0).logits[:, :3], oracle_logits(name, another, pixels, 0)
+        torch.testing.assert_close(given, expected, atol=1e-10, rtol=0)
+
+
+@methods
+def test_a_base_in_bfloat16_under_an_adapter_in_float32(name):
+    model = adapted(name, torch.float32)
+    half = get_peft_model(oracles.tiny_clip(dtype=torch.bfloat16), configuration(name))
+    half.load_state_dict(model.state_dict())
+    pixels, task_ids, labels = prompted.batch(half)
+    output = half.classify(pixels, task_ids, labels)
+    expected = model.classify(pixels.float(), task_ids).selected_embeds
+    assert (output.selected_embeds.float() - expected).norm() < 0.05 * expected.norm()
+    if name != "zero_shot":
+        output.loss.backward()
+
+
+@learning
+def test_a_resumed_run_ends_as_an_undisturbed_one(name, tmp_path):
+    options = {**training_options(name.split()[0]), "save_strategy": "steps", "save_steps": 2}
+    runs = [
+        small_run.trainer(tmp_path / folder, adapted(name, torch.float32), **options) for folder in ("whole", "parts")
+    ]
+    start = small_run.trained_parameters(runs[0])
+    runs[0].train()
+    runs[1].train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    whole, resumed = (small_run.trained_parameters(run) for run in runs)
+    assert all(torch.equal(whole[each], resumed[each]) for each in whole)
+    assert not any(torch.equal(whole[each], start[each]) for each in whole)
+
+
+# ---- the single-task form -------------------------------------------------------------------------------------------
+
+
+def five_steps(model: PeftModel, batch: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.05)
+    for _ in range(5):
+        optimizer.zero_grad()
+        model.classify(*batch).task_losses.sum().backward()
+        optimizer.step()
+    return {name: each.detach() for name, each in model.task_adapter.named_parameters()}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_one_run_of_single_tasks_is_a_run_per_task(name):
+    model = get_peft_model(oracles.tiny_clip(), configuration(name, single_task=True))
+    start = {each: tensor.detach().clone() for each, tensor in model.task_adapter.named_parameters()}
+    pixels, task_ids, labels = prompted.batch(model)
+    together = five_steps(model, (pixels, task_ids, labels))
+    for position, (task, names) in enumerate(prompted.TASKS.items()):
+        one = get_peft_model(oracles.tiny_clip(), configuration(name, {task: names}))
+        mine = task_ids == position
+        alone = five_steps(one, (pixels[mine], task_ids[mine] * 0, labels[mine]))
+        for each, tensor in alone.items():
+            assert not torch.equal(tensor, start[each][position])
+            torch.testing.assert_close(together[each][position], tensor, atol=1e-10, rtol=0)
+
+
+def test_a_single_task_is_trained_alone_and_copied():
+    model = adapted("coop single")
+    model.add_task("birds", **NEW, init_from="clipart")
+    assert torch.equal(model.prompt_tokens("text")[3], model.prompt_tokens("text")[1])
+    model.train_only("birds")
+    before = model.prompt_tokens("text").detach()
+    five_steps(model, (torch.randn(2, 3, 32, 32).double(), torch.tensor([3, 3]), torch.tensor([0, 1])))
+    unmoved = [torch.equal(*each) for each in zip(before, model.prompt_tokens("text"), strict=True)]
+    assert unmoved == [True, True, True, False]
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - SINGLE))
+def test_methods_without_a_single_task_form_say_so(name):
+    with pytest.raises(ValueError, match=f"method '{name}' has no single-task form.*one of 'coop', 'vpt', 'maple'"):
+        JSCPTConfig.for_method(name, tasks=prompted.TASKS, single_task=True)
+
+
+# ---- how methods start ----------------------------------------------------------------------------------------------
+
+
+def test_maple_starts_from_words_in_the_first_block_and_from_like_maps_behind_it():
+    options = {"hyperparameters": "original", "num_shared_tokens": 2, "prompt_depth": 3}
+    clip = oracles.tiny_clip()
+    prompts = get_peft_model(
+        clip, configuration("maple", **options, prompt_init_token_ids=[4, 9])
+    ).task_adapter.prompts
+    assert torch.equal(prompts.text[0], clip.text_model.embeddings.token_embedding.weight[[4, 9]])
+    assert not torch.equal(prompts.text[1], prompts.text[2])
+    for each in (prompts.weight, prompts.bias):
+        assert torch.equal(each[1], each[2]) and not torch.equal(each[0], each[1])
+        assert 0.8 * 24**-0.5 < each.abs().max() <= 24**-0.5
+
+
+def test_a_source_without_task_tokens_says_so():
+    config = JSCPTConfig(prompts="coupled", tasks=prompted.TASKS, class_token_ids=prompted.class_token_ids())
+    with pytest.raises(ValueError, match=r"`num_task_tokens` is 16, but prompts='coupled' takes 0.*'concatenated'"):
+        get_peft_model(oracles.tiny_clip(), config)
