@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import struct
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jscpt_peft.choices import printable
+from jscpt_peft.choices import markdown, printable
 from jscpt_peft.data import ImageTaskDataset, folder_task_set, load_task_set, to_rgb
 from jscpt_peft.data.benchmarks import BENCHMARKS
 from jscpt_peft.data.files import FORMATS, MAX_PIXELS, leading_out, open_image
@@ -185,6 +186,13 @@ def test_what_is_printed_obeys_no_terminal_and_stays_on_its_line(text):
     assert not any(each < " " or "\x7f" <= each <= "\x9f" or each in "\u202e\u2066" for each in shown)
     if text.isprintable():
         assert shown == text
+
+
+@given(st.text(alphabet="\\`|<>[]()*!a\x1b\n"))
+def test_names_are_no_markdown(text):
+    shown = markdown(text)
+    assert not re.search(r"(?<!\\)(?:\\\\)*[`|<\[*]", shown)
+    assert re.sub(r"\\(.)", r"\1", shown) == printable(text)
 
 
 def test_names_that_a_terminal_would_obey_are_refused(tmp_path):

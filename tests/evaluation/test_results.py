@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 
 import pytest
 from rich.console import Console
@@ -35,7 +36,8 @@ def printed(table):
 
 def markdown_cells(table):
     lines = [line for line in results_markdown(table).splitlines() if line.startswith("|")]
-    return [[cell.strip(" *") for cell in line.replace(r"\|", "¦").strip("|").split("|")] for line in lines]
+    rows = [line.replace(r"\|", "¦").strip("|").split("|") for line in lines]
+    return [[re.sub(r"\\([\\\[])", r"\1", cell.strip(" *")) for cell in row] for row in rows]
 
 
 def test_table_holds_the_metrics_and_their_differences():
