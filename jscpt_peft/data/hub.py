@@ -16,7 +16,7 @@ from jscpt_peft.data.benchmarks import Benchmark, HubArchive, HubTable, plain
 from jscpt_peft.data.coop import local_source
 from jscpt_peft.data.found import FoundTask, RowsOfTables, Source
 from jscpt_peft.data.hub_stream import streamed_tables
-from jscpt_peft.data.hub_table import column_names, load_tables
+from jscpt_peft.data.hub_table import column_names, load_tables, text_of
 from jscpt_peft.data.task import read_column
 
 LARGEST_ARCHIVE = 16 * 2**30
@@ -50,8 +50,8 @@ def _table_source(benchmark: Benchmark, place: HubTable, commit: str, origin: st
     for split, table in tables.items():
         ours = place.splits[split]
         numbers = places[split] if split in places else range(len(table))
-        domains = [None] * len(table) if place.domain is None else _names(table, place.domain, origin)
-        for number, raw, domain in zip(numbers, _names(table, place.label, origin), domains, strict=True):
+        domains = [None] * len(table) if place.domain is None else _texts(table, place, place.domain)
+        for number, raw, domain in zip(numbers, _texts(table, place, place.label), domains, strict=True):
             task = benchmark.name if domain is None else task_of_domain.get(plain(domain))
             name = benchmark.class_name(raw)
             if task is not None and name is not None:
@@ -61,13 +61,11 @@ def _table_source(benchmark: Benchmark, place: HubTable, commit: str, origin: st
     return Source(tasks, RowsOfTables(images, places), origin)
 
 
-def _names(table: datasets.Dataset, column: str, origin: str) -> Iterator[str]:
+def _texts(table: datasets.Dataset, place: HubTable, column: str) -> Iterator[str]:
     """A column of class labels or of strings as strings, without touching an image."""
     names = column_names(table.features, column)
     for row, value in enumerate(read_column(table, column)):
-        if value is None or (names is not None and not 0 <= value < len(names)):
-            raise ValueError(f"column {column!r} of {origin} holds {value} in row {row}: every image needs a label")
-        yield value if names is None else names[value]
+        yield text_of(place, column, names, value, row)
 
 
 def _archive(benchmark: Benchmark, place: HubArchive, commit: str) -> Source:

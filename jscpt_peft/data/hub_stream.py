@@ -15,7 +15,7 @@ import datasets
 import pyarrow as pa
 
 from jscpt_peft.data.benchmarks import Benchmark, HubTable, plain
-from jscpt_peft.data.hub_table import FRAME_COLUMNS, Tables, column_names, compare_rows, with_images
+from jscpt_peft.data.hub_table import FRAME_COLUMNS, Tables, column_names, compare_rows, text_of, with_images
 from jscpt_peft.data.task import read_column
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def _rows_of_use(
         count += 1
         if middle is not None and first + row not in middle:
             continue
-        texts = {name: names[example[name]] if names else example[name] for name, names in columns.items()}
+        texts = {name: text_of(place, name, names, example[name], first + row) for name, names in columns.items()}
         if place.domain and plain(texts[place.domain]) not in domains:
             continue
         if benchmark.class_name(texts[place.label]) is not None:

@@ -45,6 +45,15 @@ def load_tables(place: HubTable, commit: str) -> Tables:
     return tables
 
 
+def text_of(place: HubTable, column: str, names: list[str] | None, value: int | str | None, row: int) -> str:
+    """What a cell of a column says, `names` being those that `column_names` gives."""
+    if value is None or (names is not None and not 0 <= value < len(names)):
+        raise ValueError(
+            f"column {column!r} of {place.repository} holds {value} in row {row}: every image needs a label"
+        )
+    return value if names is None else names[value]
+
+
 def column_names(features: datasets.Features, column: str) -> list[str] | None:
     """What the integers of a column of class labels stand for; None for a column of strings."""
     return features[column].names if isinstance(features[column], datasets.ClassLabel) else None
