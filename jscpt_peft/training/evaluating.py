@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from jscpt_peft.evaluation import multi_task_accuracy
 
 from .arguments import JSCPTTrainingArguments
+from .data_checks import check_tasks
 from .loading import make_loader
 from .lost_processes import lost_processes_named
 from .own_loss import OwnLoss, own_loss_sums
@@ -42,7 +43,8 @@ class Evaluating(Trainer):
         return self.get_test_dataloader(dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As `Trainer`'s, likewise."""
+        """As `Trainer`'s, likewise; a data set of other tasks or classes than the model's is refused."""
+        check_tasks("test_dataset", test_dataset, self.model.active_jscpt_config.tasks)
         options = {"batch_size": self.args.eval_batch_size}
         return self.accelerator.prepare(make_loader(test_dataset, self.args, self.data_collator, **options))
 
