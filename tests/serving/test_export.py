@@ -209,6 +209,16 @@ def serve(directory: Path, real: bool = False) -> subprocess.CompletedProcess[st
     return fork_server.run(command, cwd=directory)
 
 
+STATISTICS = {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.2, 0.3, 0.25)}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model and the folder of one of its tasks, which tests only add images to."""
+    model = prompted.prompted_clip(torch.float32)
+    return model, model.export_task("sketch", tmp_path_factory.mktemp("exported") / "sketch", **STATISTICS)
+
+
 @pytest.mark.parametrize(
     ("size", "mode", "file_format"),
     [
@@ -220,23 +230,21 @@ def serve(directory: Path, real: bool = False) -> subprocess.CompletedProcess[st
     ],
 )
 def test_the_lines_of_its_readme_give_what_predict_gives_with_torch_and_pillow_alone(
-    tmp_path, size, mode, file_format
+    exported, size, mode, file_format
 ):
-    model = prompted.prompted_clip(torch.float32)
-    statistics = {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.2, 0.3, 0.25)}
-    directory = model.export_task("sketch", tmp_path / "sketch", **statistics)
+    model, directory = exported
     noise(*size, mode).save(directory / "picture.jpg", format=file_format)
     assert Image.open(directory / "picture.jpg").mode == mode
     run = serve(directory, real=mode == "I;16")
     assert run.returncode == 0, run.stderr
     served = {name: float(p) for name, p in re.findall(r"'(\w+)': ([0-9.e-]+)", run.stdout)}
-    (predicted,) = model.predict(Image.open(directory / "picture.jpg"), task="sketch", **statistics)
+    (predicted,) = model.predict(Image.open(directory / "picture.jpg"), task="sketch", **STATISTICS)
     assert served == pytest.approx(predicted, abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_the_lines_of_its_readme_refuse_greyscale_that_has_no_white(tmp_path, mode):
-    directory = prompted.prompted_clip(torch.float32).export_task("sketch", tmp_path / "sketch")
+def test_the_lines_of_its_readme_refuse_greyscale_that_has_no_white(exported, mode):
+    _, directory = exported
     noise(50, 37, mode).save(directory / "picture.jpg", format="TIFF")
     run = serve(directory)
     assert run.returncode == 1 and "ValueError: greyscale of 32 bits does not say which level is white" in run.stderr
