@@ -172,13 +172,11 @@ def test_a_wrong_file_is_answered(capsys, tmp_path):
 
 
 def test_numbers_of_a_file(tmp_path):
-    config = tmp_path / "mine.yaml"
-    config.write_text(
-        "{output_dir: x, learning_rate: 1e-3, weight_decay: 1, class_template: {art: a {}, toys: the {}}}"
-    )
+    config, templates = tmp_path / "mine.yaml", {"art": "a {}", "toys": "the {}"}
+    config.write_text(f"output_dir: x\nlearning_rate: 1e-3\nweight_decay: 1\nclass_template: {json.dumps(templates)}")
     values = parsed(str(config))
     assert (values["learning_rate"], values["weight_decay"]) == (0.001, 1)
-    assert values["class_template"] == {"art": "a {}", "toys": "the {}"}
+    assert values["class_template"] == templates
 
 
 def test_a_typo_is_named_before_what_is_missing(capsys):
