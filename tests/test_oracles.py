@@ -83,29 +83,6 @@ def test_prompted_images_equal_clip_with_overwritten_inputs(depth):
     assert_close(image_features(tiny_clip(), prompts, pixels), expected, **EXACT)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-@pytest.mark.parametrize("length", [10, 77])
-def test_prompted_texts_equal_clip_with_new_words(depth, length):
-    """The first block's prompts are the embeddings of three new words between [SOS] and the text."""
-    clip, prompts = tiny_clip(), normal(depth, 3, 24)
-    words = clip.text_model.embeddings.token_embedding
-    words.weight = torch.nn.Parameter(torch.cat([words.weight, prompts[0]]))
-    overwrite_inputs(clip.text_model.encoder.layers, prompts)
-    texts = [[row[0], 99, 100, 101, *row[1:]] for row in TEXTS]
-    expected = clip.get_text_features(padded(texts, length, TINY_EOS)).pooler_output
-    assert_close(text_features(tiny_clip(), prompts, TEXTS, length=length), expected, **EXACT)
-    older = text_features(tiny_clip(eos_token_id=2), prompts, TEXTS, length=length)
-    assert_close(older, expected, **EXACT)
-
-
-def test_prompts_of_every_block_matter():
-    clip, pixels = tiny_clip(), normal(2, 3, 32, 32)
-    for function, width, argument in ((image_features, 32, pixels), (text_features, 24, TEXTS)):
-        prompts = normal(3, 2, width).requires_grad_()
-        (gradient,) = torch.autograd.grad(function(clip, prompts, argument).square().sum(), prompts)
-        assert (gradient.flatten(1).norm(dim=1) > 1e-3).all()
-
-
 @pytest.mark.parametrize("length", [9, 78])
 def test_a_length_that_does_not_fit_is_refused(length):
     with pytest.raises(ValueError, match=rf"`length` must be between 10 .* and 77, got {length}"):

@@ -30,56 +30,36 @@ class ScaledPrompts(PromptSource):
         return {tower: each[f"{tower}_scale"] * each[f"{tower}_tokens"] for tower in ("vision", "text")}
 
 
-@pytest.fixture
-def scaled(monkeypatch):
+def test_a_prompt_source_of_ones_own_trains_is_saved_exported_and_grows(tmp_path, monkeypatch):
     monkeypatch.setitem(PROMPT_SOURCES, "scaled", ScaledPrompts)
-    return lambda dtype=torch.float32: prompted.prompted_clip(dtype, prompts="scaled")
+    run = small_run.trainer(tmp_path, prompted.prompted_clip(torch.float32, prompts="scaled"))
+    before = small_run.trained_parameters(run)
+    run.train()
+    after = small_run.trained_parameters(run)
+    assert run.upper_level.updates == 2 and (run.weighting.scheduler.alpha != 1).all()
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    assert read_history(tmp_path / HISTORY_FILE)[0]["affinity"][0][1] not in (0, None)  # of tokens that tasks share
 
+    run.model.save_pretrained(tmp_path / "adapter")
+    model = PeftModel.from_pretrained(oracles.tiny_clip(), tmp_path / "adapter", is_trainable=True)
+    for tower in ("vision", "text"):
+        assert torch.equal(model.prompt_tokens(tower).float(), run.model.prompt_tokens(tower))
+    pixels, task_ids, labels = prompted.batch(model)
+    expected = prompted.oracle_losses(model, pixels, task_ids, labels)
+    torch.testing.assert_close(model.classify(pixels, task_ids, labels).task_losses, expected, atol=1e-10, rtol=0)
+    folder = model.export_task("photo", tmp_path / "photo", torch.float64)
+    with torch.no_grad():
+        given = torch.export.load(folder / "classifier.pt2").module()(pixels)
+        torch.testing.assert_close(given, model.classify(pixels, 0).logits[:, :3], atol=1e-10, rtol=0)
 
-class TestAPromptSourceOfOnesOwn:
-    def test_computes_what_the_oracle_does(self, scaled):
-        model = scaled(torch.float64)
-        with torch.no_grad():
-            model.task_adapter.prompts.vision_scale.mul_(torch.tensor([1.0, 0.5, 2.0])[:, None, None, None])
-        batch = prompted.batch(model)
-        losses = model.classify(*batch).task_losses
-        torch.testing.assert_close(losses, prompted.oracle_losses(model, *batch), atol=1e-10, rtol=0)
-
-    def test_trains_with_updates_of_omega_saves_and_loads(self, scaled, tmp_path):
-        run = small_run.trainer(tmp_path, scaled())
-        before = small_run.trained_parameters(run)
-        run.train()
-        after = small_run.trained_parameters(run)
-        assert run.upper_level.updates == 2 and (run.weighting.scheduler.alpha != 1).all()
-        assert all(not torch.equal(before[name], after[name]) for name in before)
-        affinity = read_history(tmp_path / HISTORY_FILE)[0]["affinity"]
-        assert affinity[0][1] not in (0, None)  # of the tokens that the tasks share
-        run.model.save_pretrained(tmp_path / "adapter")
-        loaded = PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), tmp_path / "adapter")
-        for tower in ("vision", "text"):
-            assert torch.equal(loaded.prompt_tokens(tower), run.model.prompt_tokens(tower))
-
-    def test_exports(self, scaled, tmp_path):
-        model = scaled().eval()
-        folder = model.export_task("photo", tmp_path / "photo")
-        pixels, _, _ = prompted.batch(model)
-        with torch.no_grad():
-            expected = model.classify(pixels, 0).logits[:, :3]
-            given = torch.export.load(folder / "classifier.pt2").module()(pixels)
-        torch.testing.assert_close(given, expected, atol=1e-4, rtol=1e-4)
-
-    def test_grows_by_a_task_that_is_trained_alone(self, scaled):
-        model = scaled()
-        names = ["owl", "ant"]
-        model.add_task("birds", names, [[oracles.TINY_SOS, 5 + label, oracles.TINY_EOS] for label in (0, 1)])
-        before = model.prompt_tokens("vision").detach()
-        model.train_only("birds")
-        pixels, _, _ = prompted.batch(model)
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.1, weight_decay=0.1)
-        model.classify(pixels[:2], 3, torch.tensor([0, 1])).loss.backward()
-        optimizer.step()
-        after = model.prompt_tokens("vision").detach()
-        assert torch.equal(before[:3], after[:3]) and not torch.equal(before[3], after[3])
+    model.add_task("birds", ["owl", "ant"], [[oracles.TINY_SOS, word, oracles.TINY_EOS] for word in (5, 6)])
+    model.train_only("birds")
+    start = model.prompt_tokens("vision").detach()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.1, weight_decay=0.1)
+    model.classify(pixels[:2], 3, torch.tensor([0, 1])).loss.backward()
+    optimizer.step()
+    unmoved = [torch.equal(*each) for each in zip(start, model.prompt_tokens("vision"), strict=True)]
+    assert unmoved == [True, True, True, False]
 
 
 class LargestLosses(Weighting):
@@ -110,16 +90,13 @@ def test_a_weighting_of_ones_own_weighs_learns_and_is_logged(tmp_path):
 
 
 def test_uniform_weights_cost_neither_a_gramian_nor_a_reference(tmp_path, monkeypatch):
-    options = {"prompt_scheduling": False, "task_scheduling": False, "max_steps": 2}
-    run = small_run.trainer(tmp_path, **options)
-    assert isinstance(run.weighting, UniformWeighting)
-
     def never(*_):
         raise AssertionError("uniform weights asked for it")
 
-    monkeypatch.setattr(ScaledPrompts.__base__, "shared_gradients", never)
+    run = small_run.trainer(tmp_path, prompt_scheduling=False, task_scheduling=False, max_steps=2)
     monkeypatch.setattr(type(run.model.task_adapter.prompts), "shared_gradients", never)
     monkeypatch.setattr(type(run.model.task_adapter.head), "reference", never)
     run.train()
+    assert isinstance(run.weighting, UniformWeighting)
     rows = read_history(tmp_path / HISTORY_FILE)
     assert [row["weight"] for row in rows] == [[1, 1, 1]] * 2 and "causal_effect" not in rows[0]

@@ -1,4 +1,4 @@
-"""State where it belongs: tasks travel with the tensors, threads do not meet, and copies share nothing."""
+"""State where it belongs: tasks travel with the tensors, and threads do not meet."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_disabling_in_one_thread_leaves_the_others_alone(model, batch):
     assert model.get_model_status().enabled
 
 
-# ---- attributes, copies, devices ------------------------------------------------------------------------------------
+# ---- attributes, devices --------------------------------------------------------------------------------------------
 
 
 def test_attributes_of_wrapped_layers_remain_reachable(model):
@@ -152,20 +152,6 @@ def test_methods_are_seen(model):
     methods = {"classify", "predict", "prompt_tokens", "set_task", "add_task", "train_only", "export_task"}
     assert methods | {"task_names", "trained_task"} <= set(dir(model))
     assert "present_tasks_only" in JSCPTPeftModel.classify.__doc__
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_of_a_used_model_compute_the_same_and_share_nothing(model, batch, copied):
-    with torch.no_grad():
-        expected = model.classify(*batch[:2]).logits  # from here on class features are kept
-        other = copied(model)
-        assert torch.equal(other.classify(*batch[:2]).logits, expected)
-        for parameter in other.task_adapter.parameters():
-            parameter.zero_()
-        assert not torch.equal(other.classify(*batch[:2]).logits, expected)
-        assert torch.equal(model.classify(*batch[:2]).logits, expected)
-    other.set_task("sketch")
-    assert model.backbone.context.task is None
 
 
 def test_meta_and_back(model, batch):

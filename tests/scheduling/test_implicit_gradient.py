@@ -6,8 +6,6 @@ Lower level: every task has the loss (θ - c_i)ᵀ Q_i (θ - c_i) / 2, so that �
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from oracles import dense_hypergradient
@@ -21,112 +19,84 @@ from jscpt_peft.scheduling import (
 )
 
 TASKS, SIZE = 4, 6
-GENERATOR = torch.Generator().manual_seed(0)
-
-
-def normal(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=GENERATOR)
-
-
-def positive_definite() -> Tensor:
-    root = normal(SIZE, SIZE)
-    return root @ root.T / SIZE + 0.5 * torch.eye(SIZE).double()
-
-
-CURVATURES = torch.stack([positive_definite() for _ in range(TASKS)])
-CENTRES, TARGET, DEV_CURVATURE = 2 * normal(TASKS, SIZE), normal(SIZE), positive_definite()
-EFFECT, AFFINITY = torch.rand(TASKS, dtype=torch.float64, generator=GENERATOR), normal(TASKS, TASKS).clamp(-1, 1)
-
+ALL, SOME = torch.ones(TASKS, dtype=torch.bool), torch.tensor([True, False, True, True])
 OPTIONS = [
     {},
     {"weight_normalization": "none", "affinity_direction": "outgoing"},
     {"parameterization": "softplus", "task_scheduling": False},
     {"prompt_scheduling": False},
 ]
-ALL, SOME = torch.ones(TASKS, dtype=torch.bool), torch.tensor([True, False, True, True])
 
 
-def task_losses(theta: Tensor) -> Tensor:
-    offsets = theta - CENTRES
-    return torch.einsum("np,npq,nq->n", offsets, CURVATURES, offsets) / 2
+class Problem:
+    """With a scheduler away from its start, and the lower level's solution `theta` under it."""
 
+    def __init__(self, present: Tensor = ALL, **options) -> None:
+        torch.manual_seed(0)
+        roots = torch.randn(TASKS + 1, SIZE, SIZE).double()
+        *curvatures, self.dev_curvature = roots @ roots.mT / SIZE + 0.5 * torch.eye(SIZE).double()
+        self.curvatures, self.present = torch.stack(curvatures), present
+        self.centres, self.target = 2 * torch.randn(TASKS, SIZE).double(), torch.randn(SIZE).double()
+        self.effect, self.affinity = torch.rand(TASKS).double(), torch.randn(TASKS, TASKS).clamp(-1, 1).double()
+        self.scheduler = TaskPromptScheduler(TASKS, **options).double()
+        with torch.no_grad():
+            for k, parameter in enumerate(self.scheduler.parameters()):
+                parameter += 0.3 * torch.tensor([1.0, -1.0, 2.0, 0.5]).double() * (-1) ** k
 
-def dev_loss(theta: Tensor) -> Tensor:
-    return (theta - TARGET) @ DEV_CURVATURE @ (theta - TARGET) / 2
+    def weights(self, omega: Tensor) -> Tensor:
+        """φ as a function of one flat Ω `[2N]`."""
+        named = dict(zip(dict(self.scheduler.named_parameters()), omega.split(TASKS), strict=True))
+        return torch.func.functional_call(self.scheduler, named, (self.effect, self.affinity, self.present))
 
+    @property
+    def omega(self) -> Tensor:
+        return torch.cat([parameter.detach() for parameter in self.scheduler.parameters()])
 
-def solve_lower(weights: Tensor) -> Tensor:
-    curvature = torch.einsum("n,npq->pq", weights, CURVATURES)
-    return torch.linalg.solve(curvature, torch.einsum("n,npq,nq->p", weights, CURVATURES, CENTRES))
+    def task_losses(self, theta: Tensor) -> Tensor:
+        offsets = theta - self.centres
+        return torch.einsum("np,npq,nq->n", offsets, self.curvatures, offsets) / 2
 
+    def dev_loss(self, theta: Tensor) -> Tensor:
+        return (theta - self.target) @ self.dev_curvature @ (theta - self.target) / 2
 
-def weights_of(scheduler: TaskPromptScheduler, present: Tensor) -> Callable[[Tensor], Tensor]:
-    """φ as a function of one flat Ω `[2N]`."""
+    def solve(self, omega: Tensor) -> Tensor:
+        curvatures = torch.einsum("n,npq->npq", self.weights(omega), self.curvatures)
+        return torch.linalg.solve(curvatures.sum(0), torch.einsum("npq,nq->p", curvatures, self.centres))
 
-    def weights(omega: Tensor) -> Tensor:
-        named, start = {}, 0
-        for name, parameter in scheduler.named_parameters():
-            named[name] = omega[start : start + parameter.numel()]
-            start += parameter.numel()
-        return torch.func.functional_call(scheduler, named, (EFFECT, AFFINITY, present))
-
-    return weights
-
-
-def problem(present: Tensor, options: dict) -> tuple[TaskPromptScheduler, Tensor]:
-    """A scheduler away from its start, and the lower level's solution under it."""
-    scheduler = TaskPromptScheduler(TASKS, **options).double()
-    with torch.no_grad():
-        for k, parameter in enumerate(scheduler.parameters()):
-            parameter += 0.3 * torch.tensor([1.0, -1.0, 2.0, 0.5]).double() * (-1) ** k
-        theta = solve_lower(scheduler(EFFECT, AFFINITY, present))
-    return scheduler, theta
-
-
-def implicit_gradient(scheduler: TaskPromptScheduler, theta: Tensor, present: Tensor, terms: int) -> Tensor:
-    """Eqs. 10-11 as training does it: N task gradients, Hessian-vector products, N dot products."""
-    theta = theta.clone().requires_grad_()
-    losses = task_losses(theta)
-    task_gradients = torch.stack([torch.autograd.grad(loss, theta, create_graph=True)[0] for loss in losses])
-    weights = scheduler(EFFECT, AFFINITY, present)
-    hvp = hessian_vector_product([weights.detach() @ task_gradients], [theta])
-    (v,) = torch.autograd.grad(dev_loss(theta), theta)
-    p = safeguarded_inverse_hvp(hvp, v, terms=terms).vector
-    return torch.cat(hypergradient(weights, task_gradients.detach() @ p, scheduler.parameters()))
-
-
-def relative_error(value: Tensor, exact: Tensor) -> float:
-    return ((value - exact).norm() / exact.norm()).item()
+    def implicit_gradient(self, terms: int) -> Tensor:
+        """Eqs. 10-11 as training does it: N task gradients, Hessian-vector products, N dot products."""
+        theta = self.solve(self.omega).requires_grad_()
+        task_gradients = [torch.autograd.grad(loss, theta, create_graph=True)[0] for loss in self.task_losses(theta)]
+        task_gradients = torch.stack(task_gradients)
+        weights = self.scheduler(self.effect, self.affinity, self.present)
+        hvp = hessian_vector_product([weights.detach() @ task_gradients], [theta])
+        (v,) = torch.autograd.grad(self.dev_loss(theta), theta)
+        p = safeguarded_inverse_hvp(hvp, v, terms=terms).vector
+        return torch.cat(hypergradient(weights, task_gradients.detach() @ p, self.scheduler.parameters()))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("present", [ALL, SOME], ids=["all", "one absent"])
 def test_implicit_gradient_is_the_true_gradient(options, present):
-    scheduler, theta = problem(present, options)
-    weights = weights_of(scheduler, present)
-    omega = torch.cat([parameter.detach() for parameter in scheduler.parameters()])
-    ours = implicit_gradient(scheduler, theta, present, terms=400)
-
-    # Differentiating the closed form of θ*(Ω).
-    exact = torch.autograd.functional.jacobian(lambda omega: dev_loss(solve_lower(weights(omega))), omega)
+    problem = Problem(present, **options)
+    omega, ours = problem.omega, problem.implicit_gradient(terms=400)
+    # Differentiating the closed form of θ*(Ω), and Eq. 10 written out densely.
+    exact = torch.autograd.functional.jacobian(lambda omega: problem.dev_loss(problem.solve(omega)), omega)
+    dense = dense_hypergradient(lambda theta, omega: problem.weights(omega) @ problem.task_losses(theta),
+                                problem.dev_loss, problem.solve(omega), omega)  # fmt: skip
     assert exact.norm() > 1e-3
-    assert relative_error(ours, exact) < 1e-8
-
-    # Eq. 10 written out densely.
-    dense = dense_hypergradient(lambda theta, omega: weights(omega) @ task_losses(theta), dev_loss, theta, omega)
-    assert relative_error(ours, dense) < 1e-8
+    for expected in (exact, dense):
+        assert (ours - expected).norm() < 1e-8 * expected.norm()
 
 
 def test_descending_it_lowers_the_dev_loss():
     """Row 11 of the design, the sign: with the paper's three terms, by gradient descent on Ω."""
-    scheduler, theta = problem(ALL, {})
-    before = dev_loss(theta).item()
+    problem = Problem()
+    losses = [problem.dev_loss(problem.solve(problem.omega)).item()]
     for _ in range(20):
-        gradient = implicit_gradient(scheduler, theta, ALL, terms=3)
+        gradient = problem.implicit_gradient(terms=3)
         with torch.no_grad():
-            for parameter, part in zip(scheduler.parameters(), gradient.split(TASKS), strict=True):
+            for parameter, part in zip(problem.scheduler.parameters(), gradient.split(TASKS), strict=True):
                 parameter -= 0.1 * part
-            theta = solve_lower(scheduler(EFFECT, AFFINITY, ALL))
-        after = dev_loss(theta).item()
-        assert after < before
-        before = after
+        losses.append(problem.dev_loss(problem.solve(problem.omega)).item())
+    assert losses == sorted(losses, reverse=True)

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from inspect import signature
+
 import numpy as np
 import pytest
 import small_run
 import torch
 from small_run import remade
 from torch.nn.functional import cross_entropy
+from transformers import Trainer
 
 from jscpt_peft.training import JSCPTTrainer
 from jscpt_peft.training.callbacks import SetEpoch
 
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 2, "max_steps": 2}
+
+
+def test_arguments_stand_where_trainer_has_them():
+    parameters = signature(JSCPTTrainer).parameters.values()
+    positional = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+    assert positional == list(signature(Trainer).parameters)[: len(positional)]
+    assert positional[2] == "data_collator"
 
 
 def test_metrics_of_ones_own(tmp_path):
