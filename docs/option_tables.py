@@ -44,11 +44,12 @@ def method_table() -> str:
     """A Markdown table with the fields that make each method."""
     from jscpt_peft.methods import METHODS
 
-    lines = ["| name | method | made by |", "|:---|:---|:---|"]
+    lines = ["| name | method | made by | parameters |", "|:---|:---|:---|---:|"]
     for name, method in METHODS.items():
         settings = {**method.structure, **method.paper, **method.training, **method.paper_training}
         made_by = ", ".join(f"`{field}={value!r}`" for field, value in settings.items())
-        lines.append(f"| `{name}` | {_cell(method.summary)} | {_cell(made_by)} |")
+        parameters = "" if method.published_parameters is None else f"{method.published_parameters:,d}"
+        lines.append(f"| `{name}` | {_cell(method.summary)} | {_cell(made_by)} | {parameters} |")
     return "\n".join(lines)
 
 

@@ -1,7 +1,8 @@
-"""Names: a choice with a helpful error, and what may be printed. The ground that every package stands on."""
+"""Names: a choice with a helpful error, and how to print them. The ground that every package stands on."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -29,9 +30,14 @@ def check_choice(argument: str, value: str, choices: Iterable[str]) -> None:
 def printable(text: str) -> str:
     r"""`text` on one line, without what a terminal would obey: an escape character becomes `\x1b`.
 
-    Names come from strangers' folders and adapters. Markup (Markdown, HTML, rich) is escaped by whoever writes it.
+    Names come from strangers' folders and adapters.
     """
     return "".join(
         ascii(each)[1:-1] if unicodedata.category(each) in _UNPRINTABLE and each not in _JOINERS else each
         for each in text
     )
+
+
+def markdown(text: str) -> str:
+    """`text` as words, or a table's cell, of GitHub Markdown: no markup, HTML, link or image of its own."""
+    return re.sub(r"([\\`|<\[*])", r"\\\1", printable(text))

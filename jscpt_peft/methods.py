@@ -27,6 +27,7 @@ class Method:
         paper, original: further fields of `JSCPTConfig`, by whose hyperparameters they are.
         training: fields of `JSCPTTrainingArguments` that belong to the method.
         paper_training, original_training: further ones, by whose hyperparameters they are.
+        published_parameters: number of trainable parameters for ViT-B/16 with `original` settings, as published.
         single_task: whether there is a form in which every task learns alone (`JSCPTConfig(single_task=True)`).
     """
 
@@ -37,6 +38,7 @@ class Method:
     training: Mapping[str, Any] = field(default_factory=dict)
     paper_training: Mapping[str, Any] = field(default_factory=dict)
     original_training: Mapping[str, Any] = field(default_factory=dict)
+    published_parameters: int | None = None
     single_task: bool = False
 
 
@@ -51,6 +53,7 @@ METHODS: dict[str, Method] = {
         paper={"class_template": PHOTO},
         original={"class_template": PHOTO},
         training=UNIFORM,
+        published_parameters=0,
     ),
     "coop": Method(
         "shared text prompts before the first block (CoOp, IJCV 2022)",
@@ -59,6 +62,7 @@ METHODS: dict[str, Method] = {
         original={"num_shared_tokens": 16},
         training=UNIFORM,
         original_training=_COOP_TRAINING,
+        published_parameters=8_192,
         single_task=True,
     ),
     "vpt": Method(
@@ -68,6 +72,7 @@ METHODS: dict[str, Method] = {
         original={"num_shared_tokens": 16, "class_template": PHOTO},
         training=UNIFORM,
         original_training=_COOP_TRAINING,
+        published_parameters=147_456,
         single_task=True,
     ),
     "maple": Method(
@@ -87,6 +92,7 @@ METHODS: dict[str, Method] = {
             "num_train_epochs": 5.0,
             "per_device_train_batch_size": 4,
         },
+        published_parameters=3_555_072,
         single_task=True,
     ),
     "clip_adapter": Method(
@@ -96,6 +102,7 @@ METHODS: dict[str, Method] = {
         original={"class_template": PHOTO},
         training=UNIFORM,
         original_training=_COOP_TRAINING,
+        published_parameters=131_072,
         single_task=True,
     ),
     "mvlpt": Method(
@@ -105,6 +112,7 @@ METHODS: dict[str, Method] = {
         original={"num_shared_tokens": 4},
         training=UNIFORM,
         original_training=_COOP_TRAINING,
+        published_parameters=566_400,
         single_task=True,
     ),
     "jscpt": Method("joint scheduling of causal prompts and tasks (CVPR 2025)", _JSCPT),

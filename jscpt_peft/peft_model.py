@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import logging
 
+from .methods import METHODS
 from .model import JSCPTModel
 from .model.losses import JSCPTOutput
 
@@ -63,6 +64,14 @@ class JSCPTPeftModel(PeftModel):
     def trained_task(self) -> str | None:
         """The task of `train_only`, or `None`."""
         return self.base_model.trained_task
+
+    def print_trainable_parameters(self) -> None:
+        """As `PeftModel`'s, beside what the method's publication says."""
+        super().print_trainable_parameters()
+        method = self.base_model.active_jscpt_config.method
+        published = None if method is None else METHODS[method].published_parameters
+        if published is not None:
+            print(f"published for {method} with its original settings on ViT-B/16: {published:,d} per adapter")
 
     def export_task(
         self,

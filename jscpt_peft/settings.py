@@ -1,25 +1,57 @@
-"""Values are checked where they are given, by the annotations and the metadata of a dataclass's fields."""
+"""Values are checked where they are given, by the annotations of a dataclass.
+
+Annotations say what fields may hold: `seed: int`, `prompt_depth: PositiveInt | None`,
+`towers: Annotated[str, OneOf(TOWERS)]`. Parsers and type checkers that know nothing of it see plain types.
+"""
 
 from __future__ import annotations
 
-import operator
+import math
 import sys
-from collections.abc import Mapping
-from dataclasses import field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .choices import check_choice
 
-BOUNDS = {
-    "at_least": (operator.ge, "at least"),
-    "above": (operator.gt, "above"),
-    "at_most": (operator.le, "at most"),
-    "below": (operator.lt, "below"),
-}
-"""Keys of a field's metadata that bound a number; another key that counts is `choices`."""
+
+@dataclass(frozen=True)
+class Between:
+    """Bounds of a number; `low` itself is allowed unless `open_low`, `high` unless `open_high`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def check(self, argument: str, value: float) -> None:
+        if value < self.low or (self.open_low and value == self.low):
+            raise ValueError(
+                f"`{argument}` must be {'above' if self.open_low else 'at least'} {self.low}, got {value}."
+            )
+        if value > self.high or (self.open_high and value == self.high):
+            words = "below" if self.open_high else "at most"
+            raise ValueError(f"`{argument}` must be {words} {self.high}, got {value}.")
+
+
+class OneOf:
+    """The choices for a word."""
+
+    def __init__(self, choices: Iterable[str]) -> None:
+        self.choices = tuple(choices)
+
+    def check(self, argument: str, value: str) -> None:
+        check_choice(argument, value, self.choices)
+
+
+PositiveInt = Annotated[int, Between(1)]
+NonNegativeInt = Annotated[int, Between(0)]
+PositiveFloat = Annotated[float, Between(0, open_low=True)]
+NonNegativeFloat = Annotated[float, Between(0)]
+Fraction = Annotated[float, Between(0, 1, open_low=True)]
 
 NAMES = {
     int: "a whole number",
@@ -30,65 +62,46 @@ NAMES = {
     dict: "a mapping",
     NoneType: "None",
 }
-type_hints = cache(get_type_hints)
 
 
-def setting(default: Any, text: str, **limits: Any) -> Any:
-    """A field of a dataclass.
-
-    Args:
-        default: its default.
-        text: its help.
-        limits: `BOUNDS` of a number, `choices` of a word; and what else its metadata are to say.
-    """
-    return field(default=default, metadata={"help": text, **limits})
+def setting(default: Any, text: str, **metadata: Any) -> Any:
+    """A field of a dataclass with a default, its help and, if need be, other metadata."""
+    return field(default=default, metadata={"help": text, **metadata})
 
 
-def check_settings(
-    settings: Any,
-    annotations: Mapping[str, Any] | None = None,
-    limits: Mapping[str, Mapping[str, Any]] | None = None,
-) -> None:
+@cache
+def annotations_of(settings: type) -> dict[str, Any]:
+    """The annotations of a dataclass's fields, by their names."""
+    hints = get_type_hints(settings, include_extras=True)
+    return {each.name: hints[each.name] for each in fields(settings)}
+
+
+def check_settings(settings: Any, annotations: Mapping[str, Any] | None = None) -> None:
     """Checks every field of a dataclass instance; to be called by its `__post_init__`.
 
     Args:
         settings: it.
-        annotations: of fields whose own ones say too little or too much.
-        limits: of inherited fields: name -> what their metadata would say.
+        annotations: of inherited fields whose own ones say too little or too much.
 
     Raises:
-        ValueError: a value is of another type, no number, out of its bounds or none of the choices.
+        ValueError: as `check_setting`.
     """
-    hints = {**type_hints(type(settings)), **(annotations or {})}
-    for each in fields(settings):
-        more = {} if limits is None else limits.get(each.name, {})
-        check_setting(each.name, getattr(settings, each.name), hints[each.name], {**each.metadata, **more})
+    for name, annotation in {**annotations_of(type(settings)), **(annotations or {})}.items():
+        check_setting(name, getattr(settings, name), annotation)
 
 
-def check_setting(argument: str, value: Any, annotation: Any, limits: Mapping[str, Any]) -> None:
+def check_setting(argument: str, value: Any, annotation: Any) -> None:
     """Checks one value.
 
     Args:
         argument: its name.
         value: it.
-        annotation: what it may be; a whole number will do for a `float`, `True` is no number, NaN and infinities
-            are none.
-        limits: `BOUNDS` of a number, `choices` of a word.
+        annotation: what it may be. A whole number will do for a `float`; `True` is no number, NaN and infinities are
+            none; of an enumeration the values will do.
 
     Raises:
-        ValueError: it is none of that; the message names the argument, the value and what would do.
+        ValueError: it is something else; the message names the argument, the value and what would do.
     """
-    _check_type(argument, value, annotation)
-    if value is None:
-        return
-    if "choices" in limits:
-        check_choice(argument, value, limits["choices"])
-    for name, (holds, words) in BOUNDS.items():
-        if name in limits and not holds(value, limits[name]):
-            raise ValueError(f"`{argument}` must be {words} {limits[name]}, got {value!r}.")
-
-
-def _check_type(argument: str, value: Any, annotation: Any) -> None:
     kinds = _kinds(annotation)
     kind = next((each for each in kinds if _fits(value, each)), None)
     if kind is None:
@@ -98,13 +111,15 @@ def _check_type(argument: str, value: Any, annotation: Any) -> None:
         text = text if len(text) <= 100 else text[:97] + "..."
         raise ValueError(f"`{argument}` must be {' or '.join(map(_named, kinds))}, got {text}.")
     inner = get_args(kind)
-    if get_origin(kind) is list:
+    if get_origin(kind) is Annotated:
+        inner[1].check(argument, value)
+    elif get_origin(kind) is list:
         for position, each in enumerate(value):
-            _check_type(f"{argument}[{position}]", each, inner[0])
+            check_setting(f"{argument}[{position}]", each, inner[0])
     elif get_origin(kind) is dict:
         for key, each in value.items():
-            _check_type(f"key {key!r} of {argument}", key, inner[0])
-            _check_type(f"{argument}[{key!r}]", each, inner[1])
+            check_setting(f"key {key!r} of {argument}", key, inner[0])
+            check_setting(f"{argument}[{key!r}]", each, inner[1])
 
 
 @cache
@@ -118,30 +133,36 @@ def _is_enumeration(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Enum)
 
 
+def _outer(kind: Any) -> Any:
+    """`int` of `Annotated[int, ...]`, `list` of `list[str]`."""
+    origin = get_origin(kind)
+    return get_args(kind)[0] if origin is Annotated else origin or kind
+
+
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value is of a type, whatever is inside it."""
-    origin = get_origin(kind) or kind
-    if origin is Any:
+    outer = _outer(kind)
+    if outer is Any:
         return True
-    if origin is Literal:
+    if outer is Literal:
         return any(type(value) is type(each) and value == each for each in get_args(kind))
-    if origin in (int, float) and isinstance(value, bool):
+    if outer in (int, float) and isinstance(value, bool):
         return False
-    if origin is float:
+    if outer is float:
         return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # NaN is not
-    if origin is int:
+    if outer is int:
         return isinstance(value, int) and -(2**63) <= value < 2**63
-    if origin is list:
+    if outer is list:
         return isinstance(value, list | tuple)
-    if _is_enumeration(origin) and isinstance(value, str):
-        return value in [each.value for each in origin]
-    return isinstance(value, origin)
+    if _is_enumeration(outer) and isinstance(value, str):
+        return value in [each.value for each in outer]
+    return isinstance(value, outer)
 
 
 def _named(kind: Any) -> str:
-    if get_origin(kind) is Literal:
+    outer = _outer(kind)
+    if outer is Literal:
         return " or ".join(map(repr, get_args(kind)))
-    if _is_enumeration(kind):
-        return "one of " + ", ".join(repr(each.value) for each in kind)
-    origin = get_origin(kind) or kind
-    return NAMES.get(origin, f"a {origin.__name__}")
+    if _is_enumeration(outer):
+        return "one of " + ", ".join(repr(each.value) for each in outer)
+    return NAMES.get(outer, f"a {outer.__name__}")

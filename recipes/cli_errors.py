@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from safetensors import SafetensorError
 
+from jscpt_peft.choices import printable
 from jscpt_peft.training.distributed import give_up, process_index, world_size
 
 console = Console()
@@ -25,7 +26,7 @@ def cli_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError, FloatingPointError, SafetensorError) as error:
         who = f" in process {process_index()} of {world_size()}" if world_size() > 1 else ""
-        message = escape(" ".join(str(error).split()))  # the Hub's have several lines
+        message = escape(printable(" ".join(str(error).split())))  # the Hub's have several lines
         console.quiet = False
         console.print(f"[bold red]Error{who}:[/] {message}", highlight=False, markup=True, soft_wrap=True)
         give_up(1)

@@ -19,6 +19,7 @@ from rich.console import Console
 from task_data import DataArguments, load_data
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from jscpt_peft.choices import printable
 from jscpt_peft.data import TaskSet, read_manifest
 from jscpt_peft.data.benchmark_tasks import mixture_name
 from jscpt_peft.data.manifest import MANIFEST_FILE, UnfittingManifest, drawn_by, on_hub, seen_in_training
@@ -219,4 +220,4 @@ def _remedy(trained: dict, data: DataArguments) -> str:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), style="yellow", markup=False, highlight=False, soft_wrap=True)

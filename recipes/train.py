@@ -37,6 +37,7 @@ from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.callbacks import StopOnInterrupt, TaskProgress
 from jscpt_peft.training.checkpoint import remove_checkpoints
 from jscpt_peft.training.distributed import by_first_process, leave
+from jscpt_peft.training.output_lock import output_lock
 from jscpt_peft.training.step_log import HISTORY_FILE
 
 
@@ -107,8 +108,8 @@ def prepare_output(training: JSCPTTrainingArguments) -> str | bool | None:
             f"`output_dir` {output} is not empty: choose another, pass --overwrite_output_dir, or go on with "
             "--resume_from_checkpoint last."
         )
-    output.mkdir(parents=True, exist_ok=True)
-    return resume
+    with output_lock(output):  # before anything of an earlier run is removed
+        return resume
 
 
 def evaluate_zero_shot(

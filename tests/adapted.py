@@ -23,10 +23,11 @@ TEMPLATE = "a drawing of a {}."
 BF16_COSINE = 2**-7
 
 
-def adapted_clip(dtype: torch.dtype = torch.float32, tasks: dict[str, list[str]] = TASKS) -> PeftModel:
+def adapted_clip(dtype: torch.dtype = torch.float32, tasks: dict[str, list[str]] = TASKS, **options) -> PeftModel:
     """What starts at zero is moved, so that every part of the adapter changes the predictions."""
     clip = CLIPModel.from_pretrained(TINY_CLIP, dtype=dtype).eval()
-    model = get_peft_model(clip, JSCPTConfig(tasks=tasks, class_template=TEMPLATE, prompt_init_std=0.05))
+    options = {"class_template": TEMPLATE, **options}
+    model = get_peft_model(clip, JSCPTConfig(tasks=tasks, prompt_init_std=0.05, **options))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.task_adapter.head.parameters():

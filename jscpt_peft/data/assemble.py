@@ -13,16 +13,8 @@ from jscpt_peft.data.task import SPLITS, Task, check_names
 def build_task(task_id: int, name: str, splits: FoundTask, images: Images, **options: str) -> Task:
     """The task of the chosen images: rows of `image` (decoded on access), `label`, `task_id` and `key`.
 
-    Args:
-        task_id: position in the task set.
-        name: the task's name.
-        splits: keys of `train`, `validation`, `dev` and `test` by class; classes come in sorted order and are called
-            as here, with spaces for underscores.
-        images: opens the keys.
-        options: further arguments of `Task`.
-
-    Raises:
-        ValueError: what `Task` raises.
+    `splits` has the keys of `train`, `validation`, `dev` and `test` by class. Classes come in sorted order and are
+    called as there, with spaces for underscores. Raises what `Task` raises.
     """
     classes = sorted({each for split in splits.values() for each, keys in split.items() if keys})
     class_names = tuple(each.replace("_", " ") for each in classes)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from jscpt_peft.choices import nearest
 from jscpt_peft.data.assemble import build_task
 from jscpt_peft.data.benchmarks import BENCHMARKS, TASK_SET_MEMBERS, Benchmark
-from jscpt_peft.data.found import FoundTask, Source, without_unreadable
+from jscpt_peft.data.found import Source, without_unreadable
 from jscpt_peft.data.manifest import images_of_manifest, new_manifest
 from jscpt_peft.data.protocol import divide
 from jscpt_peft.data.sources import check_classes, find
@@ -18,15 +17,6 @@ from jscpt_peft.data.splits import check_amount
 from jscpt_peft.data.task import TaskSet
 
 BENCHMARK_TASK_SETS = (*TASK_SET_MEMBERS, *BENCHMARKS)
-
-
-class _Piece(NamedTuple):
-    """One task before its images are divided; `task` is its name within the benchmark, whatever else is loaded."""
-
-    benchmark: Benchmark
-    task: str
-    source: Source
-    splits: FoundTask
 
 
 def benchmark_task_set(
@@ -67,31 +57,35 @@ def benchmark_task_set(
     benchmarks = _benchmarks(name)
     # A manifest from the Hub names rows, which are those of one commit.
     origins = manifest["options"].get("sources", {}) if manifest is not None and data_root is None else {}
-    sources = [find(each, data_root, revision, origins.get(each.name)) for each in benchmarks]
+    sources = {each: find(BENCHMARKS[each], data_root, revision, origins.get(each)) for each in benchmarks}
     if skip_bad_images:
-        sources = [_readable(benchmark, source) for benchmark, source in zip(benchmarks, sources, strict=True)]
-    pieces = _named_pieces(benchmarks, sources)
+        sources = {each: _readable(BENCHMARKS[each], source) for each, source in sources.items()}
+    places = _places(benchmarks)
+    found = {task: sources[each].tasks[own] for task, (each, own) in places.items()}
     if manifest is not None:
-        held = {task: piece.splits for task, piece in pieces.items()}
-        chosen = images_of_manifest(manifest, name, held, " or ".join(source.origin for source in sources))
+        chosen = images_of_manifest(manifest, name, found, " or ".join(each.origin for each in sources.values()))
     else:
-        chosen = {
-            task: divide(
-                piece.benchmark, piece.task, piece.splits, *_amount(piece.benchmark, train_fraction, shots), seed
-            )
-            for task, piece in pieces.items()
+        chosen = {}
+        for task, (each, own) in places.items():
+            benchmark, amount = BENCHMARKS[each], (train_fraction, shots)
+            if amount == (None, None):
+                amount = benchmark.default_fraction, benchmark.default_shots
+            chosen[task] = divide(benchmark, own, found[task], *amount, seed)
+        options = {
+            "train_fraction": train_fraction,
+            "shots": shots,
+            "skip_bad_images": skip_bad_images,
+            # Manifests are published: what is below `data_root` goes by its folder there, as the images do.
+            "sources": {
+                each: source.origin if data_root is None else BENCHMARKS[each].folder
+                for each, source in sources.items()
+            },
         }
-        # Manifests are published: what is below `data_root` goes by its folder there, as the images do.
-        names = {
-            each.name: source.origin if data_root is None else each.folder
-            for each, source in zip(benchmarks, sources, strict=True)
-        }
-        amount = {"train_fraction": train_fraction, "shots": shots, "skip_bad_images": skip_bad_images}
-        manifest = new_manifest(name, seed, {**amount, "sources": names}, chosen)
-    tasks = [
-        build_task(task_id, task, splits, pieces[task].source.images, template=pieces[task].benchmark.template)
-        for task_id, (task, splits) in enumerate(chosen.items())
-    ]
+        manifest = new_manifest(name, seed, options, chosen)
+    tasks = []
+    for task_id, (task, splits) in enumerate(chosen.items()):
+        each, _ = places[task]
+        tasks.append(build_task(task_id, task, splits, sources[each].images, template=BENCHMARKS[each].template))
     return TaskSet(name=name, tasks=tuple(tasks), manifest=manifest)
 
 
@@ -106,32 +100,24 @@ def _readable(benchmark: Benchmark, source: Source) -> Source:
     return source
 
 
-def _benchmarks(name: str) -> list[Benchmark]:
+def _benchmarks(name: str) -> list[str]:
     members = [member for part in name.split(",") for member in TASK_SET_MEMBERS.get(part, (part,))]
-    for member in members:
+    for member, count in Counter(members).items():
         if member not in BENCHMARKS:
             raise ValueError(
                 f"`name` is {name!r}, but {member!r} is none of {', '.join(BENCHMARK_TASK_SETS)}."
                 f"{nearest(member, BENCHMARK_TASK_SETS)}"
             )
-    repeated = [member for member, count in Counter(members).items() if count > 1]
-    if repeated:
-        raise ValueError(f"`name` is {name!r}, which holds {repeated[0]!r} more than once: name it once.")
-    return [BENCHMARKS[member] for member in members]
+        if count > 1:
+            raise ValueError(f"`name` is {name!r}, which holds {member!r} more than once: name it once.")
+    return members
 
 
-def _named_pieces(benchmarks: Sequence[Benchmark], sources: Sequence[Source]) -> dict[str, _Piece]:
-    """Every task by its name, in order; a domain's name that two benchmarks have gets the benchmark's before it."""
-    count = Counter(task for benchmark in benchmarks for task in benchmark.tasks)
+def _places(benchmarks: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Every task -> its benchmark, and its name there; that of several gets the benchmark's before it."""
+    count = Counter(task for each in benchmarks for task in BENCHMARKS[each].tasks)
     return {
-        f"{benchmark.name}_{task}" if count[task] > 1 else task: _Piece(benchmark, task, source, source.tasks[task])
-        for benchmark, source in zip(benchmarks, sources, strict=True)
-        for task in benchmark.tasks
+        f"{each}_{task}" if count[task] > 1 else task: (each, task)
+        for each in benchmarks
+        for task in BENCHMARKS[each].tasks
     }
-
-
-def _amount(benchmark: Benchmark, train_fraction: float | None, shots: int | None) -> tuple[float | None, int | None]:
-    """`train_fraction` and `shots` as asked for, or else the benchmark's own protocol."""
-    if train_fraction is None and shots is None:
-        return benchmark.default_fraction, benchmark.default_shots
-    return train_fraction, shots

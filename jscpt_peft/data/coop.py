@@ -24,10 +24,8 @@ Item = tuple[str, str]  # path below the data set's folder, raw class name
 def local_source(benchmark: Benchmark, data_root: str | Path) -> Source:
     """The data set in its folder below `data_root`; keys are paths relative to `data_root`.
 
-    Raises:
-        FileNotFoundError: its folder, its split file or an image named there is missing; the message says what
-            belongs where.
-        ValueError: a split file is damaged, or names files outside of the folder.
+    Raises a FileNotFoundError that says what belongs where if something is missing, and a ValueError if a split file
+    is damaged or names files outside of the folder.
     """
     root, folder = Path(data_root), Path(data_root, benchmark.folder)
     if not folder.is_dir():

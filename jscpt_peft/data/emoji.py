@@ -8,7 +8,6 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from jscpt_peft.data.folder import folder_task_set
-from jscpt_peft.data.found import FoundTask
 from jscpt_peft.data.layout import find_images
 from jscpt_peft.data.task import TaskSet
 
@@ -58,29 +57,19 @@ def emoji_task_set(
 
 
 def check_emoji(root: Path) -> None:
-    """Compares the tasks, classes and numbers of images below `root` with those that the tool builds.
-
-    Raises:
-        FileNotFoundError: there is no task set.
-        ValueError: it is another one; the message tells the first difference.
-    """
+    """Raises a FileNotFoundError or a ValueError where `root` does not hold what the tool builds."""
     build = f"python tools/prepare_emoji.py{'' if root == default_root() else f' --output {root}'}"
     if not (root / "tasks").is_dir():
         raise FileNotFoundError(f"the emoji task set is not in {root}: build it with `{build}`, which needs npm.")
-    if difference := _difference(find_images(root / "tasks")):
-        raise ValueError(f"{root} holds another task set than emoji: {difference}. Move it away and run `{build}`.")
-
-
-def _difference(found: dict[str, FoundTask]) -> str | None:
-    if tuple(found) != STYLES:
-        return f"its tasks are {', '.join(found)} instead of {', '.join(STYLES)}"
-    classes = {name for split in found["google"].values() for name in split}
-    if len(classes) != NUM_CLASSES:
-        return f"task google has {len(classes)} classes instead of {NUM_CLASSES}"
+    found = find_images(root / "tasks")
+    classes = {name for splits in found.values() for split in splits.values() for name in split}
+    facts = [("tasks", list(found), list(STYLES)), ("classes", len(classes), NUM_CLASSES)]
     for task, splits in found.items():
-        counts = {split: sum(map(len, of_class.values())) for split, of_class in splits.items()}
-        if counts != COUNTS:
-            return f"task {task} has {counts} images instead of {COUNTS}"
-        if any(set(of_class) != classes for of_class in splits.values()):
-            return f"not every split of task {task} has the classes of task google"
-    return None
+        counts = {split: sum(map(len, images.values())) for split, images in splits.items() if set(images) == classes}
+        facts.append((f"images of all classes in {task}", counts, COUNTS))
+    for what, there, expected in facts:
+        if there != expected:
+            raise ValueError(
+                f"{root} holds another task set than emoji: {what}: {there} instead of {expected}. Move it away and "
+                f"run `{build}`."
+            )

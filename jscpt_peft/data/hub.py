@@ -16,7 +16,7 @@ from jscpt_peft.data.benchmarks import Benchmark, HubArchive, HubTable, plain
 from jscpt_peft.data.coop import local_source
 from jscpt_peft.data.found import FoundTask, RowsOfTables, Source
 from jscpt_peft.data.hub_stream import streamed_tables
-from jscpt_peft.data.hub_table import column_names, load_tables
+from jscpt_peft.data.hub_table import column_names, load_tables, text_of
 from jscpt_peft.data.task import read_column
 
 LARGEST_ARCHIVE = 16 * 2**30
@@ -26,15 +26,8 @@ LARGEST_ARCHIVE = 16 * 2**30
 def hub_source(benchmark: Benchmark, place: HubTable | HubArchive, revision: str | None = None) -> Source:
     """The data set at one of its places on the Hub; downloads are kept in Hugging Face's cache.
 
-    Args:
-        benchmark: the data set.
-        place: one of `benchmark.hub`.
-        revision: branch, tag or commit to use instead of the place's own.
-
-    Raises:
-        FileNotFoundError: it is not there, or not in the cache while `HF_DATASETS_OFFLINE` is set.
-        ValueError: its splits, columns or labels are not those that `place` describes.
-        OSError, datasets.exceptions.DatasetsError: it cannot be reached.
+    `revision` (branch, tag or commit) goes before the place's own. Raises a FileNotFoundError where it is not there, a
+    ValueError where its splits, columns or labels are not those of `place`, other OSErrors where the way to it fails.
     """
     archive = isinstance(place, HubArchive)
     # Rows are known by their numbers, and copies on disk by the repository's commit: both hold for one commit only.
@@ -57,8 +50,8 @@ def _table_source(benchmark: Benchmark, place: HubTable, commit: str, origin: st
     for split, table in tables.items():
         ours = place.splits[split]
         numbers = places[split] if split in places else range(len(table))
-        domains = [None] * len(table) if place.domain is None else _names(table, place.domain, origin)
-        for number, raw, domain in zip(numbers, _names(table, place.label, origin), domains, strict=True):
+        domains = [None] * len(table) if place.domain is None else _texts(table, place, place.domain)
+        for number, raw, domain in zip(numbers, _texts(table, place, place.label), domains, strict=True):
             task = benchmark.name if domain is None else task_of_domain.get(plain(domain))
             name = benchmark.class_name(raw)
             if task is not None and name is not None:
@@ -68,13 +61,11 @@ def _table_source(benchmark: Benchmark, place: HubTable, commit: str, origin: st
     return Source(tasks, RowsOfTables(images, places), origin)
 
 
-def _names(table: datasets.Dataset, column: str, origin: str) -> Iterator[str]:
+def _texts(table: datasets.Dataset, place: HubTable, column: str) -> Iterator[str]:
     """A column of class labels or of strings as strings, without touching an image."""
     names = column_names(table.features, column)
     for row, value in enumerate(read_column(table, column)):
-        if value is None or (names is not None and not 0 <= value < len(names)):
-            raise ValueError(f"column {column!r} of {origin} holds {value} in row {row}: every image needs a label")
-        yield value if names is None else names[value]
+        yield text_of(place, column, names, value, row)
 
 
 def _archive(benchmark: Benchmark, place: HubArchive, commit: str) -> Source:

@@ -15,7 +15,7 @@ import datasets
 import pyarrow as pa
 
 from jscpt_peft.data.benchmarks import Benchmark, HubTable, plain
-from jscpt_peft.data.hub_table import FRAME_COLUMNS, Tables, column_names, compare_rows, with_images
+from jscpt_peft.data.hub_table import FRAME_COLUMNS, Tables, column_names, compare_rows, text_of, with_images
 from jscpt_peft.data.task import read_column
 
 logger = logging.getLogger(__name__)
@@ -25,20 +25,11 @@ NUMBER = {"number": datasets.Value("int64")}
 
 
 def streamed_tables(benchmark: Benchmark, place: HubTable, commit: str) -> tuple[Tables, dict[str, dict[int, int]]]:
-    """What is of use in a repository: data sets on disk, never in memory.
-
-    Args:
-        benchmark: the data set.
-        place: where it is.
-        commit: of the repository.
+    """What is of use in a repository: data sets on disk, never in memory. Raises what `load_tables` does.
 
     Returns:
         The tables by split, which hold a selection of the rows; and, by split, the row's number in the repository ->
         its place in the table.
-
-    Raises:
-        OSError, datasets.exceptions.DatasetsError: it cannot be reached and is not in the cache.
-        ValueError: a column is missing or has another type, or the labels have other names.
     """
     tables, places = {}, {}
     for split in place.splits:
@@ -104,12 +95,7 @@ def _rows_of_use(
 ) -> Iterator[dict]:
     """Those of one of a split's files, by their numbers in it; and a last row with the number of all its rows.
 
-    Args:
-        benchmark, place: what is of use.
-        stream: the split.
-        file: which of its files.
-        first: the number of its first row in the split.
-        middle: rows of the split with the middle frames of clips; None: all may be of use.
+    `first` is the number of the file's first row in the split; unless `middle` is None, only rows in it are of use.
     """
     split = stream()
     columns = {name: column_names(split.features, name) for name in (place.label, place.domain) if name}
@@ -119,7 +105,7 @@ def _rows_of_use(
         count += 1
         if middle is not None and first + row not in middle:
             continue
-        texts = {name: names[example[name]] if names else example[name] for name, names in columns.items()}
+        texts = {name: text_of(place, name, names, example[name], first + row) for name, names in columns.items()}
         if place.domain and plain(texts[place.domain]) not in domains:
             continue
         if benchmark.class_name(texts[place.label]) is not None:

@@ -24,13 +24,8 @@ FRAME_COLUMNS = ("video_id", "clip_id", "frame")
 def load_tables(place: HubTable, commit: str) -> Tables:
     """The splits of a repository that are of use: data sets on disk, never in memory.
 
-    Args:
-        place: where they are.
-        commit: of the repository.
-
-    Raises:
-        OSError, datasets.exceptions.DatasetsError: it cannot be reached and is not in the cache.
-        ValueError: a split or a column is missing, or has another type.
+    Raises a ValueError where a split or a column is missing or has another type; and what `datasets` raises where the
+    repository cannot be reached and is not in the cache.
     """
     loaded = datasets.load_dataset(place.repository, revision=commit)
     missing = sorted(set(place.rows) - set(loaded))
@@ -50,6 +45,15 @@ def load_tables(place: HubTable, commit: str) -> Tables:
     return tables
 
 
+def text_of(place: HubTable, column: str, names: list[str] | None, value: int | str | None, row: int) -> str:
+    """What a cell of a column says, `names` being those that `column_names` gives."""
+    if value is None or (names is not None and not 0 <= value < len(names)):
+        raise ValueError(
+            f"column {column!r} of {place.repository} holds {value} in row {row}: every image needs a label"
+        )
+    return value if names is None else names[value]
+
+
 def column_names(features: datasets.Features, column: str) -> list[str] | None:
     """What the integers of a column of class labels stand for; None for a column of strings."""
     return features[column].names if isinstance(features[column], datasets.ClassLabel) else None
@@ -58,8 +62,7 @@ def column_names(features: datasets.Features, column: str) -> list[str] | None:
 def with_images(place: HubTable, table: Table) -> Table:
     """`table` after a look at its columns; bytes without a word about what they are become images.
 
-    Raises:
-        ValueError: a column is missing or has another type.
+    Raises a ValueError where a column is missing or has another type.
     """
     features = table.features
     names = [name for name in (place.label, place.domain) if name]

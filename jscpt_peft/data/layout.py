@@ -38,11 +38,8 @@ def find_images(data_root: str | Path, skip_bad_images: bool = False) -> dict[st
     """All images below `data_root`, as {task: {split: {class folder: [keys]}}}; a key is a path relative to the root.
 
     The split is `train`, `validation` or `test`, or `POOL` for a task without folders for them. Whatever is passed
-    over (hidden files, files of other kinds, empty folders, images that are in no class folder) is counted in the log.
-
-    Args:
-        data_root: the folder with one folder per task.
-        skip_bad_images: decode every image once and leave out the unreadable ones (named in the log).
+    over (hidden files, files of other kinds, empty folders, images that are in no class folder) is counted in the log;
+    with `skip_bad_images`, every image is decoded once, and the unreadable ones are left out and named there.
 
     Raises:
         FileNotFoundError, NotADirectoryError: `data_root` is no folder.
@@ -137,6 +134,7 @@ class ImageSearch:
     def _entries(self, path: Path) -> tuple[list[Path], list[str]]:
         """The folders and the images (their keys) in a folder; all else is counted."""
         folders, images = [], []
+        below = path.relative_to(self.root).as_posix()
         with os.scandir(path) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
         for entry in found:
@@ -152,7 +150,7 @@ class ImageSearch:
             if entry.is_dir():
                 folders.append(Path(entry))
             elif entry.is_file() and suffix.lower() in SUFFIXES:
-                images.append(Path(entry).relative_to(self.root).as_posix())
+                images.append(f"{below}/{entry.name}")
             else:
                 self.passed_over[(suffix or "(no suffix)") if entry.is_file() else "no regular file"] += 1
         if not found:

@@ -14,7 +14,8 @@ from jscpt_peft.data.folder import folder_task_set
 from jscpt_peft.data.shapes import shapes_task_set
 from jscpt_peft.data.task import TaskSet
 
-TASK_SETS = ("shapes", "folder", "emoji", *BENCHMARK_TASK_SETS)
+OWN = {"shapes": shapes_task_set, "folder": folder_task_set, "emoji": emoji_task_set}
+TASK_SETS = (*OWN, *BENCHMARK_TASK_SETS)
 
 
 def load_task_set(
@@ -46,20 +47,19 @@ def load_task_set(
         >>> list(tasks.class_names)
         ['flat', 'outline', 'chalk', 'mosaic']
     """
-    own = {"shapes": shapes_task_set, "folder": folder_task_set, "emoji": emoji_task_set}
-    if name in own:
-        load = own[name]
+    if name in OWN:
+        load = OWN[name]
     elif "," in name or name in BENCHMARK_TASK_SETS:
         load = partial(benchmark_task_set, name)
     else:
         raise ValueError(f"`name` is {name!r}: known task sets are {', '.join(TASK_SETS)}.{nearest(name, TASK_SETS)}")
-    if foreign := [option for option in options if option not in inspect.signature(load).parameters]:
-        raise ValueError(
-            f"`{foreign[0]}` is {options[foreign[0]]!r}, which the task set {name!r} does not take: leave it out."
-        )
-    if name == "folder" and data_root is None:
+    given = {"train_fraction": train_fraction, "shots": shots, "seed": seed, **options}
+    if data_root is not None:
+        given["data_root"] = str(data_root)
+    elif name == "folder":
         raise ValueError("`data_root` is None: 'folder' needs the folder with your images (ROOT/<task>/<class>/).")
-    if name == "shapes" and data_root is not None:
-        raise ValueError(f"`data_root` is {str(data_root)!r}, but 'shapes' reads no data: leave it out.")
-    place = {} if name == "shapes" else {"data_root": data_root}
-    return load(**place, train_fraction=train_fraction, shots=shots, seed=seed, **options)
+    if foreign := [option for option in given if option not in inspect.signature(load).parameters]:
+        raise ValueError(
+            f"`{foreign[0]}` is {given[foreign[0]]!r}, which the task set {name!r} does not take: leave it out."
+        )
+    return load(**given)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from jscpt_peft.data.assemble import keys_of
 from jscpt_peft.data.benchmarks import BENCHMARKS
@@ -45,25 +46,24 @@ def read_manifest(path: str | Path) -> dict:
         manifest = json.loads(read_text(Path(path)))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"`manifest` {str(path)!r} is not JSON ({error}): give a manifest.json of a run.") from error
-    missing = [field for field in FIELDS if not isinstance(manifest, dict) or field not in manifest]
-    if missing or not _well_formed(manifest):
-        wrong = f"has no {missing[0]!r}" if missing else "is no list of images by task and split"
-        raise ValueError(f"`manifest` {str(path)!r} {wrong}: give a manifest.json of a run.")
+    if missing := [field for field in FIELDS if not isinstance(manifest, dict) or field not in manifest]:
+        raise ValueError(f"`manifest` {str(path)!r} has no {missing[0]!r}: give a manifest.json of a run.")
+    if not _well_formed(**manifest):
+        raise ValueError(
+            f"`manifest` {str(path)!r} is no list of images by task and split: give a manifest.json of a run."
+        )
     return manifest
 
 
-def _well_formed(manifest: dict) -> bool:
+def _well_formed(options: Any, tasks: Any, **_: Any) -> bool:
     """Whether the fields are of the right types: a file of this name may come from anybody."""
-    options, tasks = manifest["options"], manifest["tasks"]
     if not (isinstance(options, dict) and isinstance(tasks, dict)):
         return False
     mappings = [options.get("sources", {}), options.get("images_per_class", {}), *tasks.values()]
     if not all(isinstance(each, dict) for each in mappings):
         return False
-    lists = [keys for splits in tasks.values() for keys in splits.values()]
-    if not all(isinstance(keys, list) for keys in lists):
-        return False
-    return all(isinstance(each, str) for each in chain(mappings[0].values(), *lists))
+    lists = [[*mappings[0].values()], *(keys for splits in tasks.values() for keys in splits.values())]
+    return all(isinstance(keys, list) and all(isinstance(each, str) for each in keys) for keys in lists)
 
 
 def images_of_manifest(
@@ -72,7 +72,6 @@ def images_of_manifest(
     """The images that a manifest names, by task, split and class.
 
     Args:
-        manifest: as `read_manifest` gives it.
         task_set: the task set that it has to belong to.
         found: all images that there are.
         source: what holds them, for messages.

@@ -32,18 +32,9 @@ def divide(
     shots: int | None,
     seed: int,
 ) -> FoundTask:
-    """Train, validation, dev and test of one task.
+    """Train, validation, dev and test of one task, out of `POOL`, or `train` and `test` with or without `validation`.
 
-    Args:
-        benchmark: decides between the two protocols.
-        task: the task's name.
-        found: `POOL`, or `train` and `test` with or without `validation`.
-        train_fraction: the part of each class's training images to keep, in (0, 1].
-        shots: the number to keep of each class, where there are as many.
-        seed: of what is kept and of D_dev.
-
-    Raises:
-        ValueError: an option is out of its range, or nothing is left for testing.
+    Raises a ValueError where an option is out of its range, or nothing is left for validation or testing.
     """
     if benchmark.default_shots is not None:
         found = _official(task, found)

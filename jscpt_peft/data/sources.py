@@ -32,11 +32,9 @@ def find(
     revision: str | None = None,
     origin: str | None = None,
 ) -> Source:
-    """The images of a benchmark, whose classes are the expected ones.
+    """The images of a benchmark, whose classes are the expected ones, below `data_root` or else on the Hub.
 
     Args:
-        benchmark: what to look for.
-        data_root: the folder that holds it; None: the Hub.
         revision: branch, tag or commit on the Hub, in place of the pinned one.
         origin: `<repository>@<commit>`, to have exactly that again.
 

@@ -81,10 +81,7 @@ def carve_dev(
     D_dev gets `validation_share` of every class's validation keys, and model selection keeps the rest. Where a share
     is no whole number, a hash of the class name decides which side gets the odd key, so that of many classes with one
     validation image half go to each. With fewer than two validation keys in all, D_dev gets `train_share` of the
-    training keys instead (the log says so), but never the last one of a class.
-
-    Raises:
-        ValueError: neither validation nor training has a key to spare.
+    training keys instead (the log says so), but never the last one of a class; with none to spare it is a ValueError.
     """
     from_train = sum(len(keys) for keys in validation.values()) < 2
     source, share, kept = (train, train_share, 1) if from_train else (validation, validation_share, 0)

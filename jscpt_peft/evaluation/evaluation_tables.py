@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
+from jscpt_peft.choices import markdown
+
 from .confusion import confused_pairs
 from .evaluation import METRICS, Evaluation, Robustness
 from .results import write_report
@@ -29,18 +31,18 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
     """Tables in GitHub Markdown: accuracies, F1 scores and calibration errors in per cent."""
     (title, *table), *others = _tables(evaluation)
     known = {name: value for name, value in evaluation.evaluated_model.items() if value is not None}
-    about = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in known.items())
-    parts = [f"**{title}**", f"{about}.", markdown_table(*table)]
+    about = "; ".join(f"{name.replace('_', ' ')}: {markdown(str(value))}" for name, value in known.items())
+    parts = [f"**{markdown(title)}**", f"{about}.", markdown_table(*table)]
     parts.append("ECE: expected calibration error, 15 bins of the highest probability. Every task counts the same.")
     worst = evaluation.worst_task
     matrix, names = evaluation.confusions[worst], evaluation.class_names[worst]
     pairs = confused_pairs(matrix, SHOWN_CONFUSIONS)
     if pairs:
         rows = [(names[true], names[taken], f"{n} of {matrix[true].sum()}") for true, taken, n in pairs]
-        parts.append(f"**Most frequent confusions of the worst task, {worst}**")
+        parts.append(f"**Most frequent confusions of the worst task, {markdown(worst)}**")
         parts.append(markdown_table(("class", "taken for", "images"), rows))
     for title, *table in others:
-        parts += [f"**{title}**", markdown_table(*table)]
+        parts += [f"**{markdown(title)}**", markdown_table(*table)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jscpt_peft.choices import printable
+from jscpt_peft.choices import markdown, printable
 
 Rows = Sequence[Sequence[str]]
 
@@ -30,8 +30,8 @@ def print_table(title: str, header: Sequence[str], rows: Rows, summary: Rows, co
 def markdown_table(header: Sequence[str], rows: Rows, summary: Rows = ()) -> str:
     """The same in Markdown; cells of `summary` are bold."""
     lines = [header, [":---", *["---:"] * (len(header) - 1)]]
-    lines += [[printable(cell).replace("|", r"\|") for cell in row] for row in rows]
-    lines += [[f"**{printable(cell)}**".replace("|", r"\|") if cell else "" for cell in row] for row in summary]
+    lines += [[markdown(cell) for cell in row] for row in rows]
+    lines += [[f"**{markdown(cell)}**" if cell else "" for cell in row] for row in summary]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

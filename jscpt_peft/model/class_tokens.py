@@ -56,7 +56,15 @@ def _load_tokenizer(config: JSCPTConfig, base: CLIPConfig) -> PreTrainedTokenize
             "`tokenizer_name_or_path` is not set and the base model has no name or path: give the tokenizer's name, "
             "or `class_token_ids`."
         )
-    return AutoTokenizer.from_pretrained(source)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"the tokenizer {source!r} brings code of its own, which is never run: give CLIP's own in "
+            "`tokenizer_name_or_path`, or `class_token_ids`."
+        ) from error
 
 
 def check_token_ids(config: JSCPTConfig, base: CLIPConfig) -> None:

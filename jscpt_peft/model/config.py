@@ -5,12 +5,12 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from peft import PeftConfig
 
 from jscpt_peft.methods import METHODS, check_single_task, method_fields
-from jscpt_peft.settings import check_settings, setting
+from jscpt_peft.settings import NonNegativeFloat, NonNegativeInt, OneOf, PositiveInt, check_settings, setting
 
 from .class_texts import texts_of_class
 from .heads import FEATURE_HEADS
@@ -70,29 +70,29 @@ class JSCPTConfig(PeftConfig):
         default_factory=dict, metadata={"help": "Task name -> class names.", "command_line": False}
     )
     task_order: list[str] | None = setting(None, "Order of the tasks.", command_line=False)
-    method: str | None = setting(None, "Method whose settings these are.", command_line=False, choices=METHODS)
+    method: Annotated[str, OneOf(METHODS)] | None = setting(
+        None, "Method whose settings these are.", command_line=False
+    )
     single_task: bool = setting(False, "Every task has its own copy of what tasks share.")
-    prompts: str = setting(
-        "concatenated", f"Where prompts come from: {', '.join(PROMPT_SOURCES)}.", choices=PROMPT_SOURCES
+    prompts: Annotated[str, OneOf(PROMPT_SOURCES)] = setting(
+        "concatenated", f"Where prompts come from: {', '.join(PROMPT_SOURCES)}."
     )
-    num_shared_tokens: int = setting(16, "Prompt tokens that all tasks share, per prompted block.", at_least=0)
-    num_task_tokens: int = setting(16, "Prompt tokens of each task, per prompted block.", at_least=0)
-    prompt_depth: int | None = setting(
-        None, "Blocks with prompts of their own, from the first. Default: all.", at_least=1
-    )
-    towers: str = setting("both", "Prompted encoders: both, vision or text.", choices=TOWERS)
+    num_shared_tokens: NonNegativeInt = setting(16, "Prompt tokens that all tasks share, per prompted block.")
+    num_task_tokens: NonNegativeInt = setting(16, "Prompt tokens of each task, per prompted block.")
+    prompt_depth: PositiveInt | None = setting(None, "Blocks with prompts of their own, from the first. Default: all.")
+    towers: Annotated[str, OneOf(TOWERS)] = setting("both", "Prompted encoders: both, vision or text.")
     class_template: str | dict[str, str | list[str]] = setting("{}.", "Text of a class; {} stands for its name.")
     tokenizer_name_or_path: str | None = setting(None, "Tokenizer of the class texts.", command_line=False)
     class_token_ids: dict[str, list] | None = setting(None, "Token ids of the class texts.", command_line=False)
-    intervention: str = setting(
-        "mask_mlp", f"Head on the features: {', '.join(FEATURE_HEADS)}.", choices=FEATURE_HEADS
+    intervention: Annotated[str, OneOf(FEATURE_HEADS)] = setting(
+        "mask_mlp", f"Head on the features: {', '.join(FEATURE_HEADS)}."
     )
-    intervention_hidden: int = setting(8, "Hidden width of the MLPs of Eq. 2.", at_least=1)
+    intervention_hidden: PositiveInt = setting(8, "Hidden width of the MLPs of Eq. 2.")
     intervention_shared: bool = setting(False, "One pair of MLPs for all tasks.")
     learn_masks: bool = setting(True, "Learn the masks of Eq. 2; without, they stay at 0.5.")
     prompt_init: str | None = setting(None, "Words that start the shared text prompts.")
     prompt_init_token_ids: list[int] | None = setting(None, "Token ids of these words.", command_line=False)
-    prompt_init_std: float = setting(0.02, "Standard deviation of the prompts' random start.", at_least=0)
+    prompt_init_std: NonNegativeFloat = setting(0.02, "Standard deviation of the prompts' random start.")
     init_seed: int = setting(0, "Seed of that start.", command_line=False)
     target_modules: str | list[str] | None = setting(None, "Wrapped modules.", command_line=False)
     base_dimensions: dict[str, int] | None = setting(None, "Sizes of the base model.", command_line=False)

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from .task_context import deterministic, task_index
+from .unseen_classes import unseen_class_embeds, unseen_logits
 
 if TYPE_CHECKING:
     from jscpt_peft.data.transforms import ImageTransform
@@ -34,8 +35,9 @@ def predict(
     image_mean: Sequence[float],
     image_std: Sequence[float],
     bf16: bool,
+    classes: Sequence[str] | None,
 ) -> list[dict[str, float]]:
-    """Probabilities of one task's classes for each image, best first; arguments as for `JSCPTModel.predict`."""
+    """Probabilities of classes for each image, best first; arguments as for `JSCPTModel.predict`."""
     from jscpt_peft.data import image_transform  # here, since `datasets` takes seconds to import
 
     if batch_size < 1:
@@ -45,14 +47,20 @@ def predict(
     device = model.model.device
     task_id = None if task is None else task_index(task, model.task_names)
     task_id = int(model.backbone.context.resolve(task_id, 1, model.task_names, device))
-    class_names = model.active_jscpt_config.tasks[model.task_names[task_id]]
+    task = model.task_names[task_id]
     transform = image_transform(model.model.config.vision_config.image_size, image_mean, image_std, train=False)
     precision = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()  # the caller's own stays on
     predictions = []
     with deterministic():
+        with precision:
+            unseen = None if classes is None else unseen_class_embeds(model, task, classes)
+        class_names = list(model.active_jscpt_config.tasks[task] if classes is None else classes)
         for pixels in pixel_batches(images, batch_size, transform):
             with precision:
-                logits = model.classify(pixels.to(device), task_id).logits[:, : len(class_names)]
+                output = model.classify(pixels.to(device), task_id)
+                logits = output.logits[:, : len(class_names)]
+                if unseen is not None:
+                    logits = unseen_logits(model, output.selected_embeds, unseen)
             probabilities, order = logits.softmax(-1).sort(descending=True, stable=True)
             for values, labels in zip(probabilities.tolist(), order.tolist(), strict=True):
                 predictions.append({class_names[label]: value for label, value in zip(labels, values, strict=True)})

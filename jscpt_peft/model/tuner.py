@@ -137,8 +137,9 @@ class JSCPTModel(JSCPTInjection):
         image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
         image_std: Sequence[float] = OPENAI_CLIP_STD,
         bf16: bool = False,
+        classes: Sequence[str] | None = None,
     ) -> list[dict[str, float]]:
-        """Probabilities of the task's classes for images, best first.
+        """Probabilities of the task's classes, or of any others, for images, best first.
 
         Args:
             images: one PIL image (of any mode) or path of a file, or any iterable of them, read batch by batch.
@@ -147,15 +148,18 @@ class JSCPTModel(JSCPTInjection):
             image_mean: mean of the base model's image processor, per channel.
             image_std: standard deviation of the base model's image processor, per channel.
             bf16: run the towers of a float32 base in bfloat16; probabilities are float32 always.
+            classes: names to choose among under the task's prompts and templates, in the place of its own classes. It
+                need not have been trained with them; a tokenizer must be at hand.
 
         Returns:
             One dict `{class name: probability}` per image.
 
         Raises:
             TypeError: an image is neither a PIL image nor a path.
-            ValueError: no such task, no task is known, `batch_size` is below 1, or an image cannot be read.
+            ValueError: no such task, no task is known, `batch_size` is below 1, an image cannot be read, or a name in
+                `classes` occurs twice or is too long.
         """
-        return predict(self, images, task, batch_size, image_mean, image_std, bf16)
+        return predict(self, images, task, batch_size, image_mean, image_std, bf16, classes)
 
     def add_task(
         self,

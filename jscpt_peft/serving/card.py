@@ -16,6 +16,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, get_peft_model_state_dict
 
+from jscpt_peft.choices import markdown
+
 from .base_names import is_hub_id, public_name
 from .versions import package_versions
 
@@ -183,7 +185,7 @@ def _task(task: str, names: Sequence[str]) -> dict[str, Any]:
 
 def _cell(text: str) -> str:
     """As it can stand in a Markdown table."""
-    return " ".join(text.split()).replace("|", r"\|")
+    return markdown(" ".join(text.split()))
 
 
 def _code(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from transformers import Trainer, TrainingArguments, get_scheduler
@@ -16,11 +16,20 @@ from transformers.utils import strtobool
 from jscpt_peft.scheduling import AGGREGATORS, NEUTRAL_EFFECT
 from jscpt_peft.scheduling.affinity import AFFINITIES
 from jscpt_peft.scheduling.scheduler import AFFINITY_DIRECTIONS, PARAMETERIZATIONS, WEIGHT_NORMALIZATIONS
-from jscpt_peft.settings import check_setting, check_settings, setting
+from jscpt_peft.settings import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    OneOf,
+    PositiveFloat,
+    PositiveInt,
+    check_setting,
+    check_settings,
+    setting,
+)
 
 from .distributed import join_on_cpu
 from .hessian import HESSIAN_PRODUCTS
-from .trainer_settings import ANNOTATIONS, LIMITS, REFUSED, check_refused, check_trackers
+from .trainer_settings import ANNOTATIONS, REFUSED, check_refused, check_trackers
 
 REFERENCES = ("original", "complement")
 HESSIAN_PARAMETERS = ("all", "shared")
@@ -49,25 +58,25 @@ class JSCPTTrainingArguments(TrainingArguments):
     _argument_group_name: ClassVar[str] = "training"
 
     # ---- TrainingArguments with other defaults (paper, section 4.1) ----
-    per_device_train_batch_size: int = setting(16, "Images of every task in a step.", at_least=1)
-    per_device_eval_batch_size: int = setting(64, "Images in an evaluation step.", at_least=1)
-    num_train_epochs: float = setting(50.0, "Passes over the largest task.", above=0)
-    learning_rate: float = setting(1.5e-3, "Learning rate η₁ of the prompts.", at_least=0)
-    optim: str = setting("sgd", "Optimizer of the prompts.", choices=[each.value for each in OptimizerNames])
-    momentum: float = setting(0.9, "Momentum of --optim sgd.", at_least=0)
-    lr_scheduler_type: str = setting(
-        "cosine", "Schedule of the learning rate.", choices=[each.value for each in SchedulerType]
+    per_device_train_batch_size: PositiveInt = setting(16, "Images of every task in a step.")
+    per_device_eval_batch_size: PositiveInt = setting(64, "Images in an evaluation step.")
+    num_train_epochs: PositiveFloat = setting(50.0, "Passes over the largest task.")
+    learning_rate: NonNegativeFloat = setting(1.5e-3, "Learning rate η₁ of the prompts.")
+    optim: Annotated[str, OneOf([each.value for each in OptimizerNames])] = setting("sgd", "Optimizer of the prompts.")
+    momentum: NonNegativeFloat = setting(0.9, "Momentum of --optim sgd.")
+    lr_scheduler_type: Annotated[str, OneOf([each.value for each in SchedulerType])] = setting(
+        "cosine", "Schedule of the learning rate."
     )
-    warmup_steps: float | None = setting(
-        None, "Warm-up steps, or a part of all steps if below 1. Default: one epoch; 0 with --max_steps.", at_least=0
+    warmup_steps: NonNegativeFloat | None = setting(
+        None, "Warm-up steps, or a part of all steps if below 1. Default: one epoch; 0 with --max_steps."
     )
-    max_grad_norm: float = setting(0.0, "Clip the gradient of the prompts; 0 does not.", at_least=0)
+    max_grad_norm: NonNegativeFloat = setting(0.0, "Clip the gradient of the prompts; 0 does not.")
     remove_unused_columns: bool = setting(False, "Must stay False: the batches are made here.")
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Must stay as it is."})
 
     metric_for_best_model: str | None = setting(DEFAULT_METRIC, "What --load_best_model_at_end compares.")
-    dataloader_timeout: int = setting(
-        600, "Seconds to wait for a data worker's batch before it counts as dead.", at_least=0
+    dataloader_timeout: NonNegativeInt = setting(
+        600, "Seconds to wait for a data worker's batch before it counts as dead."
     )
     restore_callback_states_from_checkpoint: bool = setting(
         True, "A resumed run takes its callbacks' states (early stopping's patience) along."
@@ -77,72 +86,72 @@ class JSCPTTrainingArguments(TrainingArguments):
     # ---- the scheduler (Eqs. 4-6) ----
     prompt_scheduling: bool = setting(True, "Weigh tasks by causal effect (Eq. 4).")
     task_scheduling: bool = setting(True, "Weigh tasks by inter-task affinity (Eq. 5).")
-    causal_effect: str = setting("literal", "Eq. 4: literal, σ(exp(d)), or sigmoid, σ(d).", choices=NEUTRAL_EFFECT)
-    reference: str = setting(
-        "original", "What Eq. 4 compares x̄ with: original, x, or complement, (1-M)∘x.", choices=REFERENCES
+    causal_effect: Annotated[str, OneOf(NEUTRAL_EFFECT)] = setting(
+        "literal", "Eq. 4: literal, σ(exp(d)), or sigmoid, σ(d)."
     )
-    affinity: str = setting("clipped", "Eq. 5: clipped to [-1, 1], cosine or unclipped.", choices=AFFINITIES)
-    affinity_direction: str = setting(
-        "incoming", "A[:, i] (incoming) or A[i, :] (outgoing).", choices=AFFINITY_DIRECTIONS
+    reference: Annotated[str, OneOf(REFERENCES)] = setting(
+        "original", "What Eq. 4 compares x̄ with: original, x, or complement, (1-M)∘x."
     )
-    weight_normalization: str = setting(
-        "sum", "sum: the weights sum to the number of tasks; none: Eq. 6 as printed.", choices=WEIGHT_NORMALIZATIONS
+    affinity: Annotated[str, OneOf(AFFINITIES)] = setting("clipped", "Eq. 5: clipped to [-1, 1], cosine or unclipped.")
+    affinity_direction: Annotated[str, OneOf(AFFINITY_DIRECTIONS)] = setting(
+        "incoming", "A[:, i] (incoming) or A[i, :] (outgoing)."
     )
-    scheduler_parameterization: str = setting(
-        "unconstrained", "unconstrained, or softplus, which keeps α and β positive.", choices=PARAMETERIZATIONS
+    weight_normalization: Annotated[str, OneOf(WEIGHT_NORMALIZATIONS)] = setting(
+        "sum", "sum: the weights sum to the number of tasks; none: Eq. 6 as printed."
     )
-    gradient_aggregator: str | None = setting(
+    scheduler_parameterization: Annotated[str, OneOf(PARAMETERIZATIONS)] = setting(
+        "unconstrained", "unconstrained, or softplus, which keeps α and β positive."
+    )
+    gradient_aggregator: Annotated[str, OneOf(AGGREGATORS)] | None = setting(
         None,
         "Weights of TorchJD instead of the affinity factor, from the shared prompts' gradients: "
         f"{', '.join(AGGREGATORS)}. Needs jscpt-peft[aggregators].",
-        choices=AGGREGATORS,
     )
-    cagrad_c: float = setting(0.5, "c of --gradient_aggregator cagrad.", at_least=0)
-    fairgrad_alpha: float = setting(1.0, "α of --gradient_aggregator fairgrad.", at_least=0)
-    krum_byzantine: int = setting(
-        0, "Tasks that --gradient_aggregator krum distrusts; it needs 3 tasks more.", at_least=0
+    cagrad_c: NonNegativeFloat = setting(0.5, "c of --gradient_aggregator cagrad.")
+    fairgrad_alpha: NonNegativeFloat = setting(1.0, "α of --gradient_aggregator fairgrad.")
+    krum_byzantine: NonNegativeInt = setting(
+        0, "Tasks that --gradient_aggregator krum distrusts; it needs 3 tasks more."
     )
-    krum_selected: int = setting(1, "Tasks that --gradient_aggregator krum selects.", at_least=1)
+    krum_selected: PositiveInt = setting(1, "Tasks that --gradient_aggregator krum selects.")
 
     # ---- the upper level (Eqs. 8-11) ----
     learn_scheduler: bool = setting(True, "Update Ω = {α, β}; without, it stays at 1.")
-    lower_steps: int = setting(10, "M: lower steps between two updates of Ω.", at_least=1)
-    neumann_terms: int = setting(3, "H of Eq. 11; 0 needs no Hessian-vector product.", at_least=0)
-    neumann_step_size: float = setting(1.0, "Largest step size of the Neumann series.", above=0)
-    power_iterations: int = setting(
-        3, "Products that estimate λ_max for the step size 0.9/λ_max; 0 fixes it.", at_least=0
+    lower_steps: PositiveInt = setting(10, "M: lower steps between two updates of Ω.")
+    neumann_terms: NonNegativeInt = setting(3, "H of Eq. 11; 0 needs no Hessian-vector product.")
+    neumann_step_size: PositiveFloat = setting(1.0, "Largest step size of the Neumann series.")
+    power_iterations: NonNegativeInt = setting(
+        3, "Products that estimate λ_max for the step size 0.9/λ_max; 0 fixes it."
     )
-    neumann_damping: float | None = setting(
-        None, "λ added to the Hessian's diagonal. Default: --weight_decay.", at_least=0
+    neumann_damping: NonNegativeFloat | None = setting(
+        None, "λ added to the Hessian's diagonal. Default: --weight_decay."
     )
     divergence_guard: bool = setting(True, "End the Neumann series where its terms begin to grow.")
-    hvp: str = setting(
-        "exact", "Hessian-vector products: exact, or finite_difference of two gradients.", choices=HESSIAN_PRODUCTS
+    hvp: Annotated[str, OneOf(HESSIAN_PRODUCTS)] = setting(
+        "exact", "Hessian-vector products: exact, or finite_difference of two gradients."
     )
-    hypergradient_batch_size: int | None = setting(
-        None, "Images of every task of the whole step in the Hessian. Default: all of them.", at_least=1
+    hypergradient_batch_size: PositiveInt | None = setting(
+        None, "Images of every task of the whole step in the Hessian. Default: all of them."
     )
-    hypergradient_chunk_size: int | None = setting(
+    hypergradient_chunk_size: PositiveInt | None = setting(
         None,
         "Images of one task whose graph is held at a time in the upper level, made anew for every "
         "product. Default: the lower step's graph is kept.",
-        at_least=1,
     )
-    hessian_parameters: str = setting(
-        "all", "θ of the Hessian: all, or shared prompts only.", choices=HESSIAN_PARAMETERS
+    hessian_parameters: Annotated[str, OneOf(HESSIAN_PARAMETERS)] = setting(
+        "all", "θ of the Hessian: all, or shared prompts only."
     )
-    scheduler_learning_rate: float = setting(1e-2, "Learning rate η₂ of Ω.", above=0)
-    scheduler_optimizer: str = setting("adam", "Optimizer of Ω: adam or sgd.", choices=SCHEDULER_OPTIMIZERS)
-    max_hypergradient_norm: float = setting(10.0, "Clip the gradient of Ω; 0 does not.", at_least=0)
-    dev_batch_size: int | None = setting(
-        None, "Dev images of every task in an update of Ω. Default: as in training.", at_least=1
+    scheduler_learning_rate: PositiveFloat = setting(1e-2, "Learning rate η₂ of Ω.")
+    scheduler_optimizer: Annotated[str, OneOf(SCHEDULER_OPTIMIZERS)] = setting("adam", "Optimizer of Ω: adam or sgd.")
+    max_hypergradient_norm: NonNegativeFloat = setting(10.0, "Clip the gradient of Ω; 0 does not.")
+    dev_batch_size: PositiveInt | None = setting(
+        None, "Dev images of every task in an update of Ω. Default: as in training."
     )
-    max_nonfinite_steps: int = setting(
-        10, "Stop after so many steps in a row with a task whose loss is not finite.", at_least=1
+    max_nonfinite_steps: PositiveInt = setting(
+        10, "Stop after so many steps in a row with a task whose loss is not finite."
     )
 
     def __post_init__(self) -> None:
-        check_settings(self, ANNOTATIONS, LIMITS)
+        check_settings(self, ANNOTATIONS)
         check_refused(self)
         check_trackers(self.report_to)
         for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
@@ -192,13 +201,18 @@ class JSCPTTrainingArguments(TrainingArguments):
                     "it out of the configuration of `accelerate launch`."
                 )
 
+    def optimizer(self, model: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Class and keywords, as `Trainer` chooses them; SGD gets `momentum`, which `Trainer` has no argument for."""
+        optimizer, keywords = Trainer.get_optimizer_cls_and_kwargs(self, model)
+        return optimizer, {"momentum": self.momentum, **keywords} if optimizer is torch.optim.SGD else keywords
+
     def _try_optimizer(self) -> None:
         """Makes an optimizer and its schedule for a single number: what they refuse is refused here."""
         plain = self.optim in PLAIN_OPTIMIZERS and self.lr_scheduler_type in PLAIN_SCHEDULES
         if plain and not self.optim_args and not self.lr_scheduler_kwargs:
             return
         try:
-            optimizer, keywords = Trainer.get_optimizer_cls_and_kwargs(self)
+            optimizer, keywords = self.optimizer()
             optimizer = optimizer([torch.nn.Parameter(torch.zeros(1))], **keywords)
             get_scheduler(self.lr_scheduler_type, optimizer, 1, 10, self.lr_scheduler_kwargs)
         except Exception as error:  # each optimizer has its own
@@ -233,4 +247,4 @@ def _check_mapping(argument: str, value: Any) -> None:
         mapping = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as error:
         raise ValueError(f"`{argument}` must be JSON, got {value!r} ({error}).") from error
-    check_setting(argument, mapping, dict | None, {})
+    check_setting(argument, mapping, dict | None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate
-from jscpt_peft.scheduling import InverseHVP, Weighting
+from jscpt_peft.scheduling import Weighting
 
 from .arguments import JSCPTTrainingArguments
 from .hessian import HessianProduct, KeptGraph, hessian_chunks
@@ -24,33 +23,6 @@ from .own_loss import OwnLoss
 from .task_gradients import Batch, TaskMeans
 
 logger = logging.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class UpperStep:
-    """What an update of Ω reports.
-
-    Attributes:
-        dev_loss: Σ_i L_i on the dev batch (Eq. 8).
-        hypergradient_norm: norm of ∇_Ω L_dev before clipping.
-        inverse: the inverse-Hessian-vector product, with its step size and number of terms.
-        graph_bytes: most that the graph of one Hessian-vector product held in this process.
-    """
-
-    dev_loss: float
-    hypergradient_norm: float
-    inverse: InverseHVP
-    graph_bytes: int
-
-    def logs(self) -> dict[str, float | int]:
-        """The columns of the scheduler's history."""
-        return {
-            "step_size": self.inverse.step_size,
-            "hypergradient_norm": self.hypergradient_norm,
-            "dev_loss": self.dev_loss,
-            "neumann_terms": self.inverse.terms,
-            "graph_bytes": self.graph_bytes,
-        }
 
 
 class UpperLevel:
@@ -121,7 +93,7 @@ class UpperLevel:
         step: TaskMeans,
         weights: Tensor,
         damping: float,
-    ) -> UpperStep:
+    ) -> dict[str, float | int]:
         """One step of Ω against the implicit gradient (Eq. 11).
 
         Args:
@@ -131,6 +103,10 @@ class UpperLevel:
             step: the tasks' gradients of the whole lower step.
             weights: `[N]` φ with its graph.
             damping: λ, added to the Hessian's diagonal.
+
+        Returns:
+            Columns of the history: the step size and number of terms of the Neumann series, the norm of ∇_Ω L_dev
+            before clipping, the dev loss Σ_i L_i (Eq. 8), and the most bytes that the graph of a product held here.
         """
         args, omega = self.args, list(self.weighting.parameters())
         among = model.parameters() if args.hessian_parameters == "all" else model.task_adapter.shared_prompts()
@@ -169,8 +145,13 @@ class UpperLevel:
         else:
             logger.warning(f"Update {self.updates + 1} of the scheduler: its gradient is not finite, Ω stays.")
         self.updates += 1
-        dev_loss = float(dev.losses[dev.usable].sum())
-        return UpperStep(dev_loss, norm, inverse, product.graph_bytes if product is not None else 0)
+        return {
+            "step_size": inverse.step_size,
+            "hypergradient_norm": norm,
+            "dev_loss": float(dev.losses[dev.usable].sum()),
+            "neumann_terms": inverse.terms,
+            "graph_bytes": 0 if product is None else product.graph_bytes,
+        }
 
     def _step(self) -> None:
         before = self.weighting.learned()

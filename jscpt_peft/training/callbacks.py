@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -15,13 +15,6 @@ from jscpt_peft.data import TaskBalancedBatchSampler
 logger = logging.get_logger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class StoppableTrainer(Protocol):
-    """What `StopOnInterrupt` needs: the wish to stop in this process, and what all processes agreed on."""
-
-    stop_asked: bool
-    stop_agreed: bool
 
 
 class SetEpoch(TrainerCallback):
@@ -74,7 +67,7 @@ class StopOnInterrupt(TrainerCallback):
         interrupted: whether training ended that way.
     """
 
-    def __init__(self, trainer: StoppableTrainer) -> None:
+    def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.interrupted = False
         self._previous: dict[int, Any] = {}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import set_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.save_and_load import load_peft_weights
 from safetensors import SafetensorError
 from transformers import Trainer
@@ -21,9 +22,10 @@ from jscpt_peft.scheduling import Weighting
 from . import checkpoint as files
 from .arguments import JSCPTTrainingArguments
 from .bilevel import UpperLevel
-from .configuration import RESTORED, fixed_configuration, reproducing_configuration
+from .configuration import fixed_configuration, reproducing_configuration
 from .distributed import by_first_process, gather_objects, wait_for_all
 from .nonfinite import Snapshot
+from .resuming import checkpoint_to_resume
 from .step_log import StepLog
 from .task_gradients import TaskMeans
 
@@ -43,6 +45,7 @@ class Checkpointing(Trainer):
 
     Attributes:
         unsaved_error: why the last checkpoint could not be written; `None` where it could.
+        loaded_step: step of the best checkpoint, if training ended with its weights.
         nonfinite_steps: steps in a row, up to now, in which a task's loss or gradient was not finite.
     """
 
@@ -54,6 +57,7 @@ class Checkpointing(Trainer):
     weighting: Weighting
     step_log: StepLog
     unsaved_error: str | None = None
+    loaded_step: int | None = None
     nonfinite_steps = 0
     # State, step and epoch before the last step of finite losses.
     _good: tuple[Snapshot, int, float] | None = None
@@ -62,7 +66,8 @@ class Checkpointing(Trainer):
 
     def fixed_configuration(self) -> dict[str, Any]:
         """What a checkpoint must have in common with a run that goes on from it, as JSON."""
-        return fixed_configuration(self.model, self.args) | {"weighting": type(self.weighting).__name__}
+        kinds = {"weighting": type(self.weighting).__name__, "adapter": self.adapter_name}
+        return fixed_configuration(self.model, self.args) | kinds
 
     def reproducing_configuration(self) -> dict[str, Any]:
         """What must be equal too for the resumed run to be the one that never stopped, bit for bit."""
@@ -87,10 +92,13 @@ class Checkpointing(Trainer):
             ValueError: the checkpoint is damaged, of another configuration or not there, or no valid one is.
         FloatingPointError: the run ends in steps or with parameters that are not finite.
         """
-        self._good, self.nonfinite_steps = None, 0
+        self._good, self.nonfinite_steps, self.loaded_step = None, 0, None
         checkpoint, state, run = None, TrainerState(), Path(self.args.output_dir)
         if resume_from_checkpoint:
-            checkpoint = str(by_first_process(lambda: self._checkpoint_to_resume(resume_from_checkpoint)))
+            configurations = self.fixed_configuration(), self.reproducing_configuration()
+            checkpoint = str(
+                by_first_process(lambda: checkpoint_to_resume(resume_from_checkpoint, run, *configurations))
+            )
             state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
         elif self.args.should_save and files.checkpoints(run):
             logger.warning(
@@ -114,35 +122,6 @@ class Checkpointing(Trainer):
             epochs = min(epochs, self._resumed_step // steps_per_epoch)
         return epochs, steps_per_epoch, *others, max_steps
 
-    def _checkpoint_to_resume(self, asked: str | bool) -> Path:
-        run, configuration = Path(self.args.output_dir), self.fixed_configuration()
-        files.recover(run)
-        newest, refused = files.last_valid_checkpoint(run, configuration)
-        if asked is not True:
-            try:
-                files.check_checkpoint(Path(asked), configuration)
-            except ValueError as reason:
-                remedy = f"The last valid one is {newest}." if newest else f"{run} holds no valid one."
-                raise ValueError(f"`resume_from_checkpoint` {asked} cannot be used: {reason}. {remedy}") from reason
-            newest = Path(asked)
-            if newest.resolve().parent == run.resolve():  # else `True` would later go on from what is given up here
-                step = TrainerState.load_from_json(str(newest / TRAINER_STATE_NAME)).global_step
-                aside = ", ".join(map(str, files.set_aside_after(run, step)))
-                if aside:
-                    logger.warning(f"The run is taken back to step {step}: later checkpoints are now {aside}.")
-        elif newest is None:
-            reasons = "; ".join(f"{path.name}: {reason}" for path, reason in refused.items())
-            raise ValueError(
-                f"`resume_from_checkpoint` is True, but `output_dir` {run} holds no checkpoint to go on from"
-                f"{f' ({reasons})' if reasons else ''}. Leave it out to start anew."
-            )
-        else:
-            for path, reason in refused.items():
-                logger.warning(f"{path} is passed over: {reason}.")
-            logger.warning(f"Going on from {newest}.")
-        _warn_of_changes(files.configuration_of(newest), self.reproducing_configuration())
-        return newest
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As `Trainer`'s; Ω and its optimizer too."""
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -158,8 +137,14 @@ class Checkpointing(Trainer):
 
     def _load_best_model(self) -> None:
         """The active adapter of the best checkpoint, which `Trainer` finds under the name `default` alone."""
-        folder = adapter_folder(self.state.best_model_checkpoint, self.adapter_name)
+        best = Path(self.state.best_model_checkpoint)
+        moved = Path(self.args.output_dir, best.name)  # with the run's directory
+        folder = adapter_folder(moved if moved.is_dir() else best, self.adapter_name)
+        if not Path(folder, SAFETENSORS_WEIGHTS_NAME).exists():
+            logger.warning(f"The best checkpoint {best} is gone: the weights are those of the last step.")
+            return
         set_peft_model_state_dict(self.model, load_peft_weights(str(folder), device="cpu"), self.adapter_name)
+        self.loaded_step = self.state.best_global_step
 
     # ---- saving -----------------------------------------------------------------------------------------------------
 
@@ -279,11 +264,12 @@ class Checkpointing(Trainer):
         snapshot.restore()
         self.nonfinite_steps = 0
         # What was saved after the update that broke the run must not be what it goes on from.
-        by_first_process(lambda: files.set_aside_after(Path(self.args.output_dir), self.state.global_step))
-        self._save_checkpoint(self.model, trial=None)
+        run = Path(self._get_output_dir(self._trial))
+        by_first_process(lambda: files.set_aside_after(run, self.state.global_step))
+        self._save_checkpoint(self.model, self._trial)
         if self.unsaved_error is not None:
             return f"The last good state, of step {self.state.global_step}, could not be saved."
-        return f"The last good state, of step {self.state.global_step}, is saved in {self.args.output_dir}."
+        return f"The last good state, of step {self.state.global_step}, is saved in {run}."
 
 
 def adapter_folder(directory: str | Path, adapter: str) -> Path:
@@ -302,13 +288,3 @@ def _failure(write: Callable[..., Any], *arguments: Any) -> str | None:
     except WRITE_ERRORS as error:
         return " ".join(f"{type(error).__name__}: {error}".split())
     return None
-
-
-def _warn_of_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = [name for name in now if before.get(name) != now[name]]
-    restored = [f"`{name}` {before.get(name)} (not {now[name]})" for name in changed if name in RESTORED]
-    others = [f"`{name}` ({before.get(name)}, now {now[name]})" for name in changed if name not in RESTORED]
-    if restored:
-        logger.warning(f"The optimizers keep the checkpoint's {', '.join(restored)}.")
-    if others:
-        logger.warning(f"The run goes on, but not as it would have without a stop: {', '.join(others)} changed.")

@@ -40,16 +40,21 @@ def check_data(model: PeftModel, **arguments: Any) -> None:
         for dataset in given.values() if isinstance(given, dict) else [given]:
             if dataset is not None:
                 check_map_style(argument, dataset)
-                for images in image_task_datasets(dataset):
-                    _check_tasks(argument, images, tasks)
-            if isinstance(dataset, ByTask):
-                _check_ids(argument, dataset.task_ids, tasks)
+                check_tasks(argument, dataset, tasks)
     train_dataset = arguments["train_dataset"]
     if train_dataset is not None:
         _check_trained_task(train_dataset, model.trained_task, model.task_names)
 
 
-def _check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[str]]) -> None:
+def check_tasks(argument: str, dataset: Any, tasks: dict[str, list[str]]) -> None:
+    """Raises a `ValueError` where some of the data cannot be those of the model's tasks, as far as they tell."""
+    for images in image_task_datasets(dataset):
+        _check_images(argument, images, tasks)
+    if isinstance(dataset, ByTask):
+        _check_ids(argument, dataset.task_ids, tasks)
+
+
+def _check_images(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[str]]) -> None:
     """Raises a `ValueError` where the data cannot be those of the model's tasks, or of those that they name."""
     names, task_ids = list(tasks), dataset.task_ids
     if task_ids is None:
@@ -62,12 +67,7 @@ def _check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list
         task_ids = range(len(tasks))
     _check_ids(argument, task_ids, tasks)
     for position, (task_id, data) in enumerate(zip(task_ids, dataset.datasets, strict=True)):
-        name, largest = names[task_id], max(read_column(data, "label"), default=-1)
-        if largest >= len(tasks[name]):
-            raise ValueError(
-                f"`{argument}` has label {largest} in task {name!r}, for which the model has {len(tasks[name])} "
-                "classes: make the model with `JSCPTConfig(tasks=task_set.class_names)`."
-            )
+        name = names[task_id]
         own = name if dataset.task_names is None else dataset.task_names[position]
         if own != name:
             raise ValueError(
@@ -80,6 +80,12 @@ def _check_tasks(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list
                 f"`{argument}` has other classes in task {name!r} than the model, or in another order "
                 f"({first_difference(classes, tasks[name])}): make the model with "
                 "`JSCPTConfig(tasks=task_set.class_names)`, or give the data in the model's order."
+            )
+        largest = max(read_column(data, "label"), default=-1)
+        if largest >= len(tasks[name]):
+            raise ValueError(
+                f"`{argument}` has label {largest} in task {name!r}, for which the model has {len(tasks[name])} "
+                "classes: make the model with `JSCPTConfig(tasks=task_set.class_names)`."
             )
 
 

@@ -3,19 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import EvalPrediction
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from jscpt_peft.evaluation import multi_task_accuracy
 
+from .arguments import JSCPTTrainingArguments
+from .data_checks import check_tasks
+from .loading import make_loader
+from .lost_processes import lost_processes_named
 from .own_loss import OwnLoss, own_loss_sums
 
 Answers = tuple[Tensor | None, Tensor | None, tuple[Tensor, ...] | None]
+
+
+class Evaluating(Trainer):
+    """Counts every task's own classes, and gathers no more of an image than is needed."""
+
+    args: JSCPTTrainingArguments
+    task_names: list[str]
+
+    def compute_loss_context_manager(self) -> AbstractContextManager:
+        """Autocast: accelerate puts it around `model.forward` alone, which is not what computes the losses here."""
+        return self.accelerator.autocast()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As `Trainer`'s, with the bound on how long a data worker may take."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        if dataset is None:
+            raise ValueError("`eval_dataset` is missing: give one to the trainer or to `evaluate`.")
+        return self.get_test_dataloader(dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """As `Trainer`'s, likewise; a data set of other tasks or classes than the model's is refused."""
+        check_tasks("test_dataset", test_dataset, self.model.active_jscpt_config.tasks)
+        options = {"batch_size": self.args.eval_batch_size}
+        return self.accelerator.prepare(make_loader(test_dataset, self.args, self.data_collator, **options))
+
+    def prediction_step(
+        self, _model: torch.nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, **_: Any
+    ) -> Answers:
+        """Loss, logits `[B, C]` and `(labels, task_ids[, groups])` of one batch."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return answers(self.model, self._prepare_inputs(inputs), prediction_loss_only, self.compute_loss_func)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer`'s; of every image its predicted class and its loss are gathered, not the logits of all classes.
+
+        With a `compute_metrics` or `preprocess_logits_for_metrics` of one's own the logits are.
+        """
+        given = self.preprocess_logits_for_metrics
+        if given is None and self.compute_metrics == self.multi_task_accuracy:
+            self.preprocess_logits_for_metrics = classes_and_losses
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self.preprocess_logits_for_metrics = given
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As `Trainer`'s, with the exact mean loss where logits or losses are gathered."""
+        with lost_processes_named(self.args.ddp_timeout):
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        gathered = output.predictions is not None and output.label_ids is not None and self.compute_loss_func is None
+        if gathered and self.preprocess_logits_for_metrics in (None, classes_and_losses):
+            output.metrics[f"{metric_key_prefix}_loss"] = mean_loss(output)
+        return output
+
+    def multi_task_accuracy(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Accuracies of gathered predictions, for `compute_metrics`."""
+        return accuracies(prediction, self.task_names)
 
 
 def answers(model: Any, inputs: dict[str, Tensor], loss_only: bool, own_loss: OwnLoss | None = None) -> Answers:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -28,7 +27,7 @@ from .task_gradients import Batch, TaskSums, scheduled_gradient, task_gradients
 HESSIAN_PRODUCTS = ("exact", "finite_difference")
 
 
-class GraphMemory:
+class GraphMemory(saved_tensors_hooks):
     """Context that counts the bytes which autograd keeps for a later backward, each storage once.
 
     Attributes:
@@ -38,7 +37,7 @@ class GraphMemory:
     def __init__(self) -> None:
         self.bytes = 0
         self._seen: set[int] = set()
-        self._hooks = saved_tensors_hooks(self._pack, lambda kept: kept)
+        super().__init__(self._pack, lambda kept: kept)
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -48,11 +47,8 @@ class GraphMemory:
         return tensor.detach()  # the tensor itself may be what the node returns: a cycle that nothing frees
 
     def __enter__(self) -> GraphMemory:
-        self._hooks.__enter__()
+        super().__enter__()
         return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._hooks.__exit__(*error)
 
 
 @dataclass(frozen=True)

@@ -69,12 +69,6 @@ def implicit_gradient(
     """
     if product is None and terms > 0:
         raise ValueError(f"`product` is missing, which `terms` = {terms} needs.")
-    inverse = safeguarded_inverse_hvp(
-        product or _no_product, dev, terms, step_size, damping, power_iterations, divergence_guard
-    )
+    inverse = safeguarded_inverse_hvp(product, dev, terms, step_size, damping, power_iterations, divergence_guard)
     products = task_products(task_parameters, parameters, step_gradients, inverse.vector)
     return hypergradient(weights, products.to(weights.dtype), omega), inverse
-
-
-def _no_product(vector: Tensor) -> Tensor:
-    raise AssertionError(f"a Hessian-vector product was asked for with terms = 0 ({tuple(vector.shape)})")

@@ -48,6 +48,7 @@ class Publishing(Trainer):
 
     task_names: list[str]
     adapter_name: str
+    loaded_step: int | None
     # Step whose weights were loaded at the end of training, if any, and the length of the log then.
     best_loaded: tuple[int, int] | None = None
 
@@ -55,9 +56,8 @@ class Publishing(Trainer):
         """As `Trainer.train`."""
         self.best_loaded = None
         output = super().train(*args, **kwargs)
-        best = self.state.best_model_checkpoint
-        if self.args.load_best_model_at_end and best:
-            self.best_loaded = self.state.best_global_step, len(self.state.log_history)
+        if self.loaded_step is not None:
+            self.best_loaded = self.loaded_step, len(self.state.log_history)
         return output
 
     def create_model_card(
@@ -117,7 +117,13 @@ class Publishing(Trainer):
             self.processing_class.save_pretrained(folder)
         args = copy(self.args)
         args.hub_token = None
-        torch.save(args, Path(folder, TRAINING_ARGS_NAME))
+        try:
+            torch.save(args, Path(folder, TRAINING_ARGS_NAME))
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(
+                f"{folder}/{TRAINING_ARGS_NAME} could not be written ({_one_line(error)}): the adapter beside it is "
+                "whole. Make room on the disk and save again."
+            ) from error
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes the repository, if need be.
@@ -174,8 +180,7 @@ class Publishing(Trainer):
     def checkpoint_saved(self, checkpoint: Path) -> None:
         """Uploads what `hub_strategy` asks for, in the background; what goes wrong is logged.
 
-        Where the upload before is not done yet, `every_save` leaves this one out; with `hub_always_push` it waits, as
-        the strategies do that upload checkpoints.
+        While an upload is not done, `every_save` leaves out the next one, unless `hub_always_push` lets it wait.
         """
         strategy = self.args.hub_strategy if self.args.push_to_hub else HubStrategy.END
         if not self.is_world_process_zero() or strategy == HubStrategy.END:
@@ -183,7 +188,7 @@ class Publishing(Trainer):
         busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
         if busy and strategy == HubStrategy.EVERY_SAVE and not self.args.hub_always_push:
             return
-        self._finish_current_push()  # what it uploads must not change, and may be deleted after this checkpoint
+        self._finish_current_push()  # what it uploads must not change
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         output, message = Path(self.args.output_dir), f"Training in progress, step {self.state.global_step}"
         try:

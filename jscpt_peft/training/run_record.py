@@ -36,7 +36,8 @@ FIGURES = {
     "prompt_scheduling.png": "Prompt scheduling of one task",
 }
 # Of the configuration, what says nothing of the method; the tokenizer's name may be a path of this machine.
-UNSAID = {"tokenizer_name_or_path", "target_modules", "base_model"} | {each.name for each in fields(PeftConfig)}
+UNSAID = {"tokenizer_name_or_path", "target_modules", "base_model", "adapter"}
+UNSAID |= {each.name for each in fields(PeftConfig)}
 # Where the images of task sets come from whose manifests name no sources.
 ORIGINS = {
     "shapes": "drawn by `jscpt_peft`",

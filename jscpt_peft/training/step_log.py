@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,6 @@ from torch import Tensor
 from transformers.utils import logging
 
 from jscpt_peft.evaluation import SchedulerHistory, read_history
-
-from .bilevel import UpperStep
-from .task_gradients import TaskMeans
 
 logger = logging.get_logger(__name__)
 
@@ -35,42 +31,8 @@ class StepLog:
         self._history = None if path is None else SchedulerHistory(path, task_names)
         self._nonfinite_steps: Tensor | None = None  # [N], of the whole history
 
-    def append(
-        self,
-        number: int,
-        epoch: float,
-        step: TaskMeans,
-        weights: Tensor,
-        explanation: Mapping[str, Tensor],
-        learned: Mapping[str, Tensor],
-        learned_after: Mapping[str, Tensor],
-        gradients: tuple[Tensor, ...],
-        upper: UpperStep | None,
-    ) -> None:
-        """Remembers optimizer step `number` (from 1).
-
-        Args:
-            number: of the optimizer step, from 1.
-            epoch: passes over the largest task after it.
-            step: losses of every task.
-            weights: `[N]` φ.
-            explanation: what the weighting logs (`Weighting.log`).
-            learned, learned_after: Ω that these weights were computed with, and as it is after the step.
-            gradients: what the step follows (Eq. 9), one tensor per parameter.
-            upper: what the update of Ω reports, where there was one.
-        """
-        row = {
-            "step": number,
-            "epoch": epoch,
-            "loss": step.losses,
-            "weight": weights.detach(),
-            "nonfinite": step.nonfinite,
-            **explanation,
-            **learned,
-            **{f"{name}_after": each for name, each in learned_after.items()},
-            "gradient_norm": torch.stack([gradient.norm() for gradient in gradients]).norm(),
-            "scheduler": None if upper is None else upper.logs(),
-        }
+    def append(self, row: dict[str, Any]) -> None:
+        """Remembers an optimizer step: a row of the history, whose tensors stay where they are for now."""
         self._rows.append(row)
         if self._history is not None:
             self._unwritten.append(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from accelerate.utils.memory import clear_device_cache
 from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from jscpt_peft.data import TaskBalancedBatchSampler, collate
 from jscpt_peft.data.by_task import by_task
@@ -27,7 +27,7 @@ from .callbacks import SaveAfterEvaluation, SetEpoch, StopOnInterrupt
 from .checkpointing import Checkpointing
 from .data_checks import check_data, check_model, check_same_data
 from .distributed import by_first_process, process_index, world_size
-from .evaluating import Answers, accuracies, answers, classes_and_losses, mean_loss
+from .evaluating import Evaluating
 from .hessian import KeptGraph, kept_graph
 from .loading import make_loader
 from .lost_processes import lost_processes_named
@@ -39,7 +39,7 @@ from .task_gradients import Batch, TaskSums, scheduled_gradient, shared_gramian,
 from .weightings import make_weighting
 
 
-class JSCPTTrainer(Publishing, Checkpointing):
+class JSCPTTrainer(Publishing, Checkpointing, Evaluating):
     """Trains the prompts of a JSCPT model with scheduled gradients, and the scheduler with implicit gradients.
 
     A lower step computes every task's loss and gradient in one backward, the causal effects Δ (Eq. 4), the affinities
@@ -147,6 +147,7 @@ class JSCPTTrainer(Publishing, Checkpointing):
 
     def _forget(self, trial: Any = None) -> None:
         """Nothing is left over from a run that was broken off."""
+        self.stop_asked = self.stop_agreed = False
         self._sums: TaskSums | None = None
         self._batches: list[Batch] = []  # of a step that updates Ω
         history = Path(self._get_output_dir(trial), HISTORY_FILE) if self.is_world_process_zero() else None
@@ -173,7 +174,6 @@ class JSCPTTrainer(Publishing, Checkpointing):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `Checkpointing.train`; where a worker, an image or a process fails, the error names it."""
-        self.stop_asked = self.stop_agreed = False
         try:
             with lost_processes_named(self.args.ddp_timeout), ExitStack() as lock:
                 by_first_process(lambda: lock.enter_context(output_lock(self.args.output_dir)))
@@ -260,8 +260,11 @@ class JSCPTTrainer(Publishing, Checkpointing):
         if usable:  # without a gradient, momentum and weight decay move nothing either
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
-        epoch, after = number / self._steps_per_epoch(), self.weighting.learned()
-        self.step_log.append(number, epoch, step, weights, explanation, learned, after, gradients, upper)
+        row = {"step": number, "epoch": number / self._steps_per_epoch(), "loss": step.losses}
+        row |= {"weight": weights.detach(), "nonfinite": step.nonfinite, **explanation, **learned}
+        row |= {f"{name}_after": value for name, value in self.weighting.learned().items()}
+        row["gradient_norm"] = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        self.step_log.append({**row, "scheduler": upper})
 
     def _steps_per_epoch(self) -> int:
         batches = len(self.callback_handler.train_dataloader)
@@ -271,11 +274,8 @@ class JSCPTTrainer(Publishing, Checkpointing):
 
     @staticmethod
     def get_optimizer_cls_and_kwargs(args: JSCPTTrainingArguments, model: Any = None) -> tuple[Any, dict[str, Any]]:
-        """`Trainer`'s optimizer; plain SGD gets `momentum`, which `Trainer` has no argument for."""
-        optimizer, keywords = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        if optimizer is torch.optim.SGD:
-            keywords = {"momentum": args.momentum, **keywords}
-        return optimizer, keywords
+        """That of the arguments."""
+        return args.optimizer(model)
 
     def get_total_train_batch_size(self, args: JSCPTTrainingArguments) -> int:
         """Images of a step: B of every task that is trained."""
@@ -292,55 +292,3 @@ class JSCPTTrainer(Publishing, Checkpointing):
         """Adds to the training logs what Algorithm 1 did since the last one, and writes the scheduler's history."""
         self.step_log.flush()
         super().log({**logs, **self.step_log.drain()} if "loss" in logs else logs, start_time)
-
-    def compute_loss_context_manager(self) -> AbstractContextManager:
-        """Autocast: accelerate puts it around `model.forward` alone, which is not what computes the losses here."""
-        return self.accelerator.autocast()
-
-    # ---- evaluation -------------------------------------------------------------------------------------------------
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As `Trainer`'s, with the bound on how long a data worker may take."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
-        if dataset is None:
-            raise ValueError("`eval_dataset` is missing: give one to the trainer or to `evaluate`.")
-        return self.get_test_dataloader(dataset)
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As `Trainer`'s, likewise."""
-        options = {"batch_size": self.args.eval_batch_size}
-        return self.accelerator.prepare(make_loader(test_dataset, self.args, self.data_collator, **options))
-
-    def prediction_step(
-        self, _model: torch.nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, **_: Any
-    ) -> Answers:
-        """Loss, logits `[B, C]` and `(labels, task_ids[, groups])` of one batch."""
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return answers(self.model, self._prepare_inputs(inputs), prediction_loss_only, self.compute_loss_func)
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As `Trainer`'s; of every image its predicted class and its loss are gathered, not the logits of all classes.
-
-        With a `compute_metrics` or `preprocess_logits_for_metrics` of one's own the logits are.
-        """
-        given = self.preprocess_logits_for_metrics
-        if given is None and self.compute_metrics == self.multi_task_accuracy:
-            self.preprocess_logits_for_metrics = classes_and_losses
-        try:
-            return super().evaluate(*args, **kwargs)
-        finally:
-            self.preprocess_logits_for_metrics = given
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """As `Trainer`'s, with the exact mean loss where logits or losses are gathered."""
-        with lost_processes_named(self.args.ddp_timeout):
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        gathered = output.predictions is not None and output.label_ids is not None and self.compute_loss_func is None
-        if gathered and self.preprocess_logits_for_metrics in (None, classes_and_losses):
-            output.metrics[f"{metric_key_prefix}_loss"] = mean_loss(output)
-        return output
-
-    def multi_task_accuracy(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Accuracies of gathered predictions, for `compute_metrics`."""
-        return accuracies(prediction, self.task_names)

@@ -1,4 +1,4 @@
-"""What holds of the arguments that come from `TrainingArguments`: their limits, and those that are refused, and why.
+"""What holds of the arguments that come from `TrainingArguments`: what they may hold, and which are refused, and why.
 
 An argument that would do nothing here is refused, rather than passed over in silence.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from typing import Any
+from typing import Annotated, Any
 
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
@@ -15,29 +15,40 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils.logging import get_log_levels_dict
 
 from jscpt_peft.choices import nearest
+from jscpt_peft.settings import Between, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, PositiveInt
 
+_SEED = Annotated[int, Between(0, 2**32 - 1)]
+_DECAY = Annotated[float, Between(0, 1, open_high=True)]
+_LOG_LEVEL = Annotated[str, OneOf([*get_log_levels_dict(), "passive"])]
 ANNOTATIONS: dict[str, Any] = {
     "output_dir": str | os.PathLike | None,
     "resume_from_checkpoint": str | bool | None,
     "accelerator_config": dict | AcceleratorConfig | str | None,
     "debug": str | list | None,
+    "max_steps": Annotated[int, Between(-1)],
+    "gradient_accumulation_steps": PositiveInt,
+    "eval_accumulation_steps": PositiveInt | None,
+    "torch_empty_cache_steps": PositiveInt | None,
+    "weight_decay": NonNegativeFloat,
+    "adam_beta1": _DECAY,
+    "adam_beta2": _DECAY,
+    "adam_epsilon": NonNegativeFloat,
+    "seed": _SEED,
+    "data_seed": _SEED | None,
+    "logging_steps": PositiveFloat,
+    "save_steps": PositiveFloat,
+    "eval_steps": NonNegativeFloat | None,
+    "eval_delay": NonNegativeFloat,
+    "save_total_limit": NonNegativeInt | None,
+    "dataloader_num_workers": NonNegativeInt,
+    "dataloader_prefetch_factor": PositiveInt | None,
+    "dataloader_multiprocessing_context": Annotated[str, OneOf(multiprocessing.get_all_start_methods())] | None,
+    "ddp_backend": Annotated[str, OneOf(["gloo", "nccl", "mpi", "ccl", "hccl", "cncl", "mccl"])] | None,
+    "ddp_timeout": PositiveInt,
+    "log_level": _LOG_LEVEL,
+    "log_level_replica": _LOG_LEVEL,
 }
-"""Where `TrainingArguments` itself takes more than its annotations say."""
-
-_COUNT, _SIZE, _PART = {"at_least": 1}, {"at_least": 0}, {"at_least": 0, "below": 1}
-_SEED = {"at_least": 0, "at_most": 2**32 - 1}
-_LOG_LEVEL = {"choices": [*get_log_levels_dict(), "passive"]}
-LIMITS: dict[str, dict[str, Any]] = {
-    **{"max_steps": {"at_least": -1}, "weight_decay": _SIZE, "adam_epsilon": _SIZE},
-    **{"adam_beta1": _PART, "adam_beta2": _PART, "seed": _SEED, "data_seed": _SEED},
-    **{"gradient_accumulation_steps": _COUNT, "torch_empty_cache_steps": _COUNT, "ddp_timeout": _COUNT},
-    **{"eval_accumulation_steps": _COUNT, "dataloader_prefetch_factor": _COUNT, "dataloader_num_workers": _SIZE},
-    **{"logging_steps": {"above": 0}, "save_steps": {"above": 0}, "eval_steps": _SIZE, "eval_delay": _SIZE},
-    **{"save_total_limit": _SIZE, "log_level": _LOG_LEVEL, "log_level_replica": _LOG_LEVEL},
-    "dataloader_multiprocessing_context": {"choices": multiprocessing.get_all_start_methods()},
-    "ddp_backend": {"choices": ["gloo", "nccl", "mpi", "ccl", "hccl", "cncl", "mccl"]},
-}
-"""Bounds and choices of inherited arguments, in the words of `settings.BOUNDS`."""
+"""Annotations of inherited fields, where those of `TrainingArguments` say too little or are not true."""
 
 _OFF = (None, False, "", [], {})
 _COMPILE = "the two levels of derivatives are not compiled. Leave it out."

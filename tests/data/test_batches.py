@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate, image_transform
+from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate, image_transform, shapes_task_set
 
 SIZES = (5, 23, 12)
 STARTS = (0, 5, 28, 40)
@@ -149,6 +149,35 @@ def test_groups_are_given_for_all_tasks_or_none(splits):
     assert set(ImageTaskDataset(without, transform)[0]) == {"pixel_values", "labels", "task_ids"}
     with pytest.raises(ValueError, match="`datasets` number 1 has no column `group`, number 0 has"):
         ImageTaskDataset([splits[0], without[1]], transform)
+
+
+def named(splits, *names):
+    return [
+        split.cast_column("label", datasets.ClassLabel(names=list(each)))
+        for split, each in zip(splits, names, strict=True)
+    ]
+
+
+def test_class_names_come_with_the_labels_or_are_given(splits):
+    transform = image_transform(8, **IDENTITY, train=False)
+    assert ImageTaskDataset(splits, transform).class_names == (None, None)
+    own = ImageTaskDataset(named(splits, "abcd", "xyz"), transform)
+    assert (own.class_names, own.task_names) == ((list("abcd"), list("xyz")), None)
+    given = ImageTaskDataset(splits, transform, class_names={"art": list("abcd"), "clipart": list("xyz")})
+    assert (given.class_names, given.task_names) == (own.class_names, ("art", "clipart"))
+    assert ImageTaskDataset(splits, transform, class_names=[None, list("xyz")]).class_names == (None, list("xyz"))
+    task_set = shapes_task_set(shots=1, test_per_class=1, tasks=["flat"])
+    assert ImageTaskDataset(task_set.split("test"), transform).class_names == (task_set.class_names["flat"],)
+    for wrong, message in (
+        ([list("abcd")], "`class_names` has 1 lists for 2 data sets"),
+        ([list("abcd"), list("yxz")], "'number 1' are not those of its data set \\(label 0 is 'y' instead of 'x'"),
+        ([list("abcd"), list("xy")], "2 classes instead of 3"),
+        ([["a", "a"], None], "holds 'a' more than once"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ImageTaskDataset(named(splits, "abcd", "xyz"), transform, class_names=wrong)
+    with pytest.raises(TypeError, match="holds 3 of type int: names are strings"):
+        ImageTaskDataset(splits, transform, class_names={3: list("abcd"), "b": list("xyz")})
 
 
 def test_augmentation_is_a_pure_function_of_seed_and_key(splits):

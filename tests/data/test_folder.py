@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 
 import pytest
@@ -22,10 +23,10 @@ def flat(root, task, **sizes):
             save(root / task / name / f"{number}.png")
 
 
-def splits(root, task, validation="validation", **sizes):
+def splits(root, task, names=("train", "validation", "test"), **sizes):
     """`sizes`: class -> (train, validation, test)."""
     for name, counts in sizes.items():
-        for split, size in zip(("train", validation, "test"), counts, strict=True):
+        for split, size in zip(names, counts, strict=True):
             for number in range(size):
                 save(root / task / split / name / f"{number}.png")
 
@@ -60,7 +61,7 @@ def test_a_task_without_split_folders_is_partitioned(tmp_path, caplog):
 
 def test_classes_are_named_after_their_folders_and_may_differ_by_task(tmp_path):
     flat(tmp_path, "b task", **{"light & video": 4, "Postit_Notes": 4})
-    splits(tmp_path, "a", validation="val", **{"only one": (2, 2, 2)})
+    splits(tmp_path, "a", names=("train", "val", "test"), **{"only one": (2, 2, 2)})
     flat(tmp_path, "vehicles", train=4, bus=4)  # no split folder: there is none in it
     task_set = folder_task_set(tmp_path)
     assert list(task_set.class_names.items()) == [
@@ -172,18 +173,26 @@ def test_a_manifest_that_does_not_fit_is_refused(tmp_path):
         folder_task_set(tmp_path, manifest=manifest)
 
 
-def test_other_files_are_ignored_and_counted(tmp_path, caplog):
+def test_whatever_is_passed_over_is_counted(tmp_path, caplog):
     flat(tmp_path, "art", cat=10)
-    for name in ("a.txt", "b.txt", "c.json", "LICENSE", ".DS_Store"):
-        (tmp_path / "art" / "cat" / name).write_text("no image")
-    save(tmp_path / "art" / "cat" / "deeper" / "x.JPEG")
-    (tmp_path / "README.md").write_text("not in a task")
-    (tmp_path / ".cache").mkdir()
-    with caplog.at_level(logging.WARNING):
-        found = keys(folder_task_set(tmp_path))
-    assert "2 x .txt, 1 x .json, 1 x (no suffix)" in caplog.text or "2 x .txt, 1 x (no suffix)" in caplog.text
-    assert len(set.union(*found["art"].values())) == 11
-    assert "art/cat/deeper/x.JPEG" in set.union(*found["art"].values())
+    cat = tmp_path / "art" / "cat"
+    for name in ("a.txt", "b.TXT", "c.json", "LICENSE", ".DS_Store"):
+        (cat / name).write_text("no image")
+    save(cat / "deeper" / "x.JPEG")
+    save(cat / ".ipynb_checkpoints" / "0-checkpoint.png")
+    save(tmp_path / "art" / "astray.png")
+    save(tmp_path / "astray.png")
+    (tmp_path / "README.md").write_text("in no task")
+    (cat / "empty").mkdir()
+    os.mkfifo(cat / "pipe.png")
+    found = set.union(*keys(folder_task_set(tmp_path))["art"].values())
+    assert found == {*(f"art/cat/{number}.png" for number in range(10)), "art/cat/deeper/x.JPEG"}
+    said = caplog.text.partition("Passed over below")[2]
+    for what in (
+        *("1 x .txt", "1 x .TXT", "1 x .json", "1 x .md", "1 x (no suffix)", "2 x hidden", "1 x empty folder"),
+        *("2 x image in no class folder", "1 x no regular file"),
+    ):
+        assert what in said, what
 
 
 def test_bad_images_are_skipped_on_request_only(tmp_path, caplog):
@@ -211,20 +220,60 @@ def test_a_missing_root_is_refused_with_the_layout(tmp_path):
         folder_task_set(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Train", "Val", "Test"),
+        ("training", "validation", "testing"),
+        ("TRAIN", "dev", "TEST"),
+        ("seg_train", "seg_valid", "seg_test"),
+        ("train_set", "valset", "test-images"),
+        ("train2017", "val2017", "test2017"),
+    ],
+)
+def test_split_folders_are_known_as_people_spell_them(names, tmp_path):
+    splits(tmp_path / "data", "art", names=names, cat=(4, 4, 3), dog=(3, 2, 1))
+    task = folder_task_set(tmp_path / "data").tasks[0]
+    assert task.class_names == ("cat", "dog")
+    assert [len(task.split(split)) for split in SPLITS] == [7, 3, 3, 4]
+    (tmp_path / "data" / "art").rename(tmp_path / "data" / names[0])  # as a task it is questioned
+    with pytest.raises(ValueError, match=rf"has folders for splits \({names[0]}\) where its tasks should be"):
+        folder_task_set(tmp_path / "data")
+
+
+@pytest.mark.parametrize("folders", ["{split}/{name}", "{split}/art/{name}", "{split}/{name}/{name}"])
+def test_splits_above_tasks_are_questioned(folders, tmp_path):
+    for split in ("Train", "valid", "seg_test"):
+        for name in ("cat", "dog"):
+            save(tmp_path / folders.format(split=split, name=name) / "1.png")
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(ValueError, match=r"has folders for splits \(Train, seg_test, valid\) where its tasks should"):
+        folder_task_set(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "folders", ["animals/art/{name}", "art/seg/{name}", "art/{name}/train", "art/train/train/{name}", "a/b/art/{name}"]
+)
+def test_class_folders_of_folders_alone_are_questioned(folders, tmp_path):
+    """A root that is one level too high, or splits where they are not looked for: never classes of their own."""
+    for name in ("cat", "dog"):
+        for number in range(5):
+            save(tmp_path / folders.format(name=name) / f"{number}.png")
+            save(tmp_path / folders.format(name=name).replace("train", "test") / f"{number}.png")
+    with pytest.raises(ValueError, match=r"holds only folders \('.*', ...\): expected ROOT/.* one level too high\?"):
+        folder_task_set(tmp_path)
+
+
 def test_another_layout_is_refused(tmp_path):
     save(tmp_path / "deep" / "cat" / "1.png")
     with pytest.raises(ValueError, match=r"cat' has no class folders in it: .* one level too deep"):
         folder_task_set(tmp_path / "deep")
-    (tmp_path / "split" / "Train" / "cat").mkdir(parents=True)
-    (tmp_path / "split" / "val" / "cat").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"has folders for splits \(Train, val\) where its tasks should be"):
-        folder_task_set(tmp_path / "split")
     splits(tmp_path / "mixed", "art", cat=(2, 2, 2))
     flat(tmp_path / "mixed", "art", dog=3)
     with pytest.raises(ValueError, match="holds both the split folder 'test' and the folder 'dog'"):
         folder_task_set(tmp_path / "mixed")
     splits(tmp_path / "twice", "art", cat=(2, 2, 2))
-    splits(tmp_path / "twice", "art", validation="val", cat=(2, 2, 2))
+    splits(tmp_path / "twice", "art", names=("train", "val", "test"), cat=(2, 2, 2))
     with pytest.raises(ValueError, match="has two folders for 'validation'"):
         folder_task_set(tmp_path / "twice")
     splits(tmp_path / "part", "art", cat=(2, 2, 0))

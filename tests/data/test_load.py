@@ -33,7 +33,7 @@ def test_a_typo_suggests_the_nearest_name(name, nearest):
 def test_data_root_is_required_or_refused():
     with pytest.raises(ValueError, match="`data_root` is None: 'folder' needs"):
         load_task_set("folder")
-    with pytest.raises(ValueError, match="`data_root` is 'here', but 'shapes' reads no data"):
+    with pytest.raises(ValueError, match="`data_root` is 'here', which the task set 'shapes' does not take"):
         load_task_set("shapes", data_root="here")
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
-import pytest
-from datasets import Dataset
+import time
 
-from jscpt_peft.data import Task, TaskSet
+import pytest
+from datasets import ClassLabel, Dataset
+
+from jscpt_peft.data import ImageTaskDataset, Task, TaskSet
 
 
 def rows(labels, task_id=0):
@@ -34,11 +36,34 @@ def test_task_set_gives_names_and_splits_in_task_order():
         ({"test": (0, 2)}, r"`test` of task 'art' holds label 2, out of range"),
         ({"validation": (-1,)}, r"`validation` of task 'art' holds label -1, out of range"),
         ({"dev": ()}, r"`dev` of task 'art' is empty"),
+        ({"name": " "}, r"`name` of task ' ' holds ' ', which is blank"),
+        ({"class_names": ("cat", "d\x1b")}, r"holds 'd\\x1b', which is blank or has control characters"),
     ],
 )
 def test_a_bad_task_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         task(**changes)
+
+
+@pytest.mark.parametrize("changes", [{"name": 3}, {"class_names": ("cat", 1)}])
+def test_names_are_strings(changes):
+    with pytest.raises(TypeError, match="of type int: names are strings"):
+        task(**changes)
+
+
+def test_labels_of_other_names_are_refused():
+    train = rows([0, 1]).cast_column("label", ClassLabel(names=["dog", "cat"]))
+    with pytest.raises(ValueError, match=r"labels of other classes, or in another order.*label 0 is 'dog' instead of"):
+        Task("art", ("cat", "dog"), train, rows([0]), rows([1]), rows([1]))
+
+
+def test_20_000_classes_are_built_in_time():
+    names = tuple(f"class {number}" for number in range(20_000))
+    start = time.perf_counter()
+    built = task(class_names=names, train=range(20_000))
+    images = ImageTaskDataset(TaskSet("many", (built,), {}).split("train"), None, class_names={"art": names})
+    assert images.class_names == (list(names),)
+    assert time.perf_counter() - start < 2
 
 
 def test_validation_may_be_empty():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import benchmark_data
@@ -10,6 +11,7 @@ import pytest
 from documents import commands
 from hub_server import Hub
 from paths import ROOT, TINY_CLIP
+from transformers import CLIPConfig, CLIPModel
 
 from jscpt_peft.data.benchmark_tasks import BENCHMARK_TASK_SETS
 from jscpt_peft.data.benchmarks import BENCHMARKS, TASK_SET_MEMBERS, HubTable
@@ -36,10 +38,14 @@ COMMANDS = benchmark_commands()
 
 
 @pytest.fixture(scope="module")
-def hub():
-    """The data sets' first parquet repositories, and under ViT-B/16's name a small CLIP."""
+def hub(tmp_path_factory):
+    """The data sets' first parquet repositories, and under ViT-B/16's name a CLIP of one block a tower."""
+    small = shutil.copytree(TINY_CLIP, tmp_path_factory.mktemp("clip") / "small")
+    config = CLIPConfig.from_pretrained(TINY_CLIP)
+    config.text_config.num_hidden_layers = config.vision_config.num_hidden_layers = 1
+    CLIPModel(config).save_pretrained(small)
     with Hub() as hub:
-        hub.add("openai/clip-vit-base-patch16", TINY_CLIP)
+        hub.add("openai/clip-vit-base-patch16", small)
         for name, benchmark in BENCHMARKS.items():
             place = next(each for each in benchmark.hub if isinstance(each, HubTable))
             files = benchmark_data.repository(name, place, COUNTS)

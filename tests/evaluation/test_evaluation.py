@@ -152,7 +152,7 @@ def test_markdown_shows_each_table_with_names_as_they_are():
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == "| task | images | accuracy | macro-F1 | ECE |"
     assert rows[2].startswith(f"| art | {evaluation().tasks['images']['art']} | ")
-    assert any(row.startswith(r"| [red]a\|b[/red] | ") for row in rows)
+    assert any(row.startswith(r"| \[red]a\|b\[/red] | ") for row in rows)
     assert any(row.startswith("| **mean** | **120** | ") for row in rows)
     assert "| corruption | severity 1 | severity 2 | severity 3 | mean |" in rows
     assert "at most 50 images per task (uncorrupted: 95.0)" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import unicodedata
 
@@ -134,3 +135,14 @@ def test_classes_with_the_same_text_are_refused(names):
     again = {"photo": 3 * other, "clipart": 2 * other, "sketch": 4 * other}
     with pytest.raises(ValueError, match="Classes 'cat' and 'dog' of task 'photo' have the same text"):
         get_peft_model(oracles.tiny_clip(), JSCPTConfig(tasks=prompted.TASKS, class_token_ids=again))
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused_without_asking(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    code = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(code))
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
+    config = JSCPTConfig(tasks={"art": ["cat"]}, tokenizer_name_or_path=str(tmp_path))
+    with pytest.raises(ValueError, match="code of its own, which is never run: give CLIP's own") as error:
+        get_peft_model(oracles.tiny_clip(), config)
+    assert "trust_remote_code" not in str(error.value)

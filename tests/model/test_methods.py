@@ -13,6 +13,7 @@ import torch
 from adapted import pictures
 from oracles import clip_adapter, concatenated, maple, mvlpt
 from peft import PeftModel, get_peft_model
+from transformers import CLIPConfig, CLIPModel
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.methods import METHODS, training_options
@@ -275,3 +276,37 @@ def test_a_source_without_task_tokens_says_so():
     config = JSCPTConfig(prompts="coupled", tasks=prompted.TASKS, class_token_ids=prompted.class_token_ids())
     with pytest.raises(ValueError, match=r"`num_task_tokens` is 16, but prompts='coupled' takes 0.*'concatenated'"):
         get_peft_model(oracles.tiny_clip(), config)
+
+
+# ---- sizes ----------------------------------------------------------------------------------------------------------
+
+
+CLIP_IDS = {
+    task: [[49406, 320 + label, 49407] for label in range(len(names))] for task, names in prompted.TASKS.items()
+}
+
+
+@pytest.fixture(scope="module")
+def vit_b16():
+    """The shapes of CLIP's ViT-B/16, without memory."""
+    with torch.device("meta"):
+        return CLIPModel(CLIPConfig(vision_config={"patch_size": 16}))
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.published_parameters is not None])
+def test_parameters_are_as_many_as_published(name, vit_b16, capsys):
+    options = {"hyperparameters": "original", "class_token_ids": CLIP_IDS, "prompt_init_token_ids": [320, 1125]}
+    config = JSCPTConfig.for_method(name, tasks=prompted.TASKS, **options)
+    published = METHODS[name].published_parameters
+    model = get_peft_model(copy.deepcopy(vit_b16), config)
+    assert model.get_nb_trainable_parameters()[0] == published
+    model.print_trainable_parameters()
+    assert f"trainable params: {published:,d} " in (said := capsys.readouterr().out)
+    assert f"published for {name} with its original settings on ViT-B/16: {published:,d}" in said
+
+
+def test_most_of_mvlpt_couples(vit_b16):
+    config = JSCPTConfig.for_method("mvlpt", prompted.TASKS, "original", class_token_ids=CLIP_IDS)
+    prompts = get_peft_model(copy.deepcopy(vit_b16), config).task_adapter.prompts
+    sizes = {name: parameter.numel() for name, parameter in prompts.named_parameters()}
+    assert sum(sizes.values()) - sizes["text"] - sizes["vision"] == 527_488

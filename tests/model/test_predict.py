@@ -220,3 +220,44 @@ def files(images, tmp_path):
 def test_what_is_no_picture_is_named(model, images, files, given, message):
     with pytest.raises((TypeError, ValueError), match=rf"`images\[2\]` {message}"):
         model.predict([*images[:2], given(files)], "sketch", batch_size=2)
+
+
+# ---- classes that a task was not trained with -----------------------------------------------------------------------
+
+ENSEMBLES = {"painting": "a painting of a {}.", "sketch": ["a sketch of a {}.", "one {}."]}
+UNSEEN = ["lightning bolt", "a ladder with many rungs", "sun"]
+
+
+@pytest.mark.parametrize("template", [adapted.TEMPLATE, ENSEMBLES], ids=["one", "ensembles"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_any_classes_are_those_of_a_task_that_has_them(images, template, bf16):
+    model = adapted.adapted_clip(class_template=template)
+    other = adapted.adapted_clip(tasks={**adapted.TASKS, "sketch": UNSEEN}, class_template=template)
+    other.load_state_dict(model.state_dict())
+    given = model.predict(images, task="sketch", classes=UNSEEN, bf16=bf16)
+    expected = other.predict(images, task="sketch", bf16=bf16)
+    for one, another in zip(given, expected, strict=True):
+        assert one == pytest.approx(another, rel=0.05 if bf16 else 1e-4)
+    assert model.task_names == list(adapted.TASKS)
+    assert given != model.predict(images, task="painting", classes=UNSEEN, bf16=bf16)
+
+
+def test_without_the_adapter_any_classes_are_zero_shot(model, images):
+    with model.disable_adapter():
+        given = model.predict(images, task="sketch", classes=UNSEEN)
+        assert given == model.predict(images, task="painting", classes=UNSEEN)
+    assert given != model.predict(images, task="sketch", classes=UNSEEN)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("sun", "`classes` is 'sun': give a list"),
+        ([], "`classes` has no class names"),
+        (["sun", "sun"], r"`classes` names \['sun'\] more than once"),
+        (["sun", 80 * "sun "], "'sun sun.* of task 'sketch' is too long"),
+    ],
+)
+def test_what_cannot_be_classes(model, images, classes, message):
+    with pytest.raises(ValueError, match=message):
+        model.predict(images, task="sketch", classes=classes)

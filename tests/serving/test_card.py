@@ -162,13 +162,6 @@ def test_weights_are_saved_where_the_card_fails(model, tmp_path, monkeypatch, ca
     assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
 
 
-def test_many_class_names_are_shortened(tmp_path):
-    tasks = {"birds": [f"bird {number}" for number in range(50)]}
-    card = saved_card(prompted.prompted_clip(torch.float32, tasks=tasks), tmp_path)
-    assert "| birds | 50 | bird 0, bird 1," in card.text
-    assert "bird 11, ... (adapter_config.json has all) |" in card.text
-
-
 def test_in_step_with_the_card_of_the_method(model):
     """MODEL_CARD.md has the sections and front matter of a generated card; what is general has the same words."""
     method, generated = ModelCard.load(METHOD_CARD), cards.adapter_card(model, run=RUN)
@@ -212,20 +205,12 @@ def test_pefts_and_transformers_empty_cards_are_replaced(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "edit",
-    [
-        lambda text: text.replace("Intended use", "Use"),
-        lambda text: text.replace("library_name: peft", "library_name: peft\nlicense: mit"),
-        lambda text: text + "\nSee also my other adapters.\n",
-        lambda text: text.replace("tags:", "tags: ["),  # broken front matter
-        lambda _: "# My adapter\n",
-    ],
-    ids=["text", "front matter", "appended", "broken", "own"],
+    ("old", "new"), [("Intended use", "Use"), ("library_name:", "a: b\nlibrary_name:"), ("tags:", "[")]
 )
-def test_a_card_that_somebody_has_edited_is_left_alone(model, tmp_path, edit):
+def test_a_card_that_somebody_has_edited_is_left_alone(model, tmp_path, old, new):
     model.save_pretrained(tmp_path)
     path = tmp_path / "README.md"
-    edited = edit(path.read_text())
+    edited = path.read_text().replace(old, new)
     path.write_text(edited)
     model.save_pretrained(tmp_path)
     assert not cards.write_card(cards.adapter_card(model, run=RUN), tmp_path)

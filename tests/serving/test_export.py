@@ -14,6 +14,7 @@ import fork_server
 import prompted
 import pytest
 import torch
+from full_disk import no_file_larger_than
 from PIL import Image
 from transformers.models.clip.modeling_clip import CLIPAttention
 
@@ -208,6 +209,16 @@ def serve(directory: Path, real: bool = False) -> subprocess.CompletedProcess[st
     return fork_server.run(command, cwd=directory)
 
 
+STATISTICS = {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.2, 0.3, 0.25)}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model and the folder of one of its tasks, which tests only add images to."""
+    model = prompted.prompted_clip(torch.float32)
+    return model, model.export_task("sketch", tmp_path_factory.mktemp("exported") / "sketch", **STATISTICS)
+
+
 @pytest.mark.parametrize(
     ("size", "mode", "file_format"),
     [
@@ -219,23 +230,21 @@ def serve(directory: Path, real: bool = False) -> subprocess.CompletedProcess[st
     ],
 )
 def test_the_lines_of_its_readme_give_what_predict_gives_with_torch_and_pillow_alone(
-    tmp_path, size, mode, file_format
+    exported, size, mode, file_format
 ):
-    model = prompted.prompted_clip(torch.float32)
-    statistics = {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.2, 0.3, 0.25)}
-    directory = model.export_task("sketch", tmp_path / "sketch", **statistics)
+    model, directory = exported
     noise(*size, mode).save(directory / "picture.jpg", format=file_format)
     assert Image.open(directory / "picture.jpg").mode == mode
     run = serve(directory, real=mode == "I;16")
     assert run.returncode == 0, run.stderr
     served = {name: float(p) for name, p in re.findall(r"'(\w+)': ([0-9.e-]+)", run.stdout)}
-    (predicted,) = model.predict(Image.open(directory / "picture.jpg"), task="sketch", **statistics)
+    (predicted,) = model.predict(Image.open(directory / "picture.jpg"), task="sketch", **STATISTICS)
     assert served == pytest.approx(predicted, abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_the_lines_of_its_readme_refuse_greyscale_that_has_no_white(tmp_path, mode):
-    directory = prompted.prompted_clip(torch.float32).export_task("sketch", tmp_path / "sketch")
+def test_the_lines_of_its_readme_refuse_greyscale_that_has_no_white(exported, mode):
+    _, directory = exported
     noise(50, 37, mode).save(directory / "picture.jpg", format="TIFF")
     run = serve(directory)
     assert run.returncode == 1 and "ValueError: greyscale of 32 bits does not say which level is white" in run.stderr
@@ -258,7 +267,7 @@ def test_an_earlier_export_is_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["served"]
 
 
-@pytest.mark.parametrize("where", ["torch.export.save", "json.dumps", "os.replace"])
+@pytest.mark.parametrize("where", ["json.dumps", "os.replace"])
 def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, where):
     model = prompted.prompted_clip(torch.float32)
     directory = model.export_task("photo", tmp_path / "served")
@@ -281,6 +290,15 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, where):
             patch.setattr(where, fail)
             model.export_task("sketch", tmp_path / "new")
         assert content(tmp_path) == before
+
+
+def test_a_full_disk_ends_an_export_in_one_sentence(tmp_path):
+    model = prompted.prompted_clip(torch.float32)
+    directory = model.export_task("photo", tmp_path / "served")
+    before = content(tmp_path)
+    with no_file_larger_than(10_000), pytest.raises(OSError, match=r"the export to .*/served could not be written"):
+        model.export_task("sketch", directory)
+    assert content(tmp_path) == before
 
 
 def test_other_files_are_never_touched(tmp_path):

@@ -6,9 +6,7 @@ import base64
 import hashlib
 import io
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -233,26 +231,3 @@ def test_an_output_that_holds_something_else_is_left_alone(run, tmp_path):
     assert "has no class folders" in run()
     assert (output / "thesis.txt").read_text() == "mine"
     assert packed(tmp_path) == []
-
-
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-def test_node_draws_every_svg_file(tmp_path):
-    for name in ("resvg", "svg", "png"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "resvg" / "index_bg.wasm").write_text("wasm")
-    (tmp_path / "resvg" / "index.mjs").write_text(
-        "let module;"
-        "export async function initWasm(bytes) { module = bytes.toString(); }"
-        "export class Resvg {"
-        "  constructor(svg, options) { this.text = `${module} ${svg} ${JSON.stringify(options)}`; }"
-        "  render() { return { asPng: () => Buffer.from(this.text), free: () => {} }; }"
-        "  free() {}"
-        "}"
-    )
-    for name in ("1F600", "1F601"):
-        (tmp_path / "svg" / f"{name}.svg").write_text(f"<svg>{name}</svg>")
-    script = Path(prepare_emoji.__file__).with_name("emoji_render.mjs")
-    subprocess.run(["node", script, *(tmp_path / name for name in ("resvg", "svg", "png"))], check=True)
-    assert sorted(os.listdir(tmp_path / "png")) == ["1F600.png", "1F601.png"]
-    drawn = (tmp_path / "png" / "1F600.png").read_text()
-    assert drawn == 'wasm <svg>1F600</svg> {"fitTo":{"mode":"width","value":256}}'

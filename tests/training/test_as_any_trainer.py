@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import prompted
 import pytest
 import small_run
 import torch
+import train
 from datasets import Dataset as HubDataset
+from full_disk import no_file_larger_than
 from peft import PeftModel
 from small_run import remade
 from torch.nn.functional import cross_entropy
@@ -188,13 +191,12 @@ def test_compute_loss_of_a_subclass_is_not_ignored(tmp_path):
 
 def test_logs_count_images_and_leave_out_a_task_that_is_not_finite(tmp_path):
     run = small_run.trainer(tmp_path, max_steps=4)
-    run.train_dataset = small_run.Spoiled(run.train_dataset)
+    run.train_dataset = small_run.Spoiled(run.train_dataset, lambda draw: draw < 6)  # all steps but the last
     metrics = run.train().metrics
     images = metrics["train_samples_per_second"] * metrics["train_runtime"]
     assert images == pytest.approx(4 * 2 * 3, rel=0.02)  # steps, images per task, tasks
     for entry in (entry for entry in run.state.log_history if "loss" in entry):
-        there = [entry["loss/photo"], entry["loss/sketch"]]
-        assert entry["loss"] == pytest.approx(sum(there) / 2, abs=1e-4)
+        assert entry["loss"] == pytest.approx(np.nanmean([entry[f"loss/{task}"] for task in prompted.TASKS]), abs=1e-4)
 
 
 # ---- model_init and searches ----------------------------------------------------------------------------------------
@@ -277,7 +279,6 @@ def test_the_best_weights_of_any_adapter_are_loaded_and_resumed(tmp_path, adapte
     run = remade(small_run.trainer(tmp_path, model, **options), compute_metrics=metrics)
     other = {"second": "default", "default": "second"}[adapter]
     before = of(run, other)
-    run.state.best = None
     run.train()
     best = run.state.best_global_step
     for name, value in of(run, adapter).items():
@@ -287,6 +288,7 @@ def test_the_best_weights_of_any_adapter_are_loaded_and_resumed(tmp_path, adapte
     model.set_adapter(adapter)
     resumed = remade(small_run.trainer(tmp_path, model, **options), compute_metrics=metrics)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.loaded_step == best
     assert all(torch.equal(value, of(run, adapter)[name]) for name, value in of(resumed, adapter).items())
 
 
@@ -358,6 +360,17 @@ def test_reentrant_checkpointing_is_refused_wherever_it_is_switched_on(tmp_path,
 
 
 def test_two_runs_in_one_directory_are_noticed(tmp_path):
-    with output_lock(tmp_path), pytest.raises(OSError, match="is being written by another run: choose another"):
-        small_run.trainer(tmp_path).train()
-    small_run.trainer(tmp_path, max_steps=1).train()
+    run = small_run.trainer(tmp_path, max_steps=1, overwrite_output_dir=True)
+    for start in (run.train, lambda: train.prepare_output(run.args)):
+        with output_lock(tmp_path), pytest.raises(OSError, match="is being written by another run: choose another"):
+            start()
+    assert train.prepare_output(run.args) is None
+    run.train()
+
+
+@pytest.mark.parametrize(("limit", "name"), [(3_000, "the adapter"), (25_000, "training_args.bin")])
+def test_a_full_disk_ends_saving_in_one_sentence(tmp_path, limit, name):
+    run = small_run.trainer(tmp_path, run_name="long " * 10_000)
+    with no_file_larger_than(limit), pytest.raises(OSError, match=f"{name} could not be (saved|written)") as error:
+        run.save_model()
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)

@@ -22,6 +22,8 @@ VARIANTS = {
     "chunks": {"hypergradient_chunk_size": 1, "gradient_aggregator": "gradvac"},
     "half": {"hypergradient_batch_size": 2, "gradient_accumulation_steps": 2, "model": {"towers": "vision"}},
     "differences": {"hvp": "finite_difference", "max_grad_norm": 0.5},
+    "unified": {"model": {"prompts": "unified", "num_task_tokens": 0, "intervention": "adapter"}},
+    "coupled": {"model": {"prompts": "coupled", "num_task_tokens": 0, "intervention": "none", "single_task": True}},
     "few images": {"sizes": {"train": [1, 3, 2], "dev": [1, 1, 1], "validation": [1, 2, 2]}},
 }
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import resource
-from contextlib import contextmanager
-
 import numpy as np
 import prompted
 import pytest
 import small_run
 import torch
+from full_disk import no_file_larger_than
 from torch.nn.functional import cross_entropy, normalize
 from transformers import TrainerCallback
 
 from jscpt_peft.data import collate
 from jscpt_peft.evaluation import draw_figures, history_arrays, read_history
 from jscpt_peft.training.step_log import HISTORY_FILE, StepLog
-from jscpt_peft.training.task_gradients import TaskMeans
 
 TASKS = list(prompted.TASKS)
 
@@ -84,55 +81,38 @@ def test_losses_effects_affinities_and_cosines_are_those_of_separate_backwards(t
     assert np.ptp(arrays["loss"], axis=0).min() > 1e-3
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"affinity_direction": "outgoing", "causal_effect": "sigmoid"},
-        {"weight_normalization": "none"},
-        {"scheduler_parameterization": "softplus"},
-        {"prompt_scheduling": False},
-        {"task_scheduling": False},
-        {"gradient_aggregator": "cagrad"},
-    ],
-    ids=lambda options: ", ".join(f"{name}={value}" for name, value in options.items()) or "defaults",
-)
+@pytest.mark.parametrize("options", [{}, {"task_scheduling": False}, {"gradient_aggregator": "cagrad"}], ids=str)
 def test_every_row_explains_its_own_weights(tmp_path, options):
     """Eq. 6 from the row's own columns, in a run where Ω moves far at every second step."""
     if "gradient_aggregator" in options:
         pytest.importorskip("torchjd")
     run = small_run.trainer(tmp_path, max_steps=5, neumann_terms=0, scheduler_learning_rate=0.5, **options)
     run.train()
-    rows = read_history(tmp_path / "scheduler_history.jsonl")
-    arrays = history_arrays(rows)
-
-    others = np.where(np.eye(3, dtype=bool), np.nan, arrays["affinity"])
-    mean = np.nanmean(others, axis=2 if options.get("affinity_direction") == "outgoing" else 1)
-    prompt = sigmoid(arrays["alpha"] * arrays["causal_effect"]) if options.get("prompt_scheduling", True) else 1.0
-    task = sigmoid(arrays["beta"] * mean) if options.get("task_scheduling", True) else 1.0
+    arrays = history_arrays(read_history(tmp_path / "scheduler_history.jsonl"))
+    prompt = sigmoid(arrays["alpha"] * arrays["causal_effect"])
     if "gradient_aggregator" in options:
         task = arrays["task_factor"]  # comes from all the gradients, of which the row holds but the cosines
+    else:
+        others = np.where(np.eye(3, dtype=bool), np.nan, arrays["affinity"])
+        task = sigmoid(arrays["beta"] * np.nanmean(others, axis=1)) if not options else np.ones((5, 3))
     weights = prompt * task
-    if options.get("weight_normalization") != "none":
-        weights = weights * 3 / np.abs(weights).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(arrays["prompt_factor"], np.broadcast_to(prompt, (5, 3)), rtol=1e-5)
-    np.testing.assert_allclose(arrays["task_factor"], np.broadcast_to(task, (5, 3)), rtol=1e-5)
-    np.testing.assert_allclose(arrays["weight"], weights, rtol=1e-5)
-
+    expected = {"prompt_factor": prompt, "task_factor": task}
+    expected["weight"] = weights * 3 / np.abs(weights).sum(axis=1, keepdims=True)
+    for name, values in expected.items():
+        np.testing.assert_allclose(arrays[name], values, rtol=1e-5, err_msg=name)
     for name in ("alpha", "beta"):
-        np.testing.assert_allclose(arrays[name][0], 1, rtol=1e-6)
         np.testing.assert_array_equal(arrays[f"{name}_after"][:-1], arrays[name][1:])
         learned = getattr(run.weighting.scheduler, name).detach().numpy()
         np.testing.assert_array_equal(arrays[f"{name}_after"][-1], learned)
-    moved = (arrays["alpha_after"] != arrays["alpha"]) | (arrays["beta_after"] != arrays["beta"])
-    assert moved.any(axis=1).tolist() == arrays["scheduler_step"].tolist() == [False, True, False, True, False]
-    assert np.abs(arrays["alpha_after"] - arrays["alpha"]).max() > 0.1 or options.get("prompt_scheduling") is False
+    moved = (arrays["alpha_after"] != arrays["alpha"]).any(axis=1)
+    assert moved.tolist() == arrays["scheduler_step"].tolist() == [False, True, False, True, False]
 
 
 def test_a_task_that_is_not_finite_is_marked_counted_and_has_no_relations(tmp_path):
     run = small_run.trainer(tmp_path, max_steps=4, logging_steps=2, neumann_terms=0)
     run.train_dataset = small_run.Spoiled(run.train_dataset)
-    run.train()
+    with pytest.raises(FloatingPointError, match="ends with step 4, but tasks were not finite in the last 4 steps"):
+        run.train()
     rows = read_history(tmp_path / "scheduler_history.jsonl")
     for row in rows:
         assert row["nonfinite"] == [False, True, False]
@@ -170,20 +150,10 @@ def test_counts_of_steps_that_were_not_finite_go_on_after_a_resume(tmp_path):
 def log_steps(log, steps):
     """Appends steps whose loss is their number."""
     vector, matrix = torch.ones(3), torch.eye(3)
-    usable, nonfinite = torch.tensor([True, True, False]), torch.tensor([False, False, True])
+    nonfinite = torch.tensor([False, False, True])
     for step in steps:
-        means = TaskMeans(vector * step, vector, {}, usable, nonfinite)
-        log.append(step, step / 10, means, vector, {"affinity": matrix}, {}, {}, (vector,), None)
-
-
-@contextmanager
-def no_file_larger_than(limit):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        row = {"step": step, "epoch": step / 10, "loss": vector * step, "weight": vector, "nonfinite": nonfinite}
+        log.append({**row, "affinity": matrix, "gradient_norm": vector.norm(), "scheduler": None})
 
 
 @pytest.mark.parametrize("rows_that_fit", [0, 0.5, 1, 1.5, 2.5])

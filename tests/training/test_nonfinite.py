@@ -9,6 +9,9 @@ import time
 import pytest
 import small_run
 import torch
+from peft import get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from jscpt_peft.evaluation import read_history
@@ -124,6 +127,15 @@ class Explode(TrainerCallback):
                         parameter.mul_(1e38).clamp_(-1e38, 1e38)
 
 
+class Overflow(Explode):
+    """After a step, the parameters are infinite."""
+
+    def on_step_end(self, _args, state, _control, model=None, **_):
+        if state.global_step == self.step:
+            with torch.no_grad():
+                next(parameter for parameter in model.parameters() if parameter.requires_grad).fill_(torch.inf)
+
+
 @pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
 def test_the_last_good_state_is_saved(tmp_path, optim):
     """All tasks break at once: what is saved is the state before the update that broke them, not what it left."""
@@ -143,6 +155,25 @@ def test_the_last_good_state_is_saved(tmp_path, optim):
     assert torch.equal(whole.weighting.scheduler.alpha, again.weighting.scheduler.alpha)
     histories = [read_history(tmp_path / name / "scheduler_history.jsonl") for name in ("whole", "run")]
     assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("how", ["losses", "parameters"])
+def test_a_run_that_ends_badly_is_no_success(tmp_path, how):
+    """What is saved and what the model holds is the state before the step that went wrong, the third or the fourth."""
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1}
+    whole = small_run.trainer(tmp_path / "whole", **options)
+    whole.train()
+    run = small_run.trainer(tmp_path / "run", callbacks=[] if how == "losses" else [Overflow(4)], **options)
+    if how == "losses":
+        run.train_dataset = small_run.Spoiled(run.train_dataset, lambda draw: draw >= 6)
+    reason, good = ("tasks were not finite in the last 1 steps", 2) if how == "losses" else ("parameters are not", 3)
+    with pytest.raises(FloatingPointError, match=rf"ends with step 4, but {reason}.*last good state, of step {good}"):
+        run.train()
+    saved = {name: load_file(tmp_path / name / f"checkpoint-{good}" / ADAPTER) for name in ("whole", "run")}
+    held = get_peft_model_state_dict(run.model)
+    for name, tensor in saved["whole"].items():
+        assert torch.equal(tensor, saved["run"][name]) and torch.equal(tensor, held[name]), name
+    assert not (tmp_path / "run" / "checkpoint-4").exists()
 
 
 def test_a_step_without_a_usable_task_moves_nothing(tmp_path):

@@ -8,14 +8,10 @@ import small_run
 import torch
 from transformers.integrations.integration_utils import rewrite_logs
 
-from jscpt_peft.evaluation import read_history
-
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
 # As many classes as the pictures of `small_run` have.
 TASKS = dict(zip(("real world", "cliparts/b&w", "Zürich – Skizzen"), prompted.TASKS.values(), strict=True))
-PER_TASK = ("loss", "weight", "causal_effect", "affinity", "alpha", "beta")
-UPDATE = ("step_size", "hypergradient_norm", "dev_loss", "neumann_terms", "graph_bytes")
 
 
 def written_scalars(directory) -> dict[str, list[tuple[int, float]]]:
@@ -38,19 +34,7 @@ def test_every_log_is_an_event_under_its_name_at_its_step(tmp_path, monkeypatch)
         for tag, value in rewrite_logs({name: each for name, each in entry.items() if name != "step"}).items():
             expected.setdefault(tag, []).append((entry["step"], value))
     written = written_scalars(tmp_path)
-    assert written.keys() == expected.keys()
+    assert written.keys() == expected.keys() >= {f"train/weight/{task}" for task in TASKS}
     for tag, events in expected.items():
         assert [step for step, _ in written[tag]] == [step for step, _ in events], tag
         assert [value for _, value in written[tag]] == pytest.approx([value for _, value in events], rel=1e-6), tag
-
-    for task in TASKS:
-        for name in PER_TASK:
-            assert [step for step, _ in written[f"train/{name}/{task}"]] == [1, 2, 3, 4]
-        assert [step for step, _ in written[f"eval/accuracy/{task}"]] == [2, 4]
-    for name in UPDATE:
-        assert [step for step, _ in written[f"train/scheduler/{name}"]] == [2, 4]
-    rows = read_history(tmp_path / "scheduler_history.jsonl")
-    for index, task in enumerate(TASKS):
-        weights = [value for _, value in written[f"train/weight/{task}"]]
-        assert weights == pytest.approx([row["weight"][index] for row in rows])
-        assert written[f"train/alpha/{task}"][-1][1] == pytest.approx(rows[-1]["alpha_after"][index])

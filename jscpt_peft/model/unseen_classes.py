@@ -1,0 +1,43 @@
+"""Any class names under a task's prompts, also such as the task was not trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .class_texts import ClassTexts
+from .class_tokens import check_lengths, check_token_ids, class_token_ids
+from .config import check_class_names
+from .losses import task_logits
+
+if TYPE_CHECKING:
+    from .tuner import JSCPTModel
+
+
+def unseen_class_embeds(model: JSCPTModel, task: str, class_names: Sequence[str]) -> Tensor:
+    """Features `[C, D]` of classes under a task's text prompts, with the task's template or templates.
+
+    Raises:
+        ValueError: a name occurs twice or is too long, or no tokenizer is known.
+    """
+    check_class_names("`classes`", class_names)
+    base, config, names = model.model.config, model.active_jscpt_config, list(class_names)
+    ids = class_token_ids(config, base, task, names)
+    token_ids = {**config.class_token_ids, task: ids}
+    changed = replace(config, tasks={**config.tasks, task: names}, class_token_ids=token_ids)
+    check_token_ids(changed, base)
+    prompts = model.prompt_tokens("text")[model.task_names.index(task), None]
+    check_lengths(changed, base, prompts.shape[2])
+    texts = ClassTexts.from_token_ids({task: ids}, base.text_config.eos_token_id, model.model.device)
+    return texts.by_task(model.backbone.text_features(texts, prompts))[0]
+
+
+def unseen_logits(model: JSCPTModel, embeds: Tensor, class_embeds: Tensor) -> Tensor:
+    """Logits `[B, C]` of image features `[B, D]`, x̄, over classes `[C, D]` (Eq. 1)."""
+    one_task = torch.zeros(len(embeds), dtype=torch.long, device=embeds.device)
+    count = one_task.new_tensor([len(class_embeds)])
+    return task_logits(embeds, class_embeds[None], count, one_task, model.backbone.logits)

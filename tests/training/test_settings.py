@@ -1,0 +1,105 @@
+"""Arguments of training are checked where they are given, and every one of `TrainingArguments` works or is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from jscpt_peft.training import JSCPTTrainingArguments
+from jscpt_peft.training.trainer_settings import ANNOTATIONS, REFUSED
+
+WORKS = """
+    output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
+    lr_scheduler_kwargs warmup_steps optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon
+    gradient_accumulation_steps max_grad_norm bf16 tf32 activation_checkpointing activation_checkpointing_kwargs
+    gradient_checkpointing gradient_checkpointing_kwargs torch_empty_cache_steps logging_strategy logging_steps
+    logging_first_step log_on_each_node logging_nan_inf_filter log_level log_level_replica disable_tqdm report_to
+    run_name project trackio_space_id trackio_bucket_id trackio_static_space_id eval_strategy eval_steps eval_delay
+    per_device_eval_batch_size prediction_loss_only eval_on_start eval_accumulation_steps save_only_model
+    save_strategy save_steps save_total_limit push_to_hub hub_token hub_private_repo hub_model_id hub_strategy
+    hub_always_push hub_revision load_best_model_at_end metric_for_best_model greater_is_better ignore_data_skip
+    restore_callback_states_from_checkpoint full_determinism seed data_seed use_cpu dataloader_num_workers
+    dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
+    dataloader_multiprocessing_context ddp_backend ddp_timeout skip_memory_metrics resume_from_checkpoint
+    """
+NOT_OURS = {"do_train", "do_eval", "do_predict", "local_rank", "use_cache"}  # of scripts, launchers, language models
+
+
+def arguments(**options):
+    return JSCPTTrainingArguments(**{"output_dir": "x", "use_cpu": True, **options})
+
+
+def test_every_inherited_argument_works_is_refused_or_is_not_ours():
+    assert sorted([*WORKS.split(), *REFUSED, *NOT_OURS]) == sorted(each.name for each in fields(TrainingArguments))
+    assert set(ANNOTATIONS) <= {*WORKS.split(), *REFUSED}
+
+
+OTHERS = {
+    "dataloader_in_order": False,
+    "length_column_name": "size",
+    "label_smoothing_factor": 0.1,
+    "debug": "overflow",
+}
+OTHERS |= {
+    "train_sampling_strategy": "sequential",
+    "label_names": ["targets"],
+    "accelerator_config": {"even_batches": 0},
+}
+OTHERS |= {"eval_do_concat_batches": False, "average_tokens_across_devices": False, "include_for_metrics": ["loss"]}
+OTHERS |= {"include_num_input_tokens_seen": "all", "neftune_noise_alpha": 5.0, "ddp_bucket_cap_mb": 25}
+OTHERS |= {"liger_kernel_config": {"rope": True}, "fsdp_config": {"min_num_params": 1}}
+WORDS = {"torch_compile_backend", "torch_compile_mode", "optim_target_modules", "deepspeed", "fsdp"}
+
+
+@pytest.mark.parametrize("name", [*REFUSED])
+def test_what_would_do_nothing_is_refused(name):
+    if name == "parallelism_config":
+        pytest.skip("needs the objects of a launcher")
+    value = OTHERS.get(name, "word" if name in WORDS else True)
+    with pytest.raises(ValueError, match=f"`{name}=.* is not supported: "):
+        arguments(**{name: value})
+    arguments(**{name: getattr(arguments(), name)})  # as a copy of other arguments gives it
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": math.nan}, "`learning_rate` must be a finite number, got nan"),
+        ({"weight_decay": math.inf}, "`weight_decay` must be a finite number, got inf"),
+        ({"weight_decay": -1}, "`weight_decay` must be at least 0, got -1"),
+        ({"adam_beta1": 1.0}, "`adam_beta1` must be below 1, got 1.0"),
+        ({"seed": None}, "`seed` must be a whole number, got None"),
+        ({"seed": 2**32}, "`seed` must be at most 4294967295, got 4294967296"),
+        ({"lower_steps": 2.5}, "`lower_steps` must be a whole number, got 2.5"),
+        ({"lower_steps": True}, "`lower_steps` must be a whole number, got True"),
+        ({"max_steps": 10**30}, "`max_steps` must be a whole number, got 1000"),
+        ({"learn_scheduler": 1}, "`learn_scheduler` must be True or False, got 1"),
+        ({"learning_rate": "0.1"}, "`learning_rate` must be a finite number, got '0.1'"),
+        ({"report_to": ["tensorbord"]}, "'tensorbord' is no tracker. Did you mean 'tensorboard'?"),
+        ({"save_strategy": "epochs"}, "`save_strategy` must be one of .* Did you mean 'epoch'?"),
+        ({"eval_strategy": False}, "`eval_strategy` must be one of 'no', 'steps', 'epoch', got False"),
+        ({"optim": "sdg"}, "`optim` must be one of .* Did you mean 'sgd'?"),
+        ({"log_level": "loud"}, "`log_level` must be one of"),
+        ({"cagrad_c": 0.4}, "`cagrad_c=0.4` needs `gradient_aggregator='cagrad'`"),
+        ({"lr_scheduler_kwargs": "{min_lr: 1}"}, "`lr_scheduler_kwargs` must be JSON"),
+        ({"lr_scheduler_kwargs": "[1]"}, "`lr_scheduler_kwargs` must be a mapping or None, got"),
+        ({"lr_scheduler_kwargs": {"min": 1}}, "`lr_scheduler_kwargs` .* cannot be made: .*'min'"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "`lr_scheduler_type` 'warmup_stable_decay' .* cannot be made"),
+        ({"optim_args": "nesterov"}, "`optim_args` 'nesterov'.* cannot be made"),
+        ({"optim": "galore_adamw"}, "`optim` 'galore_adamw' .* cannot be made"),
+    ],
+)  # fmt: skip
+def test_values_are_checked_where_they_are_given(options, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(**options)
+
+
+def test_right_values_are_taken_as_they_are():
+    made = arguments(learning_rate=1, max_steps=3, lr_scheduler_kwargs='{"num_cycles": 1}', optim_args="nesterov=True")
+    assert (made.learning_rate, made.lr_scheduler_kwargs) == (1, {"num_cycles": 1})
+    assert vars(replace(made, seed=5)).keys() == vars(made).keys()
+    [parsed] = HfArgumentParser(JSCPTTrainingArguments).parse_args_into_dataclasses(["--output_dir", "x", "--use_cpu"])
+    assert vars(parsed).keys() == vars(made).keys()
