@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import Field, field, fields, make_dataclass
+from dataclasses import Field, fields, make_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from peft import PeftConfig
@@ -18,9 +19,10 @@ from transformers import HfArgumentParser
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.choices import nearest
-from jscpt_peft.data import TaskSet
 from jscpt_peft.data.benchmarks import TASK_SET_MEMBERS
 from jscpt_peft.methods import HYPERPARAMETERS, METHODS, method_fields, training_options
+from jscpt_peft.settings import OneOf, annotations_of, check_setting, setting
+from jscpt_peft.training.trainer_settings import ANNOTATIONS
 
 CONFIGS = Path(__file__).parent / "configs"
 TINY_CLIP = Path(__file__).parent / "assets" / "tiny-clip"
@@ -45,7 +47,7 @@ def config_fields(config: type[PeftConfig]) -> Iterator[tuple[str, Any, Field]]:
     for each in fields(config):
         kind = _plain(types[each.name])
         if kind is not NoneType and each.name not in inherited and each.metadata.get("command_line", True):
-            yield each.name, kind, field(default=each.default, metadata={"help": each.metadata.get("help", "")})
+            yield each.name, kind, setting(each.default, each.metadata.get("help", ""))
 
 
 def _plain(annotation: Any) -> Any:
@@ -55,30 +57,49 @@ def _plain(annotation: Any) -> Any:
     return Union[*plain] if plain else NoneType
 
 
-def _argument(default: str | None, text: str) -> Field:
-    return field(default=default, metadata={"help": text})
-
-
 OWN_ARGUMENTS = [
-    ("model_name_or_path", str | None, _argument(None, "A CLIPModel: Hub id or folder. Default: the small CLIP.")),
-    ("method", str | None, _argument(None, f"{', '.join(METHODS)}. Default: JSCPT, as the arguments set it.")),
-    ("hyperparameters", str, _argument("paper", f"Whose --method takes: {' or '.join(HYPERPARAMETERS)}.")),
+    ("model_name_or_path", str | None, setting(None, "A CLIPModel: Hub id or folder. Default: the small CLIP.")),
+    (
+        "method",
+        Annotated[str, OneOf(METHODS)] | None,
+        setting(None, f"{', '.join(METHODS)}. Default: JSCPT, as the arguments set it."),
+    ),
+    (
+        "hyperparameters",
+        Annotated[str, OneOf(HYPERPARAMETERS)],
+        setting("paper", f"Whose --method takes: {' or '.join(HYPERPARAMETERS)}."),
+    ),
 ]
+
+
+def _check_model(self: ModelArguments) -> None:
+    for name, annotation, _ in OWN_ARGUMENTS:
+        check_setting(name, getattr(self, name), annotation)
+    if self.method == "zero_shot":
+        raise ValueError("`method` 'zero_shot' has nothing to train: use recipes/evaluate.py --method zero_shot.")
+    of_tasks = self.class_template if isinstance(self.class_template, dict) else ["task"]
+    model_config(self, {task: ["class"] for task in of_tasks}, source="", seed=0)  # of any tasks: it checks the rest
+
+
 ModelArguments = make_dataclass(
     "ModelArguments",
     [*OWN_ARGUMENTS, *config_fields(JSCPTConfig)],
-    namespace={"__doc__": "The base model, and the fields of `JSCPTConfig`.", "_argument_group_name": "model"},
+    namespace={
+        "__doc__": "The base model, and the fields of `JSCPTConfig`.",
+        "_argument_group_name": "model",
+        "__post_init__": _check_model,
+    },
 )
 
 
-def model_config(arguments: ModelArguments, task_set: TaskSet, source: str, seed: int) -> JSCPTConfig:
+def model_config(arguments: ModelArguments, tasks: dict[str, list[str]], source: str, seed: int) -> JSCPTConfig:
     """The adapter's configuration: the one place where arguments become a `JSCPTConfig`.
 
     Raises:
         ValueError: a value is out of its range, or would make another method than the one that is named.
     """
     options = {name: getattr(arguments, name) for name, *_ in config_fields(JSCPTConfig)}
-    options |= {"tasks": task_set.class_names, "tokenizer_name_or_path": source, "init_seed": seed}
+    options |= {"tasks": tasks, "tokenizer_name_or_path": source, "init_seed": seed}
     if arguments.method is None:
         return JSCPTConfig(**options)
     return JSCPTConfig.for_method(arguments.method, hyperparameters=arguments.hyperparameters, **options)
@@ -109,6 +130,15 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         return action.option_strings[0] + value
 
 
+class YAMLLoader(yaml.SafeLoader):
+    """Takes `1e-3` for a number, as YAML 1.2 does."""
+
+
+YAMLLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 class RecipeParser(HfArgumentParser):
     """`HfArgumentParser` whose errors are one line: it suggests the nearest argument where one is unknown."""
 
@@ -119,6 +149,16 @@ class RecipeParser(HfArgumentParser):
     def names(self) -> set[str]:
         """Of all arguments, as configuration files write them."""
         return {action.dest for action in self._actions}
+
+    @property
+    def annotations(self) -> dict[str, Any]:
+        """What these may hold; a file can give a mapping where a word of the command line cannot."""
+        found: dict[str, Any] = {}
+        for each in self.dataclass_types:
+            found |= annotations_of(each)
+            if each is ModelArguments:
+                found |= {name: annotations_of(JSCPTConfig)[name] for name, *_ in config_fields(JSCPTConfig)}
+        return found | ANNOTATIONS
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
         args = sys.argv[1:] if args is None else args
@@ -173,7 +213,7 @@ def parse(
         configuration = {name: value for name, value in given.items() if name in parser.names}
     said = {**configuration, **_said(arguments, "task_set", "method", "hyperparameters")}
     own = own_configuration(said.get("task_set", DataArguments.task_set))
-    values = _read(own, parser, left_out) if own.exists() else {}
+    values = {} if own is None else _read(own, parser, left_out)
     values = {name: value for name, value in values.items() if name not in left_out}
     if ModelArguments in dataclasses and said.get("method") is not None:
         try:
@@ -184,17 +224,17 @@ def parse(
     return parser.parse_dataclasses(arguments)
 
 
-def own_configuration(task_set: str) -> Path:
-    """`configs/<task_set>.yaml`; that of `few_shot_10` for its data sets, and that of its first one for a mixture."""
+def own_configuration(task_set: str) -> Path | None:
+    """`configs/<task_set>.yaml`, if there is one: for its data sets `few_shot_10`'s, for a mixture its first one's."""
     first = task_set.split(",")[0].strip()
     owner = next((name for name, members in TASK_SET_MEMBERS.items() if first in members), first)
-    return CONFIGS / f"{owner}.yaml"
+    return next((path for path in CONFIGS.glob("*.yaml") if path.stem == owner), None)
 
 
 def default_model(task_set: str) -> str:
     """The base model that a task set is trained with, if its own file names one; else the small CLIP."""
     own = own_configuration(task_set)
-    settings = yaml.safe_load(own.read_text(encoding="utf-8")) if own.exists() else {}
+    settings = {} if own is None else yaml.safe_load(own.read_text(encoding="utf-8"))
     return settings.get("model_name_or_path", str(TINY_CLIP))
 
 
@@ -207,17 +247,23 @@ def _said(arguments: list[str], *names: str) -> dict[str, str]:
 
 
 def _read(path: Path, parser: RecipeParser, left_out: Set[str]) -> dict[str, Any]:
-    if not path.exists():
-        parser.error(f"the configuration file {path} does not exist.")
-    text = path.read_text(encoding="utf-8")
     try:
-        values = (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) or {}
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=YAMLLoader)
+        values = {} if values is None else values
+    except FileNotFoundError:
+        parser.error(f"the configuration file {path} does not exist.")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         parser.error(f"{path} cannot be read: {error}")
     if not isinstance(values, dict):
         parser.error(f"{path} must hold `argument: value` pairs, got {type(values).__name__}.")
-    known = parser.names | left_out
-    for name in values:
+    known, annotations = parser.names | left_out, parser.annotations
+    for name, value in values.items():
         if name not in known:
             parser.error(f"{path}: unknown argument {name!r}.{nearest(name, known)}")
+        if name in annotations:
+            try:
+                check_setting(name, value, annotations[name])
+            except ValueError as error:
+                parser.error(f"{path}: {error}")
     return values

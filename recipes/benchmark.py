@@ -19,7 +19,7 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial, reduce
 from operator import add
 from pathlib import Path
@@ -36,6 +36,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.scheduling import JointScheduling, TaskPromptScheduler, Weighting
+from jscpt_peft.settings import PositiveInt, check_settings, setting
 from jscpt_peft.training.hessian import HessianProduct, hessian_chunks, kept_graph
 from jscpt_peft.training.implicit_gradient import dev_gradient, implicit_gradient
 from jscpt_peft.training.task_gradients import (
@@ -71,23 +72,19 @@ BASELINE, JOINT, LOWER, UPPER = "baseline", "fast joint", "full lower step", "up
 class BenchmarkArguments:
     """Everything that the command line can set."""
 
-    quick: bool = field(default=False, metadata={"help": "Leave out the upper steps and the FLOPs."})
-    model: Literal["vit_b16", "vit_b32", "vit_l14", "small", "tiny"] = field(
-        default="vit_b16", metadata={"help": "Shape."}
-    )
-    tasks: int = field(default=4, metadata={"help": "Number of tasks."})
-    images: int = field(default=4, metadata={"help": "Images of every task in a batch."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of a step."})
-    classes: int = field(default=65, metadata={"help": "Classes of every task, of one to four words each."})
-    repeats: int = field(default=3, metadata={"help": "Timed runs of every variant; the median counts."})
-    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata={"help": "bfloat16: autocast."})
-    device: str = field(default="cpu", metadata={"help": "cpu or cuda."})
-    json: str | None = field(default=None, metadata={"help": "A file to write the figures to as well."})
+    quick: bool = setting(False, "Leave out the upper steps and the FLOPs.")
+    model: Literal["vit_b16", "vit_b32", "vit_l14", "small", "tiny"] = setting("vit_b16", "Shape.")
+    tasks: PositiveInt = setting(4, "Number of tasks.")
+    images: PositiveInt = setting(4, "Images of every task in a batch.")
+    gradient_accumulation_steps: PositiveInt = setting(1, "Batches of a step.")
+    classes: PositiveInt = setting(65, "Classes of every task, of one to four words each.")
+    repeats: PositiveInt = setting(3, "Timed runs of every variant; the median counts.")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "bfloat16: autocast.")
+    device: str = setting("cpu", "cpu or cuda.")
+    json: str | None = setting(None, "A file to write the figures to as well.")
 
     def __post_init__(self) -> None:
-        for name in ("tasks", "images", "gradient_accumulation_steps", "classes", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        check_settings(self)
 
 
 def random_model(arguments: BenchmarkArguments) -> PeftModel:
@@ -102,7 +99,7 @@ def random_model(arguments: BenchmarkArguments) -> PeftModel:
     torch.manual_seed(0)
     labels = range(arguments.classes)
     tasks = {f"task {number}": [f"class {label}" for label in labels] for number in range(arguments.tasks)}
-    words = {task: [torch.randint(SOS, (1 + label % 4,)).tolist() for label in labels] for task in tasks}
+    words = {task: [[label, *torch.randint(SOS, (label % 4,)).tolist()] for label in labels] for task in tasks}
     token_ids = {task: [[SOS, *each, EOS] for each in words[task]] for task in tasks}
     clip = CLIPModel(config).eval().to(arguments.device)
     model = get_peft_model(clip, JSCPTConfig(tasks=tasks, class_token_ids=token_ids))

@@ -14,7 +14,7 @@ this task set and no option asks for another one; and never on images that it wa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -43,6 +43,7 @@ from jscpt_peft.evaluation import (
     print_evaluation,
     write_evaluation,
 )
+from jscpt_peft.settings import PositiveInt, setting
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.distributed import by_first_process, leave
 
@@ -56,18 +57,12 @@ class EvaluationArguments(JSCPTTrainingArguments):
     """How it is evaluated; of the arguments of training, those of batches and devices count."""
 
     _argument_group_name: ClassVar[str] = "evaluation"
-    corruptions: str = field(
-        default="all", metadata={"help": f"all, none, or some with commas between: {', '.join(CORRUPTIONS)}."}
-    )
-    corruption_images: int = field(
-        default=100, metadata={"help": "Images of each task under each corruption and severity."}
-    )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into an output directory in use."})
+    corruptions: str = setting("all", f"all, none, or some with commas between: {', '.join(CORRUPTIONS)}.")
+    corruption_images: PositiveInt = setting(100, "Images of each task under each corruption and severity.")
+    overwrite_output_dir: bool = setting(False, "Write into an output directory in use.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.corruption_images < 1:
-            raise ValueError(f"`corruption_images` must be at least 1, got {self.corruption_images}.")
         for name in self.chosen_corruptions:
             check_choice("corruptions", name, CORRUPTIONS)
         self.eval_strategy = "no"  # that of training, where a configuration file sets it

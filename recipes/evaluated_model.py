@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from adapter import adapter_config, load_adapter
 from arguments import default_model
@@ -12,8 +12,9 @@ from peft import PeftModel, get_peft_model
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.choices import check_choice, nearest
+from jscpt_peft.choices import nearest
 from jscpt_peft.data import TaskSet
+from jscpt_peft.settings import OneOf, check_settings, setting
 
 METHODS = ("adapter", "zero_shot")
 
@@ -23,18 +24,19 @@ class EvaluatedModelArguments:
     """What is evaluated."""
 
     _argument_group_name: ClassVar[str] = "what is evaluated"
-    adapter: str | None = field(default=None, metadata={"help": "Folder or Hub id of a trained adapter."})
-    revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the adapter on the Hub."})
-    method: str = field(
-        default="adapter", metadata={"help": "adapter, or zero_shot: the base model under the tasks' templates."}
+    adapter: str | None = setting(None, "Folder or Hub id of a trained adapter.")
+    revision: str | None = setting(None, "Branch, tag or commit of the adapter on the Hub.")
+    method: Annotated[str, OneOf(METHODS)] = setting(
+        "adapter", "adapter, or zero_shot: the base model under the tasks' templates."
     )
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "A CLIPModel: Hub id or folder. Default: the one that the adapter was trained on; for zero_shot "
-            "the one that the task set is trained with, or the small CLIP of the recipes."
-        },
+    model_name_or_path: str | None = setting(
+        None,
+        "A CLIPModel: Hub id or folder. Default: the one that the adapter was trained on; for zero_shot the one that "
+        "the task set is trained with, or the small CLIP of the recipes.",
     )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,6 @@ class EvaluatedModel:
 
 def check_evaluated(arguments: EvaluatedModelArguments) -> None:
     """Raises a ValueError where the arguments do not say what to evaluate."""
-    check_choice("method", arguments.method, METHODS)
     if arguments.method == "adapter" and arguments.adapter is None:
         raise ValueError("`adapter` is missing: name the folder or Hub id of one, or pass --method zero_shot.")
     if arguments.method == "zero_shot" and arguments.adapter is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 from transformers import CLIPImageProcessorPil
 
 from jscpt_peft.data import SPLITS, ImageTaskDataset, TaskSet, image_transform, load_task_set, read_manifest
+from jscpt_peft.settings import Between, Fraction, PositiveInt, check_settings, setting
 from jscpt_peft.training.distributed import gather_objects
 
 
@@ -18,36 +19,30 @@ class DataArguments:
     """Which tasks, and how many of their images."""
 
     _argument_group_name: ClassVar[str] = "data"
-    task_set: str = field(
-        default="shapes",
-        metadata={
-            "help": "shapes (drawn on the fly), folder (your own images in --data_root), emoji, office_home, "
-            "mini_domainnet, few_shot_10, or benchmarks with commas between, such as food101,dtd."
-        },
+    task_set: str = setting(
+        "shapes",
+        "shapes (drawn on the fly), folder (your own images in --data_root), emoji, office_home, mini_domainnet, "
+        "few_shot_10, or benchmarks with commas between, such as food101,dtd.",
     )
-    data_root: str | None = field(
-        default=None,
-        metadata={
-            "help": "folder: ROOT of ROOT/<task>/<class>/* or ROOT/<task>/{train,validation,test}/<class>/*. "
-            "Benchmarks: the folder with the data sets in the layouts of CoOp, Dassl or LibMTL; default: the Hub."
-        },
+    data_root: str | None = setting(
+        None,
+        "folder: ROOT of ROOT/<task>/<class>/* or ROOT/<task>/{train,validation,test}/<class>/*. Benchmarks: the "
+        "folder with the data sets in the layouts of CoOp, Dassl or LibMTL; default: the Hub.",
     )
-    data_revision: str | None = field(
-        default=None,
-        metadata={"help": "Branch, tag or commit of the benchmarks' Hub repositories in place of the pinned ones."},
+    data_revision: str | None = setting(
+        None, "Branch, tag or commit of the benchmarks' Hub repositories in place of the pinned ones."
     )
-    train_fraction: float | None = field(
-        default=None, metadata={"help": "Part of each class's training images to use."}
+    train_fraction: Fraction | None = setting(None, "Part of each class's training images to use.")
+    shots: PositiveInt | None = setting(None, "Training images per class.")
+    spurious_strength: Annotated[float, Between(0, 1)] | None = setting(
+        None, "shapes: correlation of background and class in training, 0 to 1."
     )
-    shots: int | None = field(default=None, metadata={"help": "Training images per class."})
-    spurious_strength: float | None = field(
-        default=None, metadata={"help": "shapes: correlation of background and class in training, 0 to 1."}
-    )
-    manifest: str | None = field(default=None, metadata={"help": "Re-use the split of this manifest.json."})
-    smallest_crop: float = field(
-        default=0.08, metadata={"help": "Smallest part of a training image's area that a random crop keeps."}
-    )
-    skip_bad_images: bool = field(default=False, metadata={"help": "Skip images that cannot be read."})
+    manifest: str | None = setting(None, "Re-use the split of this manifest.json.")
+    smallest_crop: Fraction = setting(0.08, "Smallest part of a training image's area that a random crop keeps.")
+    skip_bad_images: bool = setting(False, "Skip images that cannot be read.")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def load_data(data: DataArguments, seed: int) -> TaskSet:

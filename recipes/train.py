@@ -50,8 +50,6 @@ def main(command_line: list[str] | None = None) -> None:
 
 
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
-    if model_arguments.method == "zero_shot":
-        raise ValueError("`method` 'zero_shot' has nothing to train: use recipes/evaluate.py --method zero_shot.")
     resume = by_first_process(lambda: prepare_output(training))
     manifest = Path(training.output_dir, MANIFEST_FILE)
     if resume and data.task_set != "shapes" and data.manifest is None and manifest.exists():
@@ -64,7 +62,7 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
 
     zero_shot = evaluate_zero_shot(clip, source, task_set, datasets["test"], training)
-    model = get_peft_model(clip, model_config(model_arguments, task_set, source, training.seed))
+    model = get_peft_model(clip, model_config(model_arguments, task_set.class_names, source, training.seed))
     trainer = JSCPTTrainer(
         model,
         training,

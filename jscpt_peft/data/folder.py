@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jscpt_peft.data.assemble import build_task, keys_of
-from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask
+from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask, build_task, keys_of
 from jscpt_peft.data.layout import LAYOUT, find_images
 from jscpt_peft.data.manifest import images_of_manifest, new_manifest
 from jscpt_peft.data.splits import carve_dev, check_amount, split_pool, take

@@ -13,9 +13,8 @@ All of it is a pure function of (seed, task, key).
 
 from __future__ import annotations
 
-from jscpt_peft.data.assemble import keys_of
 from jscpt_peft.data.benchmarks import Benchmark
-from jscpt_peft.data.found import POOL, FoundTask
+from jscpt_peft.data.found import POOL, FoundTask, keys_of
 from jscpt_peft.data.splits import carve_dev, ranked, split_pool, take
 
 FIXED_SEED = 0

@@ -15,7 +15,6 @@ from recipe_runs import fails
 from task_data import DataArguments
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.data import shapes_task_set
 from jscpt_peft.scheduling import AGGREGATORS
 from jscpt_peft.training import JSCPTTrainingArguments
 
@@ -111,18 +110,16 @@ def test_every_spelling_of_the_task_set_finds_its_settings(option):
 
 
 def test_a_method_is_made_by_its_structure_and_tuned_by_the_task_set_or_its_authors():
-    task_set, coop = shapes_task_set(shots=1), ["--method", "coop", "--output_dir", "x"]
+    coop = ["--method", "coop", "--output_dir", "x"]
     own = yaml.safe_load((CONFIGS / "shapes.yaml").read_text())
     _, model, training = parse(KINDS, "", coop)
-    config = model_config(model, task_set, "clip", 3)
+    config = model_config(model, {"art": ["cat", "dog"]}, "clip", 3)
     assert (config.method, config.towers, config.num_task_tokens, config.prompt_depth) == ("coop", "text", 0, 1)
     assert (config.num_shared_tokens, config.init_seed) == (own["num_shared_tokens"], 3)
     assert (training.learning_rate, training.learn_scheduler) == (own["learning_rate"], False)
     values = parsed(*coop, "--hyperparameters", "original")
     assert (values["num_shared_tokens"], values["learning_rate"], values["num_train_epochs"]) == (16, 2e-3, 200)
     assert parsed(*coop, "--hyperparameters", "original", "--learning_rate", "0.5")["learning_rate"] == 0.5
-    with pytest.raises(ValueError, match="`towers` is 'both', but method 'coop' is made by 'text'"):
-        model_config(parse(KINDS, "", [*coop, "--towers", "both"])[1], task_set, "clip", 3)
 
 
 def test_the_base_model_of_a_task_set():
@@ -137,6 +134,11 @@ def test_the_base_model_of_a_task_set():
         (["--affinity", "cosin"], "got 'cosin'. Did you mean 'cosine'?"),
         (["--gradient_aggregator", "mgda", "--no_task_scheduling"], "`task_scheduling=False` switches off"),
         (["--method", "cop"], "got 'cop'. Did you mean 'coop'?"),
+        (["--method", "coop", "--towers", "both"], "`towers` is 'both', but method 'coop' is made by 'text'"),
+        (["--num_shared_tokens", "-1"], "`num_shared_tokens` must be at least 0, got -1"),
+        (["--learning_rate", "nan"], "`learning_rate` must be a finite number, got nan"),
+        (["--train_fraction", "1.5"], "`train_fraction` must be at most 1, got 1.5"),
+        (["--smallest_crop", "0"], "`smallest_crop` must be above 0, got 0.0"),
         (["--lower_steps", "ten"], "argument --lower_steps/--lower-steps: invalid int value: 'ten'"),
         (["shapes"], "not used by the HfArgumentParser: ['shapes']"),
         (["missing.yaml"], "missing.yaml does not exist"),
@@ -152,9 +154,29 @@ def test_a_wrong_file_is_answered(capsys, tmp_path):
         "learning_rat: 1": "unknown argument 'learning_rat'. Did you mean 'learning_rate'?",
         "- 1": "must hold `argument: value` pairs, got list",
         "a: [": "cannot be read",
+        "seed: 2024-13-01": "cannot be read",
+        "[" * 2000: "cannot be read",
+        "seed: null": "mine.yaml: `seed` must be a whole number, got None",
+        "seed: '3'": "`seed` must be a whole number, got '3'",
+        "task_set: 5": "`task_set` must be a string, got 5",
+        "task_set: [shapes]": "`task_set` must be a string, got ['shapes']",
+        "method: 2024-01-01": "`method` must be a string or None, got datetime.date(2024, 1, 1)",
+        "learn_masks: 3": "`learn_masks` must be True or False, got 3",
+        "lower_steps: 2.5": "`lower_steps` must be a whole number, got 2.5",
+        "save_strategy: no": "`save_strategy` must be one of 'no', 'steps', 'epoch', 'best', got False",
+        "class_template: {art: 5}": "`class_template['art']` must be a string or a list, got 5",
+        "learning_rate: .nan": "`learning_rate` must be a finite number, got nan",
     }.items():
         config.write_text(content)
         assert message in fails(capsys, partial(parse, KINDS, ""), config)
+
+
+def test_numbers_of_a_file(tmp_path):
+    config, templates = tmp_path / "mine.yaml", {"art": "a {}", "toys": "the {}"}
+    config.write_text(f"output_dir: x\nlearning_rate: 1e-3\nweight_decay: 1\nclass_template: {json.dumps(templates)}")
+    values = parsed(str(config))
+    assert (values["learning_rate"], values["weight_decay"]) == (0.001, 1)
+    assert values["class_template"] == templates
 
 
 def test_a_typo_is_named_before_what_is_missing(capsys):
