@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from .methods import METHODS
 from .model import JSCPTModel
+from .model.adapter_file import DIGEST_FILE, check_digest, write_digest
 from .model.losses import JSCPTOutput
 
 logger = logging.get_logger(__name__)
@@ -132,17 +133,23 @@ class JSCPTPeftModel(PeftModel):
         is_main_process: bool = True,
         **kwargs: Any,
     ) -> None:
-        """As `PeftModel`'s; the card is of an adapter that is saved.
+        """As `PeftModel`'s; with a digest of the weights, and the card is of an adapter that is saved.
 
         Raises:
             OSError: it could not be written, as where the disk is full.
         """
         from .serving.card import default_adapter
 
+        names = (selected_adapters or list(self.peft_config)) if is_main_process else []
+        folders = [Path(save_directory, "" if name == "default" else name) for name in names]
         try:
+            for folder in folders:
+                (folder / DIGEST_FILE).unlink(missing_ok=True)  # of weights that are about to go
             super().save_pretrained(
                 save_directory, safe_serialization, selected_adapters, save_embedding_layers, is_main_process, **kwargs
             )
+            for folder in folders:
+                write_digest(folder, safe_serialization)
         except (OSError, SafetensorError) as error:
             raise OSError(
                 f"the adapter could not be saved in {save_directory} ({type(error).__name__}: {error}): what is "
@@ -169,14 +176,18 @@ class JSCPTPeftModel(PeftModel):
         except Exception as error:  # whatever it is: PEFT writes the card first, and the weights are what counts
             logger.warning(f"The card of the adapter in {folder} was not written ({type(error).__name__}: {error}).")
 
-    def load_adapter(self, model_id: str | Path, *args: Any, **kwargs: Any) -> Any:
-        """As `PeftModel`'s.
+    def load_adapter(self, model_id: str | Path, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        """As `PeftModel`'s, or nothing has changed.
 
         Raises:
-            ValueError: the weights are no safetensors file, or a pickle that would execute something.
+            ValueError: the weights are not those of the configuration, or not those that were saved; they are no
+                safetensors file, or a pickle that would execute something.
         """
         try:
-            return super().load_adapter(model_id, *args, **kwargs)
+            check_digest(model_id, **self._split_kwargs(kwargs)[0])
+            result = super().load_adapter(model_id, adapter_name, *args, **kwargs)
+            self.peft_config[adapter_name].awaits_weights = False
+            return result
         except SafetensorError as error:
             raise ValueError(
                 f"{SAFETENSORS_WEIGHTS_NAME} of the adapter {str(model_id)!r} is no safetensors file, or not whole "
@@ -187,3 +198,10 @@ class JSCPTPeftModel(PeftModel):
                 f"{WEIGHTS_NAME} of the adapter {str(model_id)!r} is a pickle of more than tensors, and nothing of it "
                 f"was executed: have the adapter published as {SAFETENSORS_WEIGHTS_NAME}."
             ) from error
+        finally:
+            config = self.peft_config.get(adapter_name)
+            if config is not None and config.awaits_weights:  # it was made for weights that did not come
+                if len(self.peft_config) > 1:
+                    self.delete_adapter(adapter_name)
+                else:
+                    self.unload()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from peft import PeftConfig
 
@@ -97,6 +97,8 @@ class JSCPTConfig(PeftConfig):
     target_modules: str | list[str] | None = setting(None, "Wrapped modules.", command_line=False)
     base_dimensions: dict[str, int] | None = setting(None, "Sizes of the base model.", command_line=False)
 
+    awaits_weights: ClassVar[bool] = False  # true of a configuration that was read to load its weights
+
     @classmethod
     def for_method(
         cls, name: str, tasks: dict[str, list[str]], hyperparameters: str = "paper", **overrides: Any
@@ -122,7 +124,7 @@ class JSCPTConfig(PeftConfig):
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any):
         """As `PeftConfig`'s. The file says no task type, which `AutoPeftModel` would refuse."""
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
-        config.task_type = TASK_TYPE
+        config.task_type, config.awaits_weights = TASK_TYPE, True
         return config
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
-from torch import nn
+from torch import Tensor, nn
 
 from .adapter import TaskAdapter
+from .adapter_file import check_tensors
 from .backbones import BACKBONES, backbone_for
 from .base_model import check_base_model
 from .class_features import ClassFeatures
@@ -107,6 +108,18 @@ class JSCPTInjection(BaseTuner):
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         return re.sub(rf"(\.{ADAPTERS})\.{re.escape(adapter_name)}(?=\.)", r"\1", key)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: JSCPTConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        own = {
+            cls._remove_adapter_name_from_key(name, adapter_name): tensor
+            for name, tensor in model.state_dict().items()
+            if f".{ADAPTERS}.{adapter_name}." in name
+        }
+        check_tensors(state_dict, own)  # PEFT would load whatever the file holds, into the base model too
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_args, **keywords):

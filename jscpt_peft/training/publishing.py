@@ -20,6 +20,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, Train
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress, hf_api
 
+from jscpt_peft.model.adapter_file import DIGEST_FILE
 from jscpt_peft.serving.card import adapter_card, write_card
 
 from .checkpoint import SET_ASIDE, UNFINISHED
@@ -192,7 +193,8 @@ class Publishing(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         output, message = Path(self.args.output_dir), f"Training in progress, step {self.state.global_step}"
         try:
-            for path in (*checkpoint.rglob(CONFIG_NAME), *checkpoint.rglob(SAFETENSORS_WEIGHTS_NAME)):
+            parts = CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, DIGEST_FILE
+            for path in (path for part in parts for path in checkpoint.rglob(part)):
                 copy = output / path.relative_to(checkpoint)
                 copy.parent.mkdir(exist_ok=True)
                 shutil.copy(path, copy)

@@ -250,7 +250,7 @@ def test_predict_shows_the_adapters_own_prediction(shown, adapter, other_adapter
             "unknown-type",
             "`adapter` user/unknown-type: its adapter_config.json is no JSCPT adapter's (KeyError('NEWER'))",
         ),
-        ("other-tensors", "`adapter` user/other-tensors: its weights cannot be used: Error(s) in loading state_dict"),
+        ("other-tensors", "the adapter's weights are not those that its configuration tells of"),
         ("broken-json", "`adapter` user/broken-json: its adapter_config.json is no JSON"),
         ("no base", "user/nothing is not a local folder and is not a valid model identifier"),
     ],

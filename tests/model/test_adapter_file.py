@@ -1,0 +1,109 @@
+"""An adapter's file holds the adapter's tensors and nothing else, and a refused one leaves everything as it was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import oracles
+import prompted
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from jscpt_peft.model.adapter_file import DIGEST_FILE
+
+WEIGHTS = "adapter_model.safetensors"
+BASE = "base_model.model.text_projection.weight"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A saved adapter; its digest is left out, so that tensors can be changed."""
+    prompted.prompted_clip(torch.float32).save_pretrained(tmp_path)
+    (tmp_path / DIGEST_FILE).unlink()
+    return tmp_path
+
+
+def change(folder, **changed):
+    """Changes tensors by the names that they end in; those that become `None` go."""
+    tensors = load_file(folder / WEIGHTS)
+    for end, how in changed.items():
+        name = next((name for name in tensors if name.endswith(end)), end)
+        tensors[name] = how(tensors.get(name))
+    save_file({name: each for name, each in tensors.items() if each is not None}, folder / WEIGHTS)
+
+
+def spoiled(tensor):
+    return tensor.index_fill(0, torch.tensor([0]), torch.nan)
+
+
+CHANGES = {
+    "is missing": {"vision_shared": lambda _: None},
+    "'stranger' is no tensor of the adapter": {"stranger": lambda _: torch.zeros(2)},
+    f"'{BASE}' is no tensor of the adapter": {BASE: lambda _: torch.zeros(24, 24)},
+    "has the shape": {"mask": lambda each: each[:, 1:].contiguous()},
+    "holds torch.int64": {"text_task": lambda each: each.long()},
+    "holds torch.bool": {"mask": lambda each: each > 0},
+    "is not finite": {"inner_up": spoiled},
+    "vision_task' is not finite": {"vision_task": lambda each: torch.full_like(each, 1e300, dtype=torch.float64)},
+}
+
+
+@pytest.mark.parametrize("problem", CHANGES)
+def test_what_is_not_the_adapter_is_refused_by_name(folder, problem):
+    change(folder, **CHANGES[problem])
+    clip = oracles.tiny_clip(dtype=torch.float32)
+    before = {name: tensor.clone() for name, tensor in clip.state_dict().items()}
+    with pytest.raises(ValueError, match=rf"weights are not those that its configuration tells of: .*{problem}"):
+        PeftModel.from_pretrained(clip, folder)
+    after = clip.state_dict()  # no wrapped layer is left either
+    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("changed", [{"num_shared_tokens": 0}, {"intervention": "none"}, {"towers": "text"}])
+def test_configuration_and_tensors_agree(folder, changed):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(ValueError, match="is no tensor of the adapter"):
+        PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), folder)
+
+
+@pytest.mark.parametrize("name", ["second", "default"])
+def test_a_refused_adapter_leaves_the_model_as_it_was(folder, name):
+    """A second one is not there, and one that exists keeps its weights."""
+    model = prompted.prompted_clip(torch.float32, init_seed=5)
+    before, trainable = model.state_dict(), [each.requires_grad for each in model.parameters()]
+    before = {key: tensor.clone() for key, tensor in before.items()}
+    change(folder, vision_shared=spoiled)
+    with pytest.raises(ValueError, match="vision_shared' is not finite"):
+        model.load_adapter(folder, name)
+    after = model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
+    assert list(model.peft_config) == ["default"] == model.active_adapters
+    assert trainable == [each.requires_grad for each in model.parameters()]
+
+
+def test_other_precisions_and_names_are_taken(folder):
+    change(folder, vision_shared=torch.Tensor.half, mask=torch.Tensor.double)
+    model = PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), folder, adapter_name="mine")
+    model.load_adapter(folder, "second")
+    assert set(model.peft_config) == {"mine", "second"}
+
+
+def test_damage_is_found_by_the_digest(tmp_path):
+    """As a bit that flips on a disk, with all values finite; of every adapter that is saved."""
+    model = prompted.prompted_clip(torch.float32)
+    model.add_adapter("second", model.peft_config["default"])
+    model.save_pretrained(tmp_path)
+    for folder in (tmp_path, tmp_path / "second"):
+        subprocess.run(["sha256sum", "--check", "--quiet", DIGEST_FILE], cwd=folder, check=True)
+        content = (folder / WEIGHTS).read_bytes()
+        (folder / WEIGHTS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(ValueError, match="is not what was saved: its digest is not that of"):
+            model.load_adapter(folder, "third")
+        assert "third" not in model.peft_config
+        model.save_pretrained(tmp_path)  # over it
+        model.load_adapter(folder, "third")
+        model.delete_adapter("third")
