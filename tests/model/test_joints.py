@@ -31,6 +31,7 @@ class ScaledPrompts(PromptSource):
 
 
 def test_a_prompt_source_of_ones_own_trains_is_saved_exported_and_grows(tmp_path, monkeypatch):
+    prompted.config()  # the choices have been asked for before this one is there
     monkeypatch.setitem(PROMPT_SOURCES, "scaled", ScaledPrompts)
     run = small_run.trainer(tmp_path, prompted.prompted_clip(torch.float32, prompts="scaled"))
     before = small_run.trained_parameters(run)
