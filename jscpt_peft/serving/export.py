@@ -13,6 +13,7 @@ import io
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,13 +223,18 @@ def load_task(directory: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         The classifier, images `[B, 3, size, size]` -> logits `[B, C]`, and its description (`classifier.json`).
 
     Raises:
-        ValueError: the classifier is not the one that the description is of: cut off, altered, or of another export.
+        ValueError: the classifier is not the one that the description is of (cut off, altered, or of another export),
+            or it holds pickles, which run code and are in no export of ours.
     """
     path, description = Path(directory, PROGRAM), json.loads(Path(directory, DESCRIPTION).read_text(encoding="utf-8"))
     if hashlib.sha256(path.read_bytes()).hexdigest() != description["sha256"]:
         raise ValueError(
             f"{path} is not what {DESCRIPTION} beside it describes (its digest differs): copy both again."
         )
+    with zipfile.ZipFile(path) as archive:
+        tables = [json.loads(archive.read(name)) for name in archive.namelist() if name.endswith("_config.json")]
+    if any(entry["use_pickle"] for table in tables for entry in table["config"].values()):
+        raise ValueError(f"{path} holds pickles (`use_pickle`), which can run any code: export the task again.")
     return torch.export.load(path).module(), description
 
 

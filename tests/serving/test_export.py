@@ -190,6 +190,22 @@ def test_what_is_not_whole_is_not_loaded(tmp_path):
     assert "can run code" in (directory / "README.md").read_text()
 
 
+def test_pickles_are_refused_whoever_vouches_for_them(tmp_path):
+    directory = prompted.prompted_clip(torch.float32).export_task("photo", tmp_path / "photo")
+    program, description = directory / "classifier.pt2", directory / "classifier.json"
+    with zipfile.ZipFile(program) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    (table,) = [name for name in entries if name.endswith("weights_config.json")]
+    entries[table] = entries[table].replace(b'"use_pickle": false', b'"use_pickle": true', 1)
+    with zipfile.ZipFile(program, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    digest = hashlib.sha256(program.read_bytes()).hexdigest()
+    description.write_text(json.dumps(json.loads(description.read_text()) | {"sha256": digest}))
+    with pytest.raises(ValueError, match="holds pickles"):
+        export.load_task(directory)
+
+
 def noise(width: int, height: int, mode: str) -> Image.Image:
     """A picture of random pixels; greyscale of 16 bits is mostly above 255."""
     if mode == "RGB":
