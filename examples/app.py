@@ -18,7 +18,6 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio
 from peft import PeftConfig, PeftModel
-from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 import jscpt_peft  # noqa: F401  (registers the PEFT type)
@@ -42,14 +41,18 @@ def make_page(adapter: str, base: str | None = None) -> gradio.Interface:
     model = PeftModel.from_pretrained(CLIPModel.from_pretrained(base), adapter)
     processor = CLIPImageProcessorPil.from_pretrained(base)
 
-    def classify(image: Image.Image | None, task: str) -> dict[str, float]:
+    def classify(image: str | None, task: str) -> dict[str, float]:
         if image is None:
             raise gradio.Error("Give an image first.")
         return model.predict(image, task, image_mean=processor.image_mean, image_std=processor.image_std)[0]
 
     return gradio.Interface(
         classify,
-        [gradio.Image(type="pil", label="image"), gradio.Dropdown(list(config.tasks), label="task")],
+        # The file as it came: `predict` opens it, in Pillow's own formats and up to a size.
+        [
+            gradio.Image(type="filepath", image_mode=None, label="image"),
+            gradio.Dropdown(list(config.tasks), label="task"),
+        ],
         gradio.Label(num_top_classes=5, label="classes"),
         title="One adapter, several tasks",
         description=f"{len(config.tasks)} tasks. An image is compared with the classes of the chosen task.",

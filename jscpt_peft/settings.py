@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cache
@@ -38,10 +38,10 @@ class Between:
 
 
 class OneOf:
-    """The choices for a word."""
+    """The choices for a word; what a program adds to them later counts too."""
 
-    def __init__(self, choices: Iterable[str]) -> None:
-        self.choices = tuple(choices)
+    def __init__(self, choices: Collection[str]) -> None:
+        self.choices = choices
 
     def check(self, argument: str, value: str) -> None:
         check_choice(argument, value, self.choices)

@@ -34,7 +34,7 @@ from jscpt_peft.data.manifest import MANIFEST_FILE
 from jscpt_peft.evaluation import draw_figures, print_results, results_table, write_results
 from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
-from jscpt_peft.training.callbacks import StopOnInterrupt, TaskProgress
+from jscpt_peft.training.callbacks import StopOnInterrupt, TaskLines, TaskProgress
 from jscpt_peft.training.checkpoint import remove_checkpoints
 from jscpt_peft.training.distributed import by_first_process, leave
 from jscpt_peft.training.output_lock import output_lock
@@ -127,7 +127,8 @@ def train(trainer: JSCPTTrainer, task_set: TaskSet, resume: str | bool | None) -
     for plain in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(plain)
     trainer.add_callback(interrupt)
-    trainer.add_callback(TaskProgress(list(task_set.class_names)))
+    lines = TaskLines if trainer.args.disable_tqdm else TaskProgress
+    trainer.add_callback(lines(list(task_set.class_names)))
     trainer.train(resume_from_checkpoint=resume)
     if not interrupt.interrupted:
         return

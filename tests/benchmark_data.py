@@ -269,7 +269,7 @@ def publish(hub: Hub, name: str, place: HubTable | None = None, revision: str | 
 
 def load(hub: Hub, home: Path, *options: dict, **environment: str) -> tuple[list[dict], str]:
     """What `load_program` says of each of `options`, and its log."""
-    command = [sys.executable, *(str(Path(__file__).with_name(name)) for name in ("impatient.py", "load_program.py"))]
-    done = hub.run([*command, json.dumps(options)], home=home, **environment)
+    program = str(Path(__file__).with_name("load_program.py"))
+    done = hub.run([sys.executable, program, json.dumps(options)], home=home, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()], done.stderr

@@ -1,5 +1,7 @@
 """Loads task sets in a process of its own, as a user's program does, and prints what it found as JSON lines.
 
+Waits, as between tries to reach the Hub, are cut short.
+
 `python tests/load_program.py '[{"name": "dtd", "shots": 1}, ...]'`: one line a task set, or `{"error": message}`.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from typing import Any
 
 from benchmark_data import shown
@@ -38,6 +41,8 @@ def summary(options: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    sleep = time.sleep
+    time.sleep = lambda seconds: sleep(min(seconds, 0.01))
     logging.basicConfig(level=logging.WARNING)  # on stderr
     for each in json.loads(sys.argv[1]):
         print(json.dumps(summary(each)), flush=True)

@@ -36,11 +36,8 @@ class Watch(threading.Thread):
     def run(self) -> None:
         process = psutil.Process()
         while not self.done.wait(0.1):
-            found = [
-                memory(each) for each in (process.pid, *(child.pid for child in process.children(recursive=True)))
-            ]
-            for name in self.most:
-                self.most[name] = max(self.most[name], sum(each.get(name, 0) for each in found))
+            found = [memory(each.pid) for each in (process, *process.children(recursive=True))]
+            self.most = {name: max(most, sum(each[name] for each in found)) for name, most in self.most.items()}
 
 
 def memory(pid: int) -> dict[str, int]:
@@ -48,9 +45,9 @@ def memory(pid: int) -> dict[str, int]:
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
     except OSError:  # it has just ended
-        return {}
+        text = ""
     kilobytes = dict(re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE))
-    return {"all": int(kilobytes["Pss"]) * 1024, "anonymous": int(kilobytes["Pss_Anon"]) * 1024}
+    return {name: int(kilobytes.get(key, 0)) * 1024 for name, key in {"all": "Pss", "anonymous": "Pss_Anon"}.items()}
 
 
 def main(options: dict, folder: str) -> dict[str, int]:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jscpt_peft.choices import nearest
-from jscpt_peft.data.assemble import build_task
 from jscpt_peft.data.benchmarks import BENCHMARKS, TASK_SET_MEMBERS, Benchmark
-from jscpt_peft.data.found import Source, without_unreadable
+from jscpt_peft.data.found import Source, build_task, without_unreadable
 from jscpt_peft.data.manifest import images_of_manifest, new_manifest
 from jscpt_peft.data.protocol import divide
 from jscpt_peft.data.sources import check_classes, find

@@ -7,10 +7,9 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from jscpt_peft.data.assemble import keys_of
 from jscpt_peft.data.benchmarks import Benchmark, plain
 from jscpt_peft.data.files import leading_out, read_text
-from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask, Source
+from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask, Source, keys_of
 from jscpt_peft.data.layout import ImageSearch
 
 logger = logging.getLogger(__name__)

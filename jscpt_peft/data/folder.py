@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jscpt_peft.data.assemble import build_task, keys_of
-from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask
+from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask, build_task, keys_of
 from jscpt_peft.data.layout import LAYOUT, find_images
 from jscpt_peft.data.manifest import images_of_manifest, new_manifest
-from jscpt_peft.data.splits import carve_dev, check_amount, split_pool, take
+from jscpt_peft.data.splits import carve_dev, check_amount, split_pools, take
 from jscpt_peft.data.task import TaskSet
 
 
@@ -79,15 +78,13 @@ def _complete(
     task: str, splits: FoundTask, validation_fraction: float, test_fraction: float, split_seed: int
 ) -> FoundTask:
     """Train, validation and test of a task as it was found."""
-    names = ("train", "validation", "test")
     if POOL in splits:
-        parts = {
-            folder: split_pool(keys, validation_fraction, test_fraction, split_seed, task)
-            for folder, keys in splits[POOL].items()
-        }
-        splits = {split: {each: part[number] for each, part in parts.items()} for number, split in enumerate(names)}
+        splits = split_pools(splits[POOL], validation_fraction, test_fraction, split_seed, task)
     folders = sorted({folder for classes in splits.values() for folder in classes})
-    complete = {split: {folder: splits.get(split, {}).get(folder, []) for folder in folders} for split in names}
+    complete = {
+        split: {folder: splits.get(split, {}).get(folder, []) for folder in folders}
+        for split in ("train", "validation", "test")
+    }
     for folder, keys in complete["train"].items():
         if not keys:
             raise ValueError(

@@ -15,8 +15,7 @@ from huggingface_hub import constants, hf_hub_download, resolve_revision
 from jscpt_peft.data.benchmarks import Benchmark, HubArchive, HubTable, plain
 from jscpt_peft.data.coop import local_source
 from jscpt_peft.data.found import FoundTask, RowsOfTables, Source
-from jscpt_peft.data.hub_stream import streamed_tables
-from jscpt_peft.data.hub_table import column_names, load_tables, text_of
+from jscpt_peft.data.hub_tables import column_names, load_tables, streamed_tables, text_of
 from jscpt_peft.data.task import read_column
 
 LARGEST_ARCHIVE = 16 * 2**30

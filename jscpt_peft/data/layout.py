@@ -141,6 +141,8 @@ class ImageSearch:
             if entry.name.startswith("."):
                 self.passed_over["hidden"] += 1
                 continue
+            if entry.name != os.fsencode(entry.name).decode(errors="replace"):
+                raise ValueError(f"`data_root`: the name of {entry.path!r} is no UTF-8 text: rename it.")
             if entry.is_symlink() and (entry.is_dir() or not Path(entry).resolve().is_relative_to(self.real)):
                 raise ValueError(
                     f"`data_root`: {entry.path!r} is a link to a folder or to a file outside of {str(self.root)!r}: "

@@ -9,10 +9,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from jscpt_peft.data.assemble import keys_of
 from jscpt_peft.data.benchmarks import BENCHMARKS
 from jscpt_peft.data.files import read_text
-from jscpt_peft.data.found import FoundTask
+from jscpt_peft.data.found import FoundTask, keys_of
 from jscpt_peft.data.task import SPLITS
 
 MANIFEST_FILE = "manifest.json"  # what a run calls it, in its output directory

@@ -13,10 +13,9 @@ All of it is a pure function of (seed, task, key).
 
 from __future__ import annotations
 
-from jscpt_peft.data.assemble import keys_of
 from jscpt_peft.data.benchmarks import Benchmark
-from jscpt_peft.data.found import POOL, FoundTask
-from jscpt_peft.data.splits import carve_dev, ranked, split_pool, take
+from jscpt_peft.data.found import POOL, FoundTask, keys_of
+from jscpt_peft.data.splits import carve_dev, ranked, split_pools, take
 
 FIXED_SEED = 0
 VALIDATION_SHARE = 0.2  # of CoOp's whole, and of its training images where the test images are given
@@ -61,10 +60,8 @@ def _official(task: str, found: FoundTask) -> FoundTask:
     if "validation" in found:
         return found
     whole, test_share = (found[POOL], TEST_SHARE) if POOL in found else (found["train"], 0.0)
-    parts = {name: split_pool(keys, VALIDATION_SHARE, test_share, FIXED_SEED, task) for name, keys in whole.items()}
-    names = ("train", "validation", "test")
-    divided = {split: {name: part[number] for name, part in parts.items()} for number, split in enumerate(names)}
-    return {**divided, **({"test": found["test"]} if "test" in found else {})}
+    divided = split_pools(whole, VALIDATION_SHARE, test_share, FIXED_SEED, task)
+    return divided | {split: found[split] for split in ("test",) if split in found}
 
 
 def _without(keys: list[str], taken: list[str]) -> list[str]:

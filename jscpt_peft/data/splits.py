@@ -68,6 +68,15 @@ def split_pool(
     return order[tests + validations :], order[tests : tests + validations], order[:tests]
 
 
+def split_pools(
+    classes: KeysOfClass, validation_fraction: float, test_fraction: float, seed: int, task: str
+) -> dict[str, dict[str, list[str]]]:
+    """`split_pool` of every class: split -> class -> keys."""
+    parts = {name: split_pool(keys, validation_fraction, test_fraction, seed, task) for name, keys in classes.items()}
+    names = ("train", "validation", "test")
+    return {split: {name: part[number] for name, part in parts.items()} for number, split in enumerate(names)}
+
+
 def carve_dev(
     train: KeysOfClass,
     validation: KeysOfClass,

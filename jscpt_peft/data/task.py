@@ -115,10 +115,9 @@ class Task:
 
     def split(self, name: str) -> datasets.Dataset:
         """The split called `name`, one of `train`, `validation`, `dev`, `test`."""
-        splits = {"train": self.train, "validation": self.validation, "dev": self.dev, "test": self.test}
-        if name not in splits:
+        if name not in SPLITS:
             raise ValueError(f"`name` is {name!r}: a split is one of {', '.join(SPLITS)}.")
-        return splits[name]
+        return getattr(self, name)
 
 
 @dataclass(frozen=True, eq=False)

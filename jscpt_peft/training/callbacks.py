@@ -110,12 +110,16 @@ class StopOnInterrupt(TrainerCallback):
         args.save_strategy, self._strategy = self._strategy or args.save_strategy, None
 
 
-class TaskProgress(ProgressCallback):
-    """Progress bars, and one line a log: the mean loss, then every task's loss and weight."""
+class TaskLines(TrainerCallback):
+    """One line a log: the mean loss, then every task's loss and weight."""
 
     def __init__(self, task_names: list[str]) -> None:
         super().__init__()
         self.task_names = task_names
+
+    def write(self, line: str) -> None:
+        """Shows a line."""
+        print(line, flush=True)
 
     def on_log(
         self,
@@ -125,16 +129,14 @@ class TaskProgress(ProgressCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if not (state.is_world_process_zero and self.training_bar is not None and logs):
+        if not (state.is_world_process_zero and logs):
             return
         if "loss" in logs:
-            self.training_bar.write(self._training_line(state.global_step, logs))
+            self.write(self._training_line(state.global_step, logs))
         elif "eval_mean_accuracy" in logs:
             accuracies = self._by_task(logs, "eval_accuracy", "{:.1%}")
-            self.training_bar.write(
-                f"step {state.global_step:>5}  validation: mean accuracy {logs['eval_mean_accuracy']:.1%}  "
-                f"({accuracies})"
-            )
+            mean = logs["eval_mean_accuracy"]
+            self.write(f"step {state.global_step:>5}  validation: mean accuracy {mean:.1%}  ({accuracies})")
 
     def _training_line(self, step: int, logs: dict[str, float]) -> str:
         parts = [f"step {step:>5}", f"loss {logs['loss']:.3f}"]
@@ -148,3 +150,12 @@ class TaskProgress(ProgressCallback):
     def _by_task(self, logs: dict[str, float], series: str, form: str, named: bool = True) -> str:
         values = [(name, logs[f"{series}/{name}"]) for name in self.task_names if f"{series}/{name}" in logs]
         return ", ".join((f"{name} " if named else "") + form.format(value) for name, value in values)
+
+
+class TaskProgress(TaskLines, ProgressCallback):
+    """The same above progress bars."""
+
+    def write(self, line: str) -> None:
+        """Shows a line, during training."""
+        if self.training_bar is not None:
+            self.training_bar.write(line)

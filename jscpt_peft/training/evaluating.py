@@ -24,8 +24,8 @@ from .own_loss import OwnLoss, own_loss_sums
 Answers = tuple[Tensor | None, Tensor | None, tuple[Tensor, ...] | None]
 
 
-class Evaluating(Trainer):
-    """Counts every task's own classes, and gathers no more of an image than is needed."""
+class EvaluatingTrainer(Trainer):
+    """A `Trainer` that evaluates: among every task's own classes, gathering no more of an image than is needed."""
 
     args: JSCPTTrainingArguments
     task_names: list[str]

@@ -27,7 +27,7 @@ from .callbacks import SaveAfterEvaluation, SetEpoch, StopOnInterrupt
 from .checkpointing import Checkpointing
 from .data_checks import check_data, check_model, check_same_data
 from .distributed import by_first_process, process_index, world_size
-from .evaluating import Evaluating
+from .evaluating import EvaluatingTrainer
 from .hessian import KeptGraph, kept_graph
 from .loading import make_loader
 from .lost_processes import lost_processes_named
@@ -39,7 +39,7 @@ from .task_gradients import Batch, TaskSums, scheduled_gradient, shared_gramian,
 from .weightings import make_weighting
 
 
-class JSCPTTrainer(Publishing, Checkpointing, Evaluating):
+class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
     """Trains the prompts of a JSCPT model with scheduled gradients, and the scheduler with implicit gradients.
 
     A lower step computes every task's loss and gradient in one backward, the causal effects Δ (Eq. 4), the affinities

@@ -11,7 +11,7 @@ from benchmark_data import load, publish
 from hub_server import Hub
 
 from jscpt_peft.data.benchmarks import BENCHMARKS
-from jscpt_peft.data.hub_stream import facts_of_selection
+from jscpt_peft.data.hub_tables import facts_of_selection
 
 SPLITS = ("train", "validation", "dev", "test")
 

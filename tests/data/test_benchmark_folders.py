@@ -139,96 +139,78 @@ class TestMixtures:
             assert read_column(mixed.tasks[1].split(split), "key") == read_column(alone.split(split), "key")
 
 
+def rewritten(text, **changes):
+    """A split JSON with other splits."""
+    return json.dumps({**json.loads(text), **{split: change(json.loads(text)) for split, change in changes.items()}})
+
+
+COOP_SPLIT = "dtd/split_zhou_DescribableTextures.json"
+DASSL_LIST = "domainnet/splits_mini/real_train.txt"
+
+
 class TestBadInput:
-    def test_no_such_folder_says_what_belongs_there(self, tmp_path):
-        with pytest.raises(
-            FileNotFoundError,
-            match=r"has no folder 'food-101': food101 belongs there as images/ and split_zhou_Food101.json",
-        ):
-            load_task_set("food101", data_root=tmp_path)
-        with pytest.raises(FileNotFoundError, match=r"has no folder 'office_home': .* the domains being Art, Clipart"):
-            load_task_set("office_home", data_root=tmp_path)
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("food101", "has no folder 'food-101': food101 belongs there as images/ and split_zhou_Food101.json"),
+            ("office_home", "has no folder 'office_home': .* the domains being Art, Clipart"),
+        ],
+    )
+    def test_no_such_folder_says_what_belongs_there(self, name, message, tmp_path):
+        with pytest.raises(FileNotFoundError, match=message):
+            load_task_set(name, data_root=tmp_path)
 
-    def test_split_file_missing_or_damaged(self, data_root, tmp_path):
-        root = copy_of("dtd", data_root, tmp_path)
-        path = root / "dtd" / "split_zhou_DescribableTextures.json"
-        content = json.loads(path.read_text())
-        path.write_text(json.dumps({"train": content["train"]}))
-        with pytest.raises(
-            ValueError, match=r"is no split file of CoOp .*'val'.*: it must hold `train`, `val` and `test`"
-        ):
-            load_task_set("dtd", data_root=root)
-        path.write_text("{")
-        with pytest.raises(ValueError, match="is no split file of CoOp"):
-            load_task_set("dtd", data_root=root)
-        path.unlink()
-        with pytest.raises(
-            FileNotFoundError, match=r"split_zhou_DescribableTextures.json is missing: dtd belongs there as"
-        ):
-            load_task_set("dtd", data_root=root)
+    @pytest.mark.parametrize(
+        ("path", "change", "message"),
+        [
+            (COOP_SPLIT, lambda _: '{"train": []}', "is no split file of CoOp .*'val'.*: it must hold `train`, `val`"),
+            (COOP_SPLIT, lambda _: "{", "is no split file of CoOp"),
+            (COOP_SPLIT, lambda _: "[" * 100_000, "is no split file of CoOp"),
+            (COOP_SPLIT, None, "DescribableTextures.json is missing: dtd belongs there as"),
+            (
+                *(COOP_SPLIT, lambda text: rewritten(text, test=lambda old: old["train"])),
+                r"name 'dtd/images/.*' twice \(task 'dtd': train and test\)",
+            ),
+            (
+                *(COOP_SPLIT, lambda text: rewritten(text, train=lambda old: old["train"] * 2)),
+                r"twice \(task 'dtd': train and train\)",
+            ),
+            (DASSL_LIST, None, "has no list real_train.txt: mini_domainnet belongs there as"),
+            ("domainnet/clipart", None, "has no folder 'clipart'"),
+            (
+                *(DASSL_LIST, lambda text: text.replace(" 0\n", " 5\n", 1)),
+                "gives label 5 to .* and to ",
+            ),
+            (DASSL_LIST, lambda text: text + "nonsense\n", "has the line 'nonsense': expected `<domain>/<class>/<im"),
+            (
+                *("fgvc_aircraft/images_variant_val.txt", lambda text: text + "1 Zeppelin\n"),
+                "has the line '1 Zeppelin': its variant is not in variants.txt",
+            ),
+            ("office_home/Product/TV", None, "has 64 classes and no 'TV' in task 'product', but office_home has 65"),
+            (
+                *("eurosat/2750/River/image_0001.png", None),
+                "1 of 100 images of eurosat are missing .* 'eurosat/2750/River/image_0001.png'",
+            ),
+        ],
+    )
+    def test_what_is_missing_or_damaged_is_named(self, data_root, tmp_path, path, change, message):
+        name = next(name for name, each in BENCHMARKS.items() if each.folder == path.partition("/")[0])
+        target = copy_of(name, data_root, tmp_path) / path
+        if change is not None:
+            target.write_text(change(target.read_text()))
+        elif target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink()
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            load_task_set(name, data_root=tmp_path)
 
-    def test_other_classes(self, data_root, tmp_path):
-        root = copy_of("office_home", data_root, tmp_path)
-        shutil.rmtree(root / "office_home" / "Product" / "TV")
-        with pytest.raises(ValueError, match="has 64 classes and no 'TV' in task 'product', but office_home has 65"):
-            load_task_set("office_home", data_root=root)
-
-    def test_a_missing_domain_or_list(self, data_root, tmp_path):
-        root = copy_of("mini_domainnet", data_root, tmp_path)
-        (root / "domainnet" / "splits_mini" / "real_train.txt").unlink()
-        with pytest.raises(FileNotFoundError, match=r"has no list real_train.txt: mini_domainnet belongs there as"):
-            load_task_set("mini_domainnet", data_root=root)
-        shutil.rmtree(root / "domainnet" / "clipart")
-        with pytest.raises(FileNotFoundError, match="has no folder 'clipart'"):
-            load_task_set("mini_domainnet", data_root=root)
-        copy_of("office_home", data_root, tmp_path)
-        benchmark_data.libmtl_lists(root)
-        for path in (root / "office_home" / "data_txt").rglob("Product_*.txt"):
+    def test_lists_are_for_all_domains_or_for_none(self, data_root, tmp_path):
+        benchmark_data.libmtl_lists(copy_of("office_home", data_root, tmp_path))
+        for path in (tmp_path / "office_home" / "data_txt").rglob("Product_*.txt"):
             path.unlink()
         with pytest.raises(FileNotFoundError, match=r"has no list Product_train.txt.*for all domains or for none"):
-            load_task_set("office_home", data_root=root)
-
-    def test_an_image_in_two_splits_or_twice(self, data_root, tmp_path):
-        root = copy_of("dtd", data_root, tmp_path)
-        path = root / "dtd" / "split_zhou_DescribableTextures.json"
-        content = json.loads(path.read_text())
-        path.write_text(json.dumps({**content, "test": content["train"]}))
-        with pytest.raises(ValueError, match=r"name 'dtd/images/.*' twice \(task 'dtd': train and test\)"):
-            load_task_set("dtd", data_root=root)
-        path.write_text(json.dumps({**content, "train": content["train"] * 2}))
-        with pytest.raises(ValueError, match=r"twice \(task 'dtd': train and train\)"):
-            load_task_set("dtd", data_root=root)
-
-    def test_images_missing_or_unreadable(self, data_root, tmp_path):
-        root = copy_of("eurosat", data_root, tmp_path)
-        for path in (root / "eurosat" / "2750" / "River").glob("*"):
-            path.write_bytes(b"no image")
-        with pytest.raises(ValueError, match="has 9 classes and no 'River' in task 'eurosat', but eurosat has 10"):
-            load_task_set("eurosat", data_root=root, skip_bad_images=True)
-        (root / "eurosat" / "2750" / "River" / "image_0001.png").unlink()
-        with pytest.raises(
-            FileNotFoundError, match=r"1 of 100 images of eurosat are missing .* 'eurosat/2750/River/image_0001.png'"
-        ):
-            load_task_set("eurosat", data_root=root)
-
-    def test_lists_that_contradict_themselves(self, data_root, tmp_path):
-        root = copy_of("mini_domainnet", data_root, tmp_path)
-        path = root / "domainnet" / "splits_mini" / "real_train.txt"
-        good = path.read_text()
-        first, rest = good.split("\n", 1)
-        path.write_text(first.rpartition(" ")[0] + " 5\n" + rest)
-        with pytest.raises(ValueError, match=r"gives label 5 to .* and to "):
-            load_task_set("mini_domainnet", data_root=root)
-        path.write_text(good + "nonsense\n")
-        with pytest.raises(ValueError, match="has the line 'nonsense': expected `<domain>/<class>/<image> <label>`"):
-            load_task_set("mini_domainnet", data_root=root)
-
-    def test_an_unknown_variant(self, data_root, tmp_path):
-        root = copy_of("fgvc_aircraft", data_root, tmp_path)
-        path = root / "fgvc_aircraft" / "images_variant_val.txt"
-        path.write_text(path.read_text() + "1 Zeppelin\n")
-        with pytest.raises(ValueError, match=r"has the line '1 Zeppelin': its variant is not in variants.txt"):
-            load_task_set("fgvc_aircraft", data_root=root)
+            load_task_set("office_home", data_root=tmp_path)
 
     @pytest.mark.parametrize(
         ("name", "options", "message"),
@@ -250,8 +232,12 @@ class TestBadInput:
             load_task_set(name, data_root=data_root, **options)
 
     def test_unreadable_images_are_skipped_where_that_is_asked_for(self, data_root, tmp_path, caplog):
-        root = copy_of("eurosat", data_root, tmp_path)
-        (root / "eurosat" / "2750" / "River" / "image_0001.png").write_bytes(b"no image")
-        task = load_task_set("eurosat", data_root=root, train_fraction=1.0, skip_bad_images=True).tasks[0]
-        assert len(task.train) == 59
+        river = sorted((copy_of("eurosat", data_root, tmp_path) / "eurosat" / "2750" / "River").iterdir())
+        ask = {"name": "eurosat", "data_root": tmp_path, "train_fraction": 1.0, "skip_bad_images": True}
+        river[1].write_bytes(b"no image")
+        assert len(load_task_set(**ask).tasks[0].train) == 59
         assert "Skipped 1 unreadable images" in caplog.text and "River/image_0001.png" in caplog.text
+        for path in river:
+            path.write_bytes(b"no image")
+        with pytest.raises(ValueError, match="has 9 classes and no 'River' in task 'eurosat', but eurosat has 10"):
+            load_task_set(**ask)

@@ -9,6 +9,7 @@ import re
 import shutil
 import stat
 import struct
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -193,6 +194,16 @@ def test_names_are_no_markdown(text):
     shown = markdown(text)
     assert not re.search(r"(?<!\\)(?:\\\\)*[`|<\[*]", shown)
     assert re.sub(r"\\(.)", r"\1", shown) == printable(text)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="such names cannot be given")
+@pytest.mark.parametrize("name", ["art/caf\udce9/1.png", "art/cat/\udcff.png", "\udcff/cat/1.png"])
+def test_names_that_are_no_text_are_refused(name, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(path)
+    with pytest.raises(ValueError, match=r"the name of .* is no UTF-8 text: rename it"):
+        folder_task_set(tmp_path)
 
 
 def test_names_that_a_terminal_would_obey_are_refused(tmp_path):

@@ -108,3 +108,11 @@ def test_any_other_base_is_asked_for(folder, image, tmp_path, capsys, base, mess
     if base is not None:
         with pytest.raises(ValueError, match="is neither a folder nor a name on the Hub"):
             load_adapter(config, str(folder), base=base)
+
+
+def test_names_are_printed_and_not_obeyed(image, capsys, monkeypatch):
+    monkeypatch.setattr(predict, "predict", lambda _: [{"cat\x1b]52;c;x\x07[red]": 1.0}])
+    predict.main(["--adapter", "mine", "--task", TASK, image])
+    shown = capsys.readouterr().out
+    assert "\x1b]" not in shown and "\x07" not in shown
+    assert r"cat\x1b]52;c;x\x07[red]" in "".join(shown.split())

@@ -82,25 +82,6 @@ def test_gradients_are_those_of_finite_differences(options, present):
     assert torch.autograd.gradcheck(weights, tuple(scheduler.parameters()))
 
 
-def test_start():
-    """α = β = 1; for neutral tasks 0.34 as printed, 1 normalised (row 7 of the design)."""
-    neutral, none = torch.full((3,), sigmoid(1)), torch.zeros(3, 3)
-    for parameterization in ("unconstrained", "softplus"):
-        scheduler = TaskPromptScheduler(3, weight_normalization="none", parameterization=parameterization)
-        assert_close(torch.stack([scheduler.alpha, scheduler.beta]).detach(), torch.ones(2, 3))
-        assert sum(parameter.numel() for parameter in scheduler.parameters()) == 2 * 3
-        assert_close(scheduler(neutral, none).detach(), torch.full((3,), 0.5 * sigmoid(sigmoid(1))))
-    assert_close(TaskPromptScheduler(3)(neutral, none).detach(), torch.ones(3))
-
-
-def test_incoming_affinity_of_a_task_is_its_column():
-    """Sources 1 and 2 help task 0, which helps nobody: incoming favours task 0, outgoing disfavours it."""
-    affinity = torch.tensor([[0.0, -1.0, -1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
-    incoming = TaskPromptScheduler(3, prompt_scheduling=False)(EFFECT, affinity)
-    outgoing = TaskPromptScheduler(3, prompt_scheduling=False, affinity_direction="outgoing")(EFFECT, affinity)
-    assert incoming.argmax() == 0 and outgoing.argmin() == 0
-
-
 def test_effect_and_affinity_are_constants():
     effect, affinity = EFFECT.clone().requires_grad_(), AFFINITY.clone().requires_grad_()
     weights = TaskPromptScheduler(3)(effect, affinity)

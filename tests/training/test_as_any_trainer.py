@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import prompted
 import pytest
@@ -14,12 +16,13 @@ from peft import PeftModel
 from small_run import remade
 from torch.nn.functional import cross_entropy
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.data import ImageTaskDataset, collate
 from jscpt_peft.evaluation import read_history
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
+from jscpt_peft.training.callbacks import TaskLines, TaskProgress
 from jscpt_peft.training.output_lock import output_lock
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
@@ -54,6 +57,17 @@ def test_plain_arguments_and_none(tmp_path, monkeypatch):
     assert (made.learning_rate, made.optim, made.remove_unused_columns) == (1.5e-3, "sgd", False)  # the paper's
     assert remade(run, args=None).args.num_train_epochs == 50
     remade(run, args=TrainingArguments(**given, per_device_train_batch_size=2)).train()
+
+
+@pytest.mark.parametrize("kind", [TaskLines, TaskProgress])
+def test_a_line_per_log_with_and_without_progress_bars(tmp_path, capsys, kind):
+    run = small_run.trainer(tmp_path, callbacks=[kind(list(prompted.TASKS))], **SAVING, max_steps=2)
+    run.remove_callback(PrinterCallback)
+    run.train()
+    printed, errors = capsys.readouterr()
+    assert len(re.findall(r"step +[12]  loss .* loss of photo .*  φ ", printed)) == 2
+    assert len(re.findall(r"step +[12]  validation: mean accuracy .*% ", printed)) == 2
+    assert ("it/s" in errors) == (kind is TaskProgress)
 
 
 # ---- data sets ------------------------------------------------------------------------------------------------------
