@@ -27,7 +27,7 @@ def check_base_model(config: JSCPTConfig, sizes: Sizes) -> None:
         detail = ", ".join(f"{name} {made} (this base: {here})" for name, (made, here) in differing.items())
         raise ValueError(
             f"The adapter was made for another base model: {detail}. Load it on "
-            f"`{config.base_model_name_or_path}`, the base model it was trained on."
+            f"`{config.base_model_name_or_path}`, the base model it was trained on (`base_dimensions`)."
         )
     blocks = min(sizes.blocks[tower] for tower in config.prompted_towers or ("vision", "text"))
     if config.prompt_depth is not None and config.prompt_depth > blocks:
