@@ -26,7 +26,7 @@ from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 
 
 class Watch(threading.Thread):
-    """Looks at the memory of this process and its children twice a second."""
+    """Looks at the memory of this process and its children four times a second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -35,18 +35,9 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         process = psutil.Process()
-<<<<<<< HEAD
-        while not self.done.wait(0.1):
+        while not self.done.wait(0.25):
             found = [memory(each.pid) for each in (process, *process.children(recursive=True))]
             self.most = {name: max(most, sum(each[name] for each in found)) for name, most in self.most.items()}
-=======
-        while not self.done.wait(0.5):  # a look costs milliseconds a process
-            found = [
-                memory(each) for each in (process.pid, *(child.pid for child in process.children(recursive=True)))
-            ]
-            for name in self.most:
-                self.most[name] = max(self.most[name], sum(each.get(name, 0) for each in found))
->>>>>>> testing
 
 
 def memory(pid: int) -> dict[str, int]:
