@@ -26,7 +26,7 @@ from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 
 
 class Watch(threading.Thread):
-    """Looks at the memory of this process and its children four times a second."""
+    """Looks at the memory of this process and its children twice a second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -35,7 +35,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         process = psutil.Process()
-        while not self.done.wait(0.25):
+        while not self.done.wait(0.5):  # a look costs milliseconds a process
             found = [memory(each.pid) for each in (process, *process.children(recursive=True))]
             self.most = {name: max(most, sum(each[name] for each in found)) for name, most in self.most.items()}
 
