@@ -6,8 +6,11 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.utils import logging
 
 from .arguments import JSCPTTrainingArguments
+
+logger = logging.get_logger(__name__)
 
 
 def own_arguments(args: TrainingArguments | None) -> JSCPTTrainingArguments:
@@ -27,7 +30,13 @@ def own_arguments(args: TrainingArguments | None) -> JSCPTTrainingArguments:
     defaults = {each.name: _default(each) for each in fields(TrainingArguments)}
     # These two must stay as they are here.
     kept = {name: value for name, value in given.items() if name not in ("remove_unused_columns", "label_names")}
-    return JSCPTTrainingArguments(**{name: value for name, value in kept.items() if value != defaults[name]})
+    own = JSCPTTrainingArguments(**{name: value for name, value in kept.items() if value != defaults[name]})
+    moved = [name for name in kept if kept[name] == defaults[name] and getattr(own, name) != kept[name]]
+    logger.warning(
+        "Plain `TrainingArguments` were given. What stands at their default is set as in `JSCPTTrainingArguments`: "
+        f"{', '.join(f'{name} = {getattr(own, name)!r}' for name in moved)}."
+    )
+    return own
 
 
 def _default(each: Field) -> Any:
