@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow  # every program is a process of its own
 
 TESTS = Path(__file__).parents[1]
 RECIPES = TESTS.parent / "recipes"
-ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+ADAPTER = {"README.md", "adapter_config.json", "adapter_model.safetensors", "adapter_model.sha256"}
 FIGURES = {
     *("losses.png", "weights.png", "affinity.png", "gradient_cosines.png"),
     *("causal_effects.png", "prompt_scheduling.png"),
@@ -81,7 +81,10 @@ print(0)
         commits(hub, "user/adapter") == 2
     )  # with that of the branch; the second push changes nothing, not even the tags
     main, second = hub.files("user/adapter"), hub.files("user/adapter", revision="v2")
-    assert {path for path in main if main[path] != second[path]} == {"adapter_model.safetensors"}
+    assert {path for path in main if main[path] != second[path]} == {
+        "adapter_model.safetensors",
+        "adapter_model.sha256",
+    }
     published = card(hub, "user/adapter")
     assert published.data.library_name == "peft" and {"jscpt", "birds"} <= set(published.data.tags)
     assert "# user/adapter" in published.text and '"user/adapter")' in published.text
