@@ -11,15 +11,22 @@ from pathlib import Path
 
 import processes
 import pytest
+from recipe_runs import draw_images
 
 from jscpt_peft.evaluation import read_history
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = ROOT / "recipes" / "configs" / "accelerate" / "two_cpu_processes.yaml"
-QUICK = ["--task_set", "shapes", "--shots", "2", "--use_cpu", "--eval_strategy", "no", "--lower_steps", "2"]
+QUICK = ["--use_cpu", "--eval_strategy", "no", "--lower_steps", "2", "--per_device_train_batch_size", "2"]
 TIMEOUT = 300
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> list[str]:
+    """The arguments for a few images, which are evaluated fast."""
+    return ["--task_set", "folder", "--data_root", str(draw_images(tmp_path_factory.mktemp("images"), suffix="png"))]
 
 
 def launch(folder: Path, *arguments: str) -> subprocess.Popen:
@@ -40,24 +47,26 @@ def run(folder: Path, *arguments: str) -> list[int]:
     return processes.wait(processes.launch(2, folder, [str(ROOT / "recipes" / "train.py"), *QUICK, *arguments]))
 
 
-def test_python_trains(tmp_path):
+def test_python_trains(tmp_path, data):
     """A real process, which nothing has prepared."""
-    command = [sys.executable, str(ROOT / "recipes" / "train.py"), *QUICK, "--max_steps", "1", "--output_dir", "out"]
+    command = [sys.executable, str(ROOT / "recipes" / "train.py"), *QUICK, *data]
+    command += ["--max_steps", "1", "--output_dir", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
-def test_trains_evaluates_and_writes_once(tmp_path):
+def test_trains_evaluates_and_writes_once(tmp_path, data):
     output = tmp_path / "out"
-    assert run(tmp_path, "--output_dir", str(output), "--max_steps", "4") == [0, 0], said(tmp_path)
+    arguments = [*data, "--output_dir", str(output), "--max_steps", "4"]
+    assert run(tmp_path, *arguments) == [0, 0], said(tmp_path)
     names = {path.name for path in output.iterdir()}
     assert {"adapter_model.safetensors", "manifest.json", "results.json", "losses.png"} <= names
     assert [row["step"] for row in read_history(output / "scheduler_history.jsonl")] == [1, 2, 3, 4]
     for once in ("trainable params", "zero-shot", "Adapter and results:"):
         assert said(tmp_path).count(once) == 1, once
     # A second run into the same directory is refused by all of them, with one reason.
-    assert run(tmp_path, "--output_dir", str(output), "--max_steps", "4") == [1, 1]
+    assert run(tmp_path, *arguments) == [1, 1]
     assert "is not empty: choose another" in said(tmp_path)
     assert "Traceback" not in said(tmp_path)
 
@@ -79,9 +88,9 @@ def test_sigterm_to_the_launcher_of_one_process_reaches_it(tmp_path):
         process.terminate()
 
 
-def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
+def test_ctrl_c_saves_and_the_run_goes_on(tmp_path, data):
     output = tmp_path / "out"
-    arguments = ["--output_dir", str(output), "--max_steps", "2000", "--logging_steps", "1"]
+    arguments = [*data, "--logging_steps", "1", "--output_dir", str(output), "--max_steps", "2000"]
     process = launch(tmp_path, *arguments)
     start = time.monotonic()
     while "step" not in said(tmp_path).partition("trainable params")[2] and time.monotonic() - start < TIMEOUT:
@@ -92,7 +101,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path):
     (checkpoint,) = output.glob("checkpoint-*")
     step = int(checkpoint.name.removeprefix("checkpoint-"))
     assert 0 < step < 2000
-    arguments[3] = str(step + 1)
+    arguments[-1] = str(step + 1)
     assert run(tmp_path, *arguments, "--resume_from_checkpoint", "last") == [0, 0], said(tmp_path)
     assert [row["step"] for row in read_history(output / "scheduler_history.jsonl")] == list(range(1, step + 2))
     assert "`max_steps` (2000, now" in said(tmp_path)  # another schedule than the run would have had
