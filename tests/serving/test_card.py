@@ -159,7 +159,8 @@ def test_weights_are_saved_where_the_card_fails(model, tmp_path, monkeypatch, ca
         monkeypatch.setattr(logging.getLogger("jscpt_peft"), "propagate", True)
         model.save_pretrained(tmp_path)
     assert "was not written (TypeError: 'NoneType' object is not callable)" in caplog.text
-    assert {path.name for path in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "adapter_model.sha256"}
+    saved = {"adapter_config.json", "adapter_model.safetensors", "adapter_model.sha256"}
+    assert {path.name for path in tmp_path.iterdir()} == saved
 
 
 def test_in_step_with_the_card_of_the_method(model):
