@@ -24,6 +24,7 @@ class Method:
     Attributes:
         summary: one line on it.
         structure: fields of `JSCPTConfig` that make the method what it is; nothing may override them.
+        at_least: the same for numbers, which may be larger.
         paper, original: further fields of `JSCPTConfig`, by whose hyperparameters they are.
         training: fields of `JSCPTTrainingArguments` that belong to the method.
         paper_training, original_training: further ones, by whose hyperparameters they are.
@@ -33,6 +34,7 @@ class Method:
 
     summary: str
     structure: Mapping[str, Any]
+    at_least: Mapping[str, int] = field(default_factory=dict)
     paper: Mapping[str, Any] = field(default_factory=dict)
     original: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -58,6 +60,7 @@ METHODS: dict[str, Method] = {
     "coop": Method(
         "shared text prompts before the first block (CoOp, IJCV 2022)",
         {"prompts": "concatenated", "towers": "text", "prompt_depth": 1, "num_task_tokens": 0, "intervention": "none"},
+        at_least={"num_shared_tokens": 1},
         paper={"num_shared_tokens": 16},
         original={"num_shared_tokens": 16},
         training=UNIFORM,
@@ -68,6 +71,7 @@ METHODS: dict[str, Method] = {
     "vpt": Method(
         "shared vision prompts in every block, fixed texts (VPT-deep, ECCV 2022)",
         {"prompts": "concatenated", "towers": "vision", "num_task_tokens": 0, "intervention": "none"},
+        at_least={"num_shared_tokens": 1},
         paper={"num_shared_tokens": 16, "class_template": PHOTO},
         original={"num_shared_tokens": 16, "class_template": PHOTO},
         training=UNIFORM,
@@ -143,12 +147,16 @@ def method_fields(name: str, hyperparameters: str = "paper", **overrides: Any) -
         ValueError: there is no such method, or an override would make another method of it.
     """
     method = METHODS[_checked(name, hyperparameters)]
+    if "method" in overrides:
+        raise ValueError(f"`method` is {overrides['method']!r} beside the method {name!r}: name one of them.")
     for field_name, value in overrides.items():
         needed = method.structure.get(field_name, value)
-        if value != needed:
+        fewest = method.at_least.get(field_name)
+        if value != needed or (fewest is not None and value < fewest):
+            words = f"{needed!r}" if fewest is None else f"at least {fewest}"
             raise ValueError(
-                f"`{field_name}` is {value!r}, but method {name!r} is made by {needed!r}: leave it out, or build the "
-                "configuration without `for_method`."
+                f"`{field_name}` is {value!r}, but method {name!r} requires {words}: use "
+                f"`JSCPTConfig.for_method({name!r}, tasks=...)` without it, or leave the method out."
             )
     chosen = method.paper if hyperparameters == "paper" else method.original
     return {**method.structure, **chosen, **overrides}

@@ -139,6 +139,10 @@ class JSCPTConfig(PeftConfig):
                 f"`task_type` is {str(given)!r}: a JSCPT adapter is for image classification alone; leave "
                 "`task_type` out."
             )
+        self.check()
+
+    def check(self) -> None:
+        """Raises a `ValueError` where a field is out of its range; fields may have been set since the start."""
         check_settings(self)
         self._check_tasks()
         self._check_templates()
@@ -150,7 +154,8 @@ class JSCPTConfig(PeftConfig):
                 f"{self.towers!r}: give words that start shared text prompts, or leave it out."
             )
         if self.method is not None:
-            method_fields(self.method, **{name: getattr(self, name) for name in METHODS[self.method].structure})
+            method = METHODS[self.method]
+            method_fields(self.method, **{name: getattr(self, name) for name in (*method.structure, *method.at_least)})
             check_single_task(self.method, self.single_task)
 
     def _check_tasks(self) -> None:
@@ -245,7 +250,7 @@ def _is_name(name: Any, unwanted: tuple[str, ...]) -> bool:
 
 def _is_template(template: str) -> bool:
     try:
-        return "{}" in template and bool(template.format(""))
+        return "{}" in template and "name" in template.format("name")
     except (AttributeError, IndexError, KeyError, ValueError):  # more than one place, or braces that are none
         return False
 

@@ -17,7 +17,7 @@ from .class_features import ClassFeatures
 from .class_tokens import check_lengths, fill_token_ids
 from .config import JSCPTConfig
 from .layer import AdapterHolder, JSCPTLayer
-from .start import Start
+from .start import Sizes, Start
 
 ADAPTERS = "jscpt_adapters"
 
@@ -39,6 +39,7 @@ class JSCPTInjection(BaseTuner):
         self.class_features = ClassFeatures(self.backbone)
 
     def _prepare_adapter_config(self, peft_config: JSCPTConfig, model_config: dict) -> JSCPTConfig:  # noqa: ARG002
+        peft_config.check()
         if peft_config.target_modules not in (None, self.backbone.target_modules):
             raise ValueError(
                 f"`target_modules` is {peft_config.target_modules!r}: leave it out, JSCPT adapts both towers."
@@ -78,6 +79,7 @@ class JSCPTInjection(BaseTuner):
         adapter = TaskAdapter(start)
         with torch.no_grad():
             prompts = adapter.prompts()
+        _check_prompts(config, prompts, num_tasks, self.backbone.sizes)
         check_lengths(config, self.model.config, prompts["text"].shape[2] if "text" in prompts else 0)
         return adapter
 
@@ -169,3 +171,16 @@ class JSCPTInjection(BaseTuner):
     def task_names(self) -> list[str]:
         """The active adapter's tasks, in the order of `task_ids`."""
         return list(self.active_jscpt_config.tasks)
+
+
+def _check_prompts(config: JSCPTConfig, prompts: dict[str, torch.Tensor], num_tasks: int, sizes: Sizes) -> None:
+    """Raises a `ValueError` where a prompt source gives something else than prompts of the towers."""
+    for tower, given in prompts.items():
+        if tower in sizes.widths:
+            fits = given.dim() == 4 and (len(given), given.shape[-1]) == (num_tasks, sizes.widths[tower])
+            if fits and 1 <= given.shape[1] <= sizes.blocks[tower]:
+                continue
+        raise ValueError(
+            f"the prompt source {config.prompts!r} gives {tower!r}: {tuple(given.shape)}; give `vision` or `text`: "
+            "[tasks, depth, tokens, width of the tower], with a depth up to its number of blocks."
+        )

@@ -42,6 +42,9 @@ class JSCPTLayer(nn.Module, BaseTunerLayer):
                 raise
             return getattr(self.base_layer, name)
 
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *dir(self.base_layer)})
+
     def update_layer(self, adapter_name: str, config: JSCPTConfig) -> None:
         """Makes an adapter known here, or its changed configuration."""
         self.adapter_configs[adapter_name] = config
@@ -59,6 +62,8 @@ class JSCPTLayer(nn.Module, BaseTunerLayer):
     @property
     def active_name(self) -> str:
         """Name of the one active adapter; a `ValueError` where several are."""
+        if not self.active_adapters:
+            raise ValueError("no adapter is left: add one with `add_adapter(name, config)`, or call `unload()`.")
         if len(self.active_adapters) != 1:
             raise ValueError(
                 f"JSCPT applies one adapter at a time, but {self.active_adapters} are active: call "

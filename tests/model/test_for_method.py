@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 
+import oracles
 import pytest
 import torch
 from peft import PeftConfig, get_peft_model
@@ -70,7 +71,7 @@ def test_a_method_is_its_structure_and_nothing_may_override_it(tmp_path, name):
     for field, needed in structure.items():
         assert getattr(config, field) == needed
         other = {int: 3, bool: not needed}.get(type(needed), "another")
-        with pytest.raises(ValueError, match=f"`{field}` is {other!r}, but method {name!r} is made by {needed!r}"):
+        with pytest.raises(ValueError, match=f"`{field}` is {other!r}, but method {name!r} requires {needed!r}"):
             JSCPTConfig.for_method(name, TASKS, **{field: other})
     config.save_pretrained(tmp_path)
     assert PeftConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
@@ -78,7 +79,7 @@ def test_a_method_is_its_structure_and_nothing_may_override_it(tmp_path, name):
     shared = stored["intervention"] == "mask_mlp"
     stored |= {"intervention": "none" if shared else "mask_mlp"}  # somebody has edited the file
     (tmp_path / "adapter_config.json").write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match=f"`intervention` is .*, but method {name!r} is made by"):
+    with pytest.raises(ValueError, match=f"`intervention` is .*, but method {name!r} requires"):
         PeftConfig.from_pretrained(tmp_path)
 
 
@@ -118,3 +119,26 @@ def test_whose_hyperparameters():
 def test_a_typo_suggests_the_nearest(arguments, message):
     with pytest.raises(ValueError, match=message):
         JSCPTConfig.for_method(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: JSCPTConfig(tasks=TASKS, method="coop"),
+            r"method 'coop' requires 'text': use `JSCPTConfig.for_method",
+        ),
+        (lambda: JSCPTConfig.for_method("coop", TASKS, method="vpt"), "`method` is 'vpt' beside the method 'coop'"),
+        (lambda: JSCPTConfig.for_method("coop", TASKS, num_shared_tokens=0), "requires at least 1"),
+    ],
+)
+def test_a_method_is_what_it_says(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_configuration_that_was_changed_is_checked_again():
+    config = JSCPTConfig.for_method("coop", TASKS, class_token_ids=IDS)
+    config.towers = "both"
+    with pytest.raises(ValueError, match="`towers` is 'both', but method 'coop' requires 'text'"):
+        get_peft_model(oracles.tiny_clip(), config)

@@ -101,3 +101,14 @@ def test_uniform_weights_cost_neither_a_gramian_nor_a_reference(tmp_path, monkey
     assert isinstance(run.weighting, UniformWeighting)
     rows = read_history(tmp_path / HISTORY_FILE)
     assert [row["weight"] for row in rows] == [[1, 1, 1]] * 2 and "causal_effect" not in rows[0]
+
+
+@pytest.mark.parametrize("given", [{"txt": (3, 3, 2, 24)}, {"text": (2, 24)}, {"text": (3, 4, 2, 24)}])
+def test_what_a_source_gives_is_checked(monkeypatch, given):
+    class Wrong(PromptSource):
+        def forward(self):
+            return {name: torch.zeros(shape) for name, shape in given.items()}
+
+    monkeypatch.setitem(PROMPT_SOURCES, "wrong", Wrong)
+    with pytest.raises(ValueError, match="the prompt source 'wrong' gives"):
+        prompted.prompted_clip(torch.float32, prompts="wrong")

@@ -51,6 +51,11 @@ class TestTasksTravelWithTheTensors:
             lambda x: 1.0 * x / 1.0,
             lambda x: x[:],
             lambda x: x[torch.arange(4)],
+            lambda x: torch.mul(x, 1.0),
+            lambda x: 1.0 - (1.0 - x),
+            lambda x: torch.cat(x.chunk(2)),
+            lambda x: torch.cat(x.split([1, 3])),
+            lambda x: x.flip(0).flip(0),
             copy.deepcopy,
         ],
     )
@@ -66,9 +71,11 @@ class TestTasksTravelWithTheTensors:
         for rows in (slice(1, 3), [3, 0], torch.tensor([False, True, True, False])):
             assert_close(clip.visual_projection(features[rows]), clip.visual_projection(features)[rows])
 
-    def test_where_they_are_lost_it_is_said(self, clip, pixels):
-        with pytest.raises(ValueError, match="`task_ids` is missing and no task is set"):
-            clip.visual_projection(self.pooled(clip, pixels, 0).flip(0))
+    @pytest.mark.parametrize("change", [lambda x: x.repeat(2, 1), lambda x: x.sort(0)[0], lambda x: x.unsqueeze(0)[0]])
+    def test_where_they_are_lost_it_is_said(self, clip, pixels, change):
+        features = change(self.pooled(clip, pixels, 0))
+        with pytest.raises(ValueError, match="the tasks of these image features got lost"):
+            clip.visual_projection(features)
 
     def test_what_leaves_the_model_is_plain(self, clip, pixels):
         assert not isinstance(clip(TEXT, pixels, task_ids=0).image_embeds, TaskFeatures)
