@@ -29,7 +29,7 @@ class ByTask(Dataset):
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
-        ids = _task_ids(dataset)
+        ids = task_ids_of(dataset)
         counts = sorted(Counter(ids).items())
         self.task_ids, self.sizes = tuple(task for task, _ in counts), [count for _, count in counts]
         self._order = sorted(range(len(ids)), key=ids.__getitem__)
@@ -85,13 +85,24 @@ def image_task_datasets(dataset: Any) -> Iterator[ImageTaskDataset]:
         yield from image_task_datasets(dataset.dataset)
 
 
-def _task_ids(dataset: Any) -> list[int]:
+def tables(dataset: Any) -> Iterator[Any]:
+    """The Hugging Face data sets that a data set is made of, as far as it is; not those of `ImageTaskDataset`s."""
+    if isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from tables(part)
+    elif isinstance(dataset, (Subset, ByTask)):
+        yield from tables(dataset.dataset)
+    elif hasattr(dataset, "features"):
+        yield dataset
+
+
+def task_ids_of(dataset: Any) -> list[int]:
     """The task of every item, without reading images where that is possible."""
     if isinstance(dataset, Subset):
-        ids = _task_ids(dataset.dataset)
+        ids = task_ids_of(dataset.dataset)
         return [ids[index] for index in dataset.indices]
     if isinstance(dataset, ConcatDataset):
-        return [task for part in dataset.datasets for task in _task_ids(part)]
+        return [task for part in dataset.datasets for task in task_ids_of(part)]
     if isinstance(dataset, ImageTaskDataset):
         if dataset.task_ids is None:
             return [task for part in dataset.datasets for task in read_column(part, "task_id")]

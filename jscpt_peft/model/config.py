@@ -250,7 +250,7 @@ def _is_name(name: Any, unwanted: tuple[str, ...]) -> bool:
 
 def _is_template(template: str) -> bool:
     try:
-        return "{}" in template and "name" in template.format("name")
+        return "{}" in template and template.format("x") != template.format("y")
     except (AttributeError, IndexError, KeyError, ValueError):  # more than one place, or braces that are none
         return False
 

@@ -103,6 +103,11 @@ def mean_losses(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
 
 def check_labels(labels: torch.Tensor, task_ids: torch.Tensor, tasks: dict[str, list[str]]) -> None:
     """Raises a `ValueError` that names the first label out of its task's range."""
+    if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.shape != task_ids.shape:
+        raise ValueError(
+            f"`labels` has dtype {labels.dtype} and shape {tuple(labels.shape)}: give whole numbers, one for each of "
+            f"the {len(task_ids)} images."
+        )
     names = list(tasks)
     counts = torch.tensor([len(tasks[name]) for name in names], device=labels.device)
     wrong = (labels < 0) | (labels >= counts[task_ids])

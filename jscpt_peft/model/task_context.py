@@ -103,7 +103,10 @@ class TaskContext:
         """
         if task_ids is None:
             task_ids = self._default_task(task_names)
-        ids = torch.as_tensor(task_ids, dtype=torch.long, device=device).reshape(-1)
+        ids = torch.as_tensor(task_ids, device=device).reshape(-1)
+        if ids.numel() and (ids.is_floating_point() or ids.dtype == torch.bool):
+            raise ValueError(f"`task_ids` has dtype {ids.dtype}: give whole numbers, positions in {list(task_names)}.")
+        ids = ids.long()
         if ids.numel() == 1:
             ids = ids.expand(rows)
         if ids.numel() != rows:

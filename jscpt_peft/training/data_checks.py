@@ -8,7 +8,7 @@ from typing import Any
 from peft import PeftModel
 
 from jscpt_peft.data import ImageTaskDataset, read_column
-from jscpt_peft.data.by_task import ByTask, check_map_style, image_task_datasets
+from jscpt_peft.data.by_task import ByTask, check_map_style, image_task_datasets, tables, task_ids_of
 from jscpt_peft.data.task import first_difference
 from jscpt_peft.model import JSCPTModel
 
@@ -52,6 +52,26 @@ def check_tasks(argument: str, dataset: Any, tasks: dict[str, list[str]]) -> Non
         _check_images(argument, images, tasks)
     if isinstance(dataset, ByTask):
         _check_ids(argument, dataset.task_ids, tasks)
+    for table in tables(dataset):
+        _check_features(argument, table, tasks)
+
+
+def _check_features(argument: str, table: Any, tasks: dict[str, list[str]]) -> None:
+    """Raises a `ValueError` where the `ClassLabel`s of a Hugging Face data set name other tasks or classes."""
+    names = {name: getattr(feature, "names", None) for name, feature in table.features.items()}
+    own_tasks = names.get("task_ids") or names.get("task_id")
+    if own_tasks is not None and own_tasks != list(tasks):
+        raise ValueError(
+            f"`{argument}` numbers the tasks {own_tasks}, the model {list(tasks)}: give them in the model's order."
+        )
+    classes = names.get("labels") or names.get("label")
+    for task_id in sorted(set(task_ids_of(table))) if classes is not None else ():
+        name = list(tasks)[task_id]
+        if classes != list(tasks[name]):
+            raise ValueError(
+                f"`{argument}` has other classes in task {name!r} than the model, or in another order "
+                f"({first_difference(classes, tasks[name])}): give the labels in the model's order."
+            )
 
 
 def _check_images(argument: str, dataset: ImageTaskDataset, tasks: dict[str, list[str]]) -> None:

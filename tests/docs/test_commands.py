@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from arguments import RecipeParser
@@ -52,4 +50,3 @@ def test_arguments_are_accepted(command, monkeypatch):
         else:
             program.main(words[1:])
     assert "--output_dir" in words or name != "train"
-    del sys.modules[program.__name__]

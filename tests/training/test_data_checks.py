@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datasets
 import prompted
 import pytest
 import small_run
 import torch
 
 from jscpt_peft.data import ImageTaskDataset
+from jscpt_peft.training import JSCPTTrainer
 
 TASKS = prompted.TASKS
 
@@ -57,3 +59,20 @@ def test_the_models_own_names_and_none_pass(tmp_path):
         trainer.predict(
             ImageTaskDataset(images(None, [2]).datasets, None, class_names={last: TASKS[last]}, task_ids=[0])
         )
+
+
+@pytest.mark.parametrize(
+    ("labels", "tasks", "message"),
+    [
+        (["dog", "cat", "fox"], None, "label 0 is 'dog' instead of 'cat'"),
+        (["cat", "dog", "fox"], ["clipart", "photo", "sketch"], "numbers the tasks"),
+    ],
+)
+def test_names_in_a_plain_data_set_are_compared_too(tmp_path, labels, tasks, message):
+    features = {"pixel_values": datasets.Array3D((3, 32, 32), "float32"), "labels": datasets.ClassLabel(names=labels)}
+    features["task_ids"] = datasets.Value("int64") if tasks is None else datasets.ClassLabel(names=tasks)
+    rows = {"pixel_values": [torch.zeros(3, 32, 32).tolist()] * 3, "labels": [0, 1, 2], "task_ids": [0, 0, 0]}
+    data = datasets.Dataset.from_dict(rows, features=datasets.Features(features)).with_format("torch")
+    run = small_run.trainer(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        JSCPTTrainer(run.model, run.args, train_dataset=torch.utils.data.Subset(data, [0, 1, 2]))
