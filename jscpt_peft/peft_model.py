@@ -150,6 +150,8 @@ class JSCPTPeftModel(PeftModel):
             )
             for folder in folders:
                 write_digest(folder, safe_serialization)
+                # Of an earlier save in the other format, which PEFT might load instead.
+                (folder / (WEIGHTS_NAME if safe_serialization else SAFETENSORS_WEIGHTS_NAME)).unlink(missing_ok=True)
         except (OSError, SafetensorError) as error:
             raise OSError(
                 f"the adapter could not be saved in {save_directory} ({type(error).__name__}: {error}): what is "

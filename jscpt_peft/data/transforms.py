@@ -79,13 +79,16 @@ def image_transform(
         that generator alone.
 
     Raises:
-        ValueError: a size below 1, `mean` or `std` not of length 3, or `smallest_crop` out of its range; the training
-            transform called without generator.
+        ValueError: a size below 1, `mean` or `std` that are not three numbers, `smallest_crop` out of its range, or
+            the training transform called without generator.
     """
     if image_size < 1:
         raise ValueError(f"`image_size` is {image_size}: give the side in pixels, at least 1.")
-    if len(mean) != 3 or len(std) != 3:
-        raise ValueError(f"`mean` is {mean} and `std` is {std}: give three values each, for red, green and blue.")
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise ValueError(
+            f"`mean` is {mean} and `std` is {std}: give three finite numbers each, for red, green and blue, those of "
+            "`std` above 0."
+        )
     if not 0 < smallest_crop <= 1:
         raise ValueError(f"`smallest_crop` is {smallest_crop}: it must lie in (0, 1].")
     view = partial(_random_view, smallest_crop=smallest_crop) if train else _centre_view

@@ -17,6 +17,7 @@ from jscpt_peft.scheduling import AGGREGATORS, NEUTRAL_EFFECT
 from jscpt_peft.scheduling.affinity import AFFINITIES
 from jscpt_peft.scheduling.scheduler import AFFINITY_DIRECTIONS, PARAMETERIZATIONS, WEIGHT_NORMALIZATIONS
 from jscpt_peft.settings import (
+    Between,
     NonNegativeFloat,
     NonNegativeInt,
     OneOf,
@@ -63,7 +64,7 @@ class JSCPTTrainingArguments(TrainingArguments):
     num_train_epochs: PositiveFloat = setting(50.0, "Passes over the largest task.")
     learning_rate: NonNegativeFloat = setting(1.5e-3, "Learning rate η₁ of the prompts.")
     optim: Annotated[str, OneOf([each.value for each in OptimizerNames])] = setting("sgd", "Optimizer of the prompts.")
-    momentum: NonNegativeFloat = setting(0.9, "Momentum of --optim sgd.")
+    momentum: Annotated[float, Between(0, 1, open_high=True)] = setting(0.9, "Momentum of --optim sgd.")
     lr_scheduler_type: Annotated[str, OneOf([each.value for each in SchedulerType])] = setting(
         "cosine", "Schedule of the learning rate."
     )

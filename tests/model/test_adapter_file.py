@@ -107,3 +107,14 @@ def test_damage_is_found_by_the_digest(tmp_path):
         model.save_pretrained(tmp_path)  # over it
         model.load_adapter(folder, "third")
         model.delete_adapter("third")
+
+
+def test_what_was_saved_last_is_what_loads(tmp_path):
+    model = prompted.prompted_clip(torch.float32)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        model.task_adapter.prompts.vision_shared.add_(1)
+    for safe in (False, True):
+        model.save_pretrained(tmp_path, safe_serialization=safe)
+        loaded = PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), tmp_path)
+        assert torch.equal(loaded.prompt_tokens("vision"), model.prompt_tokens("vision"))
