@@ -134,7 +134,7 @@ def test_the_base_model_of_a_task_set():
         (["--affinity", "cosin"], "got 'cosin'. Did you mean 'cosine'?"),
         (["--gradient_aggregator", "mgda", "--no_task_scheduling"], "`task_scheduling=False` switches off"),
         (["--method", "cop"], "got 'cop'. Did you mean 'coop'?"),
-        (["--method", "coop", "--towers", "both"], "`towers` is 'both', but method 'coop' is made by 'text'"),
+        (["--method", "coop", "--towers", "both"], "`towers` is 'both', but method 'coop' requires 'text'"),
         (["--num_shared_tokens", "-1"], "`num_shared_tokens` must be at least 0, got -1"),
         (["--learning_rate", "nan"], "`learning_rate` must be a finite number, got nan"),
         (["--train_fraction", "1.5"], "`train_fraction` must be at most 1, got 1.5"),
