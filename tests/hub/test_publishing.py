@@ -15,6 +15,7 @@ from hub_server import TOKEN, Hub
 from huggingface_hub import ModelCard
 from paths import TINY_CLIP
 from PIL import Image
+from recipe_runs import QUICK
 
 pytestmark = pytest.mark.slow  # every program is a process of its own
 
@@ -224,18 +225,7 @@ def images(tmp_path_factory) -> Path:
 
 
 def train(hub: Hub, images: Path, place: Path, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    quick = [
-        "--max_steps",
-        "4",
-        "--lower_steps",
-        "2",
-        "--per_device_train_batch_size",
-        "3",
-        "--use_cpu",
-        "--seed",
-        "3",
-    ]
-    quick += ["--num_shared_tokens", "2", "--num_task_tokens", "2", "--eval_strategy", "no", "--save_strategy", "no"]
+    quick = [*QUICK, "--seed", "3", "--save_strategy", "no"]
     data = ["--task_set", "folder", "--data_root", str(images), "--output_dir", str(place / "out")]
     command = [sys.executable, str(RECIPES / "train.py"), *data, *quick, "--push_to_hub", *arguments]
     return hub.run(command, home=place, **options)
