@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .adapter import TaskAdapter
 from .adapter_file import check_tensors
-from .backbones import BACKBONES, backbone_for
+from .backbones import backbone_for
 from .base_model import check_base_model
 from .class_features import ClassFeatures
 from .class_tokens import check_lengths, fill_token_ids
@@ -32,7 +32,6 @@ class JSCPTInjection(BaseTuner):
 
     prefix = "jscpt_"
     tuner_layer_cls = JSCPTLayer
-    target_module_mapping = {"clip": BACKBONES[0].target_modules}  # noqa: RUF012 (PEFT's form)
 
     def _pre_injection_hook(self, model: nn.Module, config: JSCPTConfig, adapter_name: str) -> None:  # noqa: ARG002
         self.backbone = backbone_for(self.model)
