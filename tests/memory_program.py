@@ -1,14 +1,13 @@
-"""Trains on a task set for some steps and prints the most memory that the process and its data workers have held.
+"""Trains on a task set for some steps and prints what memory the process and its data workers took.
 
 `python tests/memory_program.py '{"name": "few_shot_10", "train_fraction": 1.0}' FOLDER`: one line of JSON, in bytes.
-`anonymous` is what is the processes' own; `all` adds their share of mapped files, of which the system keeps as much as
-it has room for.
+`anonymous` is what the processes themselves hold after the last step; `all` is the most at any time, mapped files
+included, of which the system keeps as much as it has room for.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import threading
@@ -18,7 +17,7 @@ import psutil
 import torch
 from paths import TINY_CLIP
 from peft import get_peft_model
-from transformers import CLIPImageProcessorPil, CLIPModel
+from transformers import CLIPImageProcessorPil, CLIPModel, TrainerCallback
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.data import ImageTaskDataset, image_transform, load_task_set
@@ -30,29 +29,37 @@ class Watch(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.most = {"all": 0, "anonymous": 0}
+        self.most = 0
         self.done = threading.Event()
 
     def run(self) -> None:
-        process = psutil.Process()
-        while not self.done.wait(0.5):  # a look costs milliseconds a process
-            found = [memory(each.pid) for each in (process, *process.children(recursive=True))]
-            self.most = {name: max(most, sum(each[name] for each in found)) for name, most in self.most.items()}
+        while not self.done.wait(0.5):  # a look costs milliseconds per process
+            self.most = max(self.most, memory()["all"])
 
 
-def memory(pid: int) -> dict[str, int]:
-    """Proportional shares: pages that several processes share are counted once in all."""
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
-    except OSError:  # it has just ended
-        text = ""
-    kilobytes = dict(re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE))
-    return {name: int(kilobytes.get(key, 0)) * 1024 for name, key in {"all": "Pss", "anonymous": "Pss_Anon"}.items()}
+class Held(TrainerCallback):
+    """Looks after the last step, when the data workers still run: what they hold, and not what passes."""
+
+    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:  # noqa: ARG002
+        self.anonymous = memory()["anonymous"]
+
+
+def memory() -> dict[str, int]:
+    """Of this process and its children, in proportional shares: pages that several share are counted once in all."""
+    process = psutil.Process()
+    found = dict.fromkeys(("Pss", "Pss_Anon"), 0)
+    for each in (process, *process.children(recursive=True)):
+        try:
+            text = Path(f"/proc/{each.pid}/smaps_rollup").read_text(encoding="utf-8")
+        except OSError:  # it has just ended
+            continue
+        for name, kilobytes in re.findall(r"^(Pss|Pss_Anon): +(\d+) kB", text, re.MULTILINE):
+            found[name] += int(kilobytes) * 1024
+    return {"all": found["Pss"], "anonymous": found["Pss_Anon"]}
 
 
 def main(options: dict, folder: str) -> dict[str, int]:
     watch = Watch()
-    before = memory(os.getpid())
     watch.start()
     task_set = load_task_set(**options)
     clip, processor = CLIPModel.from_pretrained(TINY_CLIP), CLIPImageProcessorPil.from_pretrained(TINY_CLIP)
@@ -82,12 +89,13 @@ def main(options: dict, folder: str) -> dict[str, int]:
         train_dataset=images["train"],
         dev_dataset=images["dev"],
         eval_dataset=images["validation"],
+        callbacks=[held := Held()],
     )
     trainer.train()
     watch.done.set()
     watch.join()
     count = {split: sum(len(task.split(split)) for task in task_set) for split in ("train", "test")}
-    return {**watch.most, **count, "before": before["anonymous"], "steps": trainer.state.global_step}
+    return {"all": watch.most, "anonymous": held.anonymous, **count, "steps": trainer.state.global_step}
 
 
 if __name__ == "__main__":
