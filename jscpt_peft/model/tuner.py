@@ -13,6 +13,7 @@ from .injection import JSCPTInjection
 from .losses import JSCPTOutput, check_labels, mean_losses, task_logits, task_loss_sums
 from .predictions import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, predict
 from .task_context import task_index
+from .task_rows import TaskRows
 
 if TYPE_CHECKING:
     from .predictions import ImageLike
@@ -67,7 +68,7 @@ class JSCPTModel(JSCPTInjection):
     def classify(
         self,
         pixel_values: Tensor,
-        task_ids: Tensor | Sequence[int] | int | None = None,
+        task_ids: TaskRows | Tensor | Sequence[int] | int | None = None,
         labels: Tensor | None = None,
         task_parameters: TaskParameters | None = None,
         present_tasks_only: bool = False,
@@ -76,7 +77,8 @@ class JSCPTModel(JSCPTInjection):
 
         Args:
             pixel_values: `[B, 3, H, W]` images, normalised as CLIP's processor does.
-            task_ids: `[B]`, or one id for all; `None`: the task of `set_task`.
+            task_ids: `[B]`, or one id for all; `None`: the task of `set_task`; or `TaskRows`, which are not looked for
+                on the device.
             labels: `[B]` within each sample's task.
             task_parameters: what `task_parameters()` returned, where gradients with respect to it are wanted.
             present_tasks_only: where there is something to learn, spend nothing on tasks without an image here: their
@@ -85,20 +87,20 @@ class JSCPTModel(JSCPTInjection):
         Raises:
             ValueError: a task id or a label is out of range, or no task is known.
         """
-        task_ids = self.backbone.vision.resolve(task_ids, pixel_values)
+        rows = self.backbone.vision.resolve(task_ids, pixel_values)
         given = task_parameters is not None
         parameters = task_parameters if given else self.task_parameters()
         learning = given or present_tasks_only or (labels is not None and parameters["text"].requires_grad)
-        class_embeds = self.class_features(parameters["text"], learning, task_ids if present_tasks_only else None)
-        x = self.backbone.image_features(pixel_values, task_ids, parameters["vision"])
+        class_embeds = self.class_features(parameters["text"], learning, rows.tasks if present_tasks_only else None)
+        x = self.backbone.image_features(pixel_values, rows, parameters["vision"])
         adapter = self.backbone.vision.active_task_adapter
         head = None if adapter is None else adapter.head
-        selected = x if head is None else head.select(x, task_ids, parameters)
-        logits = self.logits(selected, class_embeds, task_ids)
+        selected = x if head is None else head.select(x, rows.ids, parameters)
+        logits = self.logits(selected, class_embeds, rows)
         output = JSCPTOutput(logits=logits, image_embeds=x, selected_embeds=selected, class_embeds=class_embeds)
         if labels is not None:
-            check_labels(labels, task_ids, self.active_jscpt_config.tasks)
-            sums, counts = task_loss_sums(logits, labels, task_ids, len(self.task_names))
+            check_labels(labels, rows.ids, self.active_jscpt_config.tasks)
+            sums, counts = task_loss_sums(logits, labels, rows, len(self.task_names))
             output.loss_sums, output.task_counts = sums, counts
             output.task_losses = mean_losses(sums, counts)
             output.loss = output.task_losses.nanmean()
@@ -111,10 +113,10 @@ class JSCPTModel(JSCPTInjection):
         """
         return self.class_features(self.prompt_tokens("text"), learning=False)
 
-    def logits(self, embeds: Tensor, class_embeds: Tensor, task_ids: Tensor) -> Tensor:
+    def logits(self, embeds: Tensor, class_embeds: Tensor, task_ids: TaskRows | Tensor) -> Tensor:
         """Logits `[B, C]` of image features `[B, D]` under class features `[N, C, D]` (Eq. 1)."""
-        num_classes = self.class_features.texts.num_classes
-        return task_logits(embeds, class_embeds, num_classes, task_ids, self.backbone.logits)
+        rows, texts = self.backbone.vision.resolve(task_ids, embeds), self.class_features.texts
+        return task_logits(embeds, class_embeds, texts.counts, texts.num_classes, rows, self.backbone.logits)
 
     def reference_embeds(self, x: Tensor, task_ids: Tensor, kind: str) -> Tensor:
         """The view `[B, D]` that the causal effect compares x̄ with (Eq. 4); see `FeatureHead.reference`.

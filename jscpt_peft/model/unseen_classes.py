@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from .class_texts import ClassTexts
 from .class_tokens import check_lengths, check_token_ids, class_token_ids
 from .config import check_class_names
 from .losses import task_logits
+from .task_rows import TaskRows
 
 if TYPE_CHECKING:
     from .tuner import JSCPTModel
@@ -38,6 +38,5 @@ def unseen_class_embeds(model: JSCPTModel, task: str, class_names: Sequence[str]
 
 def unseen_logits(model: JSCPTModel, embeds: Tensor, class_embeds: Tensor) -> Tensor:
     """Logits `[B, C]` of image features `[B, D]`, x̄, over classes `[C, D]` (Eq. 1)."""
-    one_task = torch.zeros(len(embeds), dtype=torch.long, device=embeds.device)
-    count = one_task.new_tensor([len(class_embeds)])
-    return task_logits(embeds, class_embeds[None], count, one_task, model.backbone.logits)
+    rows, count = TaskRows.one_task(embeds), len(class_embeds)
+    return task_logits(embeds, class_embeds[None], [count], rows.ids.new_tensor([count]), rows, model.backbone.logits)

@@ -111,7 +111,7 @@ class UpperLevel:
         args, omega = self.args, list(self.weighting.parameters())
         among = model.parameters() if args.hessian_parameters == "all" else model.task_adapter.shared_prompts()
         parameters = [parameter for parameter in among if parameter.requires_grad]
-        dev_batch = Batch.of({name: tensor.to(args.device) for name, tensor in next(self._batches()).items()})
+        dev_batch = Batch.checked(next(self._batches()), model.active_jscpt_config.tasks, args.device)
         dev_chunks = hessian_chunks([dev_batch], None, args.hypergradient_chunk_size)
         dev, gradient = dev_gradient(model, parameters, dev_chunks, self.own_loss)
         product = None

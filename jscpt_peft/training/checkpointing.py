@@ -219,16 +219,23 @@ class Checkpointing(Trainer):
 
     # ---- steps that are not finite ----------------------------------------------------------------------------------
 
-    def guard(self, step: TaskMeans) -> None:
-        """Counts steps in a row in which a task is not finite; its weight is zero, and too many stop the run."""
-        if not bool(step.nonfinite.any()):
+    def guard(self, step: TaskMeans) -> int:
+        """Counts steps in a row in which a task is not finite; its weight is zero, and too many stop the run.
+
+        It is the one place where a lower step waits for the device.
+
+        Returns:
+            The number of usable tasks.
+        """
+        usable, nonfinite = torch.stack([step.usable, step.nonfinite]).tolist()
+        if not any(nonfinite):
             self.nonfinite_steps = 0
             # The parameters have just shown that they are good: the update that follows may spoil them.
             snapshot = Snapshot(self.trainable_parameters(), [self.optimizer, self.lr_scheduler, self.upper_level])
             self._good = snapshot, self.state.global_step, self.state.epoch or 0.0
-            return
+            return sum(usable)
         self.nonfinite_steps += 1
-        tasks = [name for name, wrong in zip(self.task_names, step.nonfinite, strict=True) if wrong]
+        tasks = [name for name, wrong in zip(self.task_names, nonfinite, strict=True) if wrong]
         logger.warning(
             f"Step {self.state.global_step + 1}: loss or gradient of {tasks} is not finite; weight 0 in this step "
             f"({self.nonfinite_steps} in a row)."
@@ -239,6 +246,7 @@ class Checkpointing(Trainer):
                 f"(`max_nonfinite_steps`). {self.save_last_good_state()} Lower `learning_rate`, or look at these "
                 "tasks' images."
             )
+        return sum(usable)
 
     def _spoiled(self) -> str | None:
         """What is wrong with the state after the last step, if anything."""

@@ -90,7 +90,7 @@ def hessian_chunks(batches: Sequence[Batch], batch_size: int | None, chunk_size:
         return [batch for batch in batches if len(batch.labels)]
     if batch_size is not None:
         batches = _evenly_spread(batches, batch_size, process_index(), world_size())
-    whole = Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    whole = Batch(*(torch.cat(parts) for parts in zip(*(batch[:3] for batch in batches), strict=True)))
     if chunk_size is None:
         return [whole] if len(whole.labels) else []
     return [

@@ -19,28 +19,54 @@ from torch import Tensor
 
 from jscpt_peft.model.heads import TaskParameters
 from jscpt_peft.model.losses import check_labels, mean_losses, task_loss_sums
+from jscpt_peft.model.task_rows import TaskRows
 from jscpt_peft.model.tuner import TOWER_NAMES
 from jscpt_peft.scheduling import StepSignals
 
-from .distributed import sum_over_processes
+from .distributed import sum_over_processes, world_size
 from .own_loss import OwnLoss, own_loss_sums
 
 
 class Batch(NamedTuple):
-    """Images `[B, 3, H, W]` of any mixture of tasks, their task ids `[B]` and their labels `[B]` within these."""
+    """Images of any mixture of tasks.
+
+    Attributes:
+        pixel_values: `[B, 3, H, W]`.
+        task_ids: `[B]`.
+        labels: `[B]` within the tasks.
+        known: the tasks, where the host knows them and has checked ids and labels; `None`: both are still to be done.
+    """
 
     pixel_values: Tensor
     task_ids: Tensor
     labels: Tensor
+    known: TaskRows | None = None
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Tensor]) -> Batch:
-        """From what `collate` makes."""
-        return cls(*(inputs[name] for name in cls._fields))
+    def checked(cls, inputs: Mapping[str, Tensor], tasks: dict[str, list[str]], device: torch.device) -> Batch:
+        """From what `collate` makes; ids and labels are read where they are, on the host, and moved then.
+
+        Args:
+            inputs: `pixel_values`, `task_ids`, `labels`.
+            tasks: the adapter's, with their classes.
+            device: of the model.
+
+        Raises:
+            ValueError: an id or a label is out of range.
+        """
+        known = TaskRows.of(inputs["task_ids"]).checked(len(inputs["pixel_values"]), list(tasks))
+        check_labels(inputs["labels"], known.ids, tasks)
+        batch = cls(*(inputs[name].to(device, non_blocking=True) for name in cls._fields[:3]))
+        return batch._replace(known=known._replace(ids=batch.task_ids.long()))
 
     def rows(self, index: Tensor) -> Batch:
         """The images that `index`, positions or a mask, chooses."""
-        return Batch(*(part[index] for part in self))
+        return Batch(*(part[index] for part in self[:3]))
+
+    @property
+    def tasks(self) -> TaskRows:
+        """`known`, or what the device is asked for."""
+        return TaskRows.of(self.task_ids) if self.known is None else self.known
 
 
 @dataclass(frozen=True)
@@ -64,6 +90,8 @@ class TaskSums:
 
     def over_processes(self, stop: bool = False) -> tuple[TaskSums, bool]:
         """The sums over the images of all processes, and whether one of these asks to stop; one communication."""
+        if world_size() == 1:
+            return self, stop
         *sums, stops = sum_over_processes([*self._tensors(), self.counts.new_tensor([stop])])
         return self._of(sums), bool(stops)
 
@@ -144,18 +172,19 @@ def task_gradients(
         forward_context: entered for the forward pass alone, such as autocast.
         own_loss: takes the place of Eq. 3.
     """
-    tasks = model.active_jscpt_config.tasks
+    tasks, rows = model.active_jscpt_config.tasks, batch.tasks
+    if batch.known is None:
+        check_labels(batch.labels, rows.checked(len(batch.labels), list(tasks)).ids, tasks)
 
     def loss_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
         if own_loss is None:
-            return task_loss_sums(logits, batch.labels, batch.task_ids, len(tasks))
+            return task_loss_sums(logits, batch.labels, rows, len(tasks))
         classes = [len(names) for names in tasks.values()]
-        return own_loss_sums(own_loss, logits, batch.labels, batch.task_ids, classes)
+        return own_loss_sums(own_loss, logits, batch.labels, rows, classes)
 
     with forward_context or nullcontext():
         task_parameters = model.task_parameters()
-        output = model.classify(*batch[:2], task_parameters=task_parameters, present_tasks_only=True)
-        check_labels(batch.labels, batch.task_ids, tasks)
+        output = model.classify(batch.pixel_values, rows, task_parameters=task_parameters, present_tasks_only=True)
         sums, counts = loss_sums(output.logits)
     leaves = {name: each for name, each in task_parameters.items() if each.requires_grad}
     gradients = torch.autograd.grad(sums.sum(), list(leaves.values()), create_graph=create_graph)
@@ -164,13 +193,15 @@ def task_gradients(
         with torch.no_grad():
             # The same class features and no encoder pass: one [B, C] product more.
             embeds = model.reference_embeds(output.image_embeds, batch.task_ids, reference)
-            logits = model.logits(embeds, output.class_embeds, batch.task_ids)
+            logits = model.logits(embeds, output.class_embeds, rows)
             references, _ = loss_sums(logits)
     gradients = dict(zip(leaves, gradients, strict=True))
     return TaskSums(counts, sums.detach(), references, gradients), task_parameters
 
 
-def shared_gramian(model: PeftModel, gradients: TaskParameters) -> Tensor:
+def shared_gramian(
+    model: PeftModel, gradients: TaskParameters, task_parameters: TaskParameters | None = None
+) -> Tensor:
     """`[N, N]`: inner products of the tasks' gradients with respect to the shared prompts (Eq. 5), in float64.
 
     Rounded, the Gramian of dependent gradients would have eigenvalues that are but noise.
@@ -178,8 +209,9 @@ def shared_gramian(model: PeftModel, gradients: TaskParameters) -> Tensor:
     Args:
         model: the JSCPT model.
         gradients: task parameter -> `[N, ...]` of `task_gradients`.
+        task_parameters: `model.task_parameters()`, where it is at hand.
     """
-    task_parameters = model.task_parameters()
+    task_parameters = task_parameters or model.task_parameters()
     prompts = {tower: task_parameters[tower] for tower in TOWER_NAMES if tower in gradients}
     if not prompts:
         first = next(iter(gradients.values()))

@@ -16,6 +16,7 @@ from transformers.activations import QuickGELUActivation
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention, CLIPEncoderLayer
 
 from ..task_context import is_deterministic
+from ..task_rows import TaskRows
 from . import double_backward
 
 QUICK_GELU_SLOPE = 1.702
@@ -27,9 +28,9 @@ class KeysValues(NamedTuple):
     keys: torch.Tensor
     values: torch.Tensor
 
-    def rows(self, index: torch.Tensor) -> KeysValues:
-        """The entries `index` of the first dimension."""
-        return KeysValues(self.keys[index], self.values[index])
+    def spread(self, rows: TaskRows) -> KeysValues:
+        """Those of each row's task, of those of the tasks."""
+        return KeysValues(rows.spread(self.keys), rows.spread(self.values))
 
     def before(self, others: KeysValues) -> KeysValues:
         """These tokens followed by others, along the sequence."""
@@ -45,19 +46,20 @@ def block(
     layer: CLIPEncoderLayer,
     hidden: torch.Tensor,
     prefix: KeysValues | None = None,
-    prefix_rows: torch.Tensor | None = None,
+    rows: TaskRows | None = None,
     mask: torch.Tensor | None = None,
-    read_out: torch.Tensor | None = None,
+    read_out: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     """One block.
 
     Args:
         layer: the frozen CLIP block.
         hidden: `[B, T, d]` tokens.
-        prefix: keys and values that every token sees before the tokens themselves, `[rows, heads, n, d / heads]`.
-        prefix_rows: `[B]` row of `prefix` of each sequence (its task).
+        prefix: keys and values that every token sees before the tokens themselves, of each task in use
+            `[T, heads, n, d / heads]`.
+        rows: the tasks of the sequences.
         mask: boolean, broadcastable to `[B, heads, queries, n + T]`; `True` where a query sees a key.
-        read_out: `[B]` the only position whose output is wanted; `None`: all.
+        read_out: `[B]` the only position whose output is wanted, or one number for all; `None`: all positions.
 
     Returns:
         `[B, T, d]`, or `[B, 1, d]` with `read_out`.
@@ -68,27 +70,34 @@ def block(
                 "gradient checkpointing with `use_reentrant=True` would lose the gradients of the prompts: switch it "
                 "on with `gradient_checkpointing_kwargs={'use_reentrant': False}`."
             )
-        return layer._gradient_checkpointing_func(_block, layer, hidden, prefix, prefix_rows, mask, read_out)
-    return _block(layer, hidden, prefix, prefix_rows, mask, read_out)
+        return layer._gradient_checkpointing_func(_block, layer, hidden, prefix, rows, mask, read_out)
+    return _block(layer, hidden, prefix, rows, mask, read_out)
 
 
 def _block(
     layer: CLIPEncoderLayer,
     hidden: torch.Tensor,
     prefix: KeysValues | None,
-    prefix_rows: torch.Tensor | None,
+    rows: TaskRows | None,
     mask: torch.Tensor | None,
-    read_out: torch.Tensor | None,
+    read_out: torch.Tensor | int | None,
 ) -> torch.Tensor:
     normed = layer.layer_norm1(hidden)
     seen = _keys_values(layer.self_attn, normed)
     if prefix is not None:
-        seen = prefix.rows(prefix_rows).before(seen)
+        seen = prefix.spread(rows).before(seen)
     if read_out is not None:
-        rows = torch.arange(hidden.shape[0], device=hidden.device)  # `len` would fix the batch size in an export
-        hidden, normed = hidden[rows, read_out, None], normed[rows, read_out, None]
+        hidden, normed = _at(hidden, read_out), _at(normed, read_out)
     hidden = hidden + _attend(layer.self_attn, normed, seen, mask)
     return hidden + feed_forward(layer.mlp, layer.layer_norm2(hidden))
+
+
+def _at(hidden: torch.Tensor, position: torch.Tensor | int) -> torch.Tensor:
+    """`[B, 1, d]` of `[B, T, d]`."""
+    if isinstance(position, int):
+        return hidden[:, position, None]
+    every = torch.arange(hidden.shape[0], device=hidden.device)  # `len` would fix the batch size in an export
+    return hidden[every, position, None]
 
 
 def _keys_values(attention: CLIPAttention, normed: torch.Tensor) -> KeysValues:

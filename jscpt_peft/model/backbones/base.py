@@ -12,6 +12,7 @@ from ..layer import JSCPTLayer
 from ..start import Sizes
 from ..task_context import TaskContext
 from ..task_features import plain, task_ids_of
+from ..task_rows import TaskRows
 
 
 class PromptedTower(JSCPTLayer):
@@ -50,19 +51,15 @@ class PromptedTower(JSCPTLayer):
 class SelectingProjection(JSCPTLayer):
     """The projection of the pooled image features, followed by the method's head."""
 
-    def project(self, pooled: Tensor) -> Tensor:
-        """x `[B, D]`: the features before the head."""
-        return self.base_layer(plain(pooled))
-
     def forward(self, pooled: Tensor) -> Tensor:
         """x̄ `[B, D]` under each image's task, or the task of `set_task` where the features do not know it."""
-        x = self.project(pooled)
+        x = self.base_layer(plain(pooled))
         adapter = self.active_task_adapter
         if adapter is None or adapter.head is None:
             return x
         task_ids = task_ids_of(pooled)
         if task_ids is None:
-            task_ids = self.resolve(None, x)
+            task_ids = self.resolve(None, x).ids
         selected = adapter.head.select(x, task_ids.to(x.device), adapter.head.task_parameters())
         return selected.to(x.dtype)  # the base model multiplies it with its text features
 
@@ -93,7 +90,7 @@ class Backbone(ABC):
     @property
     @abstractmethod
     def vision(self) -> PromptedTower:
-        """The wrapped image tower, with `pooled(pixel_values, task_ids, prompts) -> [B, d]`."""
+        """The wrapped image tower, with `pooled(pixel_values, rows, prompts) -> [B, d]`."""
 
     @property
     @abstractmethod
@@ -123,7 +120,7 @@ class Backbone(ABC):
         """`[k, d]` embeddings of tokens, without positions."""
 
     @abstractmethod
-    def image_features(self, pixel_values: Tensor, task_ids: Tensor, prompts: Tensor) -> Tensor:
+    def image_features(self, pixel_values: Tensor, rows: TaskRows, prompts: Tensor) -> Tensor:
         """x `[B, D]` of images `[B, 3, H, W]`, each under its task's prompts, `[N, depth, n, d]`."""
 
     @abstractmethod
