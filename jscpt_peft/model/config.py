@@ -10,7 +10,8 @@ from typing import Annotated, Any, ClassVar
 from peft import PeftConfig
 
 from jscpt_peft.methods import METHODS, check_single_task, method_fields
-from jscpt_peft.settings import NonNegativeFloat, NonNegativeInt, OneOf, PositiveInt, check_settings, setting
+from jscpt_peft.reading import one_line, read_json_object
+from jscpt_peft.settings import Between, OneOf, Tokens, Width, check_settings, setting
 
 from .class_texts import texts_of_class
 from .heads import FEATURE_HEADS
@@ -77,9 +78,11 @@ class JSCPTConfig(PeftConfig):
     prompts: Annotated[str, OneOf(PROMPT_SOURCES)] = setting(
         "concatenated", f"Where prompts come from: {', '.join(PROMPT_SOURCES)}."
     )
-    num_shared_tokens: NonNegativeInt = setting(16, "Prompt tokens that all tasks share, per prompted block.")
-    num_task_tokens: NonNegativeInt = setting(16, "Prompt tokens of each task, per prompted block.")
-    prompt_depth: PositiveInt | None = setting(None, "Blocks with prompts of their own, from the first. Default: all.")
+    num_shared_tokens: Tokens = setting(16, "Prompt tokens that all tasks share, per prompted block.")
+    num_task_tokens: Tokens = setting(16, "Prompt tokens of each task, per prompted block.")
+    prompt_depth: Annotated[int, Between(1, 1000)] | None = setting(
+        None, "Blocks with prompts of their own, from the first. Default: all."
+    )
     towers: Annotated[str, OneOf(TOWERS)] = setting("both", "Prompted encoders: both, vision or text.")
     class_template: str | dict[str, str | list[str]] = setting("{}.", "Text of a class; {} stands for its name.")
     tokenizer_name_or_path: str | None = setting(None, "Tokenizer of the class texts.", command_line=False)
@@ -87,12 +90,14 @@ class JSCPTConfig(PeftConfig):
     intervention: Annotated[str, OneOf(FEATURE_HEADS)] = setting(
         "mask_mlp", f"Head on the features: {', '.join(FEATURE_HEADS)}."
     )
-    intervention_hidden: PositiveInt = setting(8, "Hidden width of the MLPs of Eq. 2.")
+    intervention_hidden: Width = setting(8, "Hidden width of the MLPs of Eq. 2.")
     intervention_shared: bool = setting(False, "One pair of MLPs for all tasks.")
     learn_masks: bool = setting(True, "Learn the masks of Eq. 2; without, they stay at 0.5.")
     prompt_init: str | None = setting(None, "Words that start the shared text prompts.")
     prompt_init_token_ids: list[int] | None = setting(None, "Token ids of these words.", command_line=False)
-    prompt_init_std: NonNegativeFloat = setting(0.02, "Standard deviation of the prompts' random start.")
+    prompt_init_std: Annotated[float, Between(0, 100)] = setting(
+        0.02, "Standard deviation of the prompts' random start."
+    )
     init_seed: int = setting(0, "Seed of that start.", command_line=False)
     target_modules: str | list[str] | None = setting(None, "Wrapped modules.", command_line=False)
     base_dimensions: dict[str, int] | None = setting(None, "Sizes of the base model.", command_line=False)
@@ -126,6 +131,23 @@ class JSCPTConfig(PeftConfig):
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
         config.task_type, config.awaits_weights = TASK_TYPE, True
         return config
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:  # noqa: ARG003 (PEFT's form)
+        """What `from_pretrained` reads.
+
+        Raises:
+            ValueError: it is no mapping in JSON, or of another PEFT method; the message names the file.
+        """
+        try:
+            content = read_json_object(path_json_file)
+            if content.get("peft_type") != PEFT_TYPE.value:
+                raise ValueError(f"its `peft_type` is {content.get('peft_type')!r}, not {PEFT_TYPE.value!r}")
+            return content
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{path_json_file} is no adapter's configuration ({one_line(error)}): get the adapter again."
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "task_type": None}
