@@ -42,6 +42,7 @@ UNSAID |= {each.name for each in fields(PeftConfig)}
 ORIGINS = {
     "shapes": "drawn by `jscpt_peft`",
     "emoji": "Fluent 3D, Noto, OpenMoji and Twemoji from npm, by `tools/prepare_emoji.py`",
+    "icons": "icons of 24 open-licensed sets (recipes/assets/icons/LICENSES.md)",
     "folder": "folders of images",
 }
 # What reading somebody else's file of the name of ours, or one that is cut off, may raise.
