@@ -66,7 +66,7 @@ class Checkpointing(Trainer):
 
     def fixed_configuration(self) -> dict[str, Any]:
         """What a checkpoint must have in common with a run that goes on from it, as JSON."""
-        kinds = {"weighting": type(self.weighting).__name__, "adapter": self.adapter_name}
+        kinds = {"weighting_class": type(self.weighting).__name__, "adapter": self.adapter_name}
         return fixed_configuration(self.model, self.args) | kinds
 
     def reproducing_configuration(self) -> dict[str, Any]:

@@ -137,9 +137,9 @@ class TaskMeans:
     nonfinite: Tensor
     observed: Tensor | None = None
 
-    def signals(self, step: int, gramian: Tensor | None = None) -> StepSignals:
+    def signals(self, step: int, epoch: int, gramian: Tensor | None = None) -> StepSignals:
         """What a weighting is told of optimizer step `step`."""
-        return StepSignals(step, self.usable, self.losses, self.reference_losses, gramian)
+        return StepSignals(step, self.usable, self.losses, self.reference_losses, gramian, epoch)
 
 
 def task_gradients(
@@ -202,7 +202,8 @@ def task_gradients(
 def shared_gramian(model: PeftModel, gradients: TaskParameters) -> Tensor:
     """`[N, N]`: inner products of the tasks' gradients with respect to the shared prompts (Eq. 5), in float64.
 
-    Rounded, the Gramian of dependent gradients would have eigenvalues that are but noise.
+    Where the tasks share no prompts, it is what they share of the head; where they share nothing, all are 0. Rounded,
+    the Gramian of dependent gradients would have eigenvalues that are but noise.
 
     Args:
         model: the JSCPT model.
@@ -210,10 +211,13 @@ def shared_gramian(model: PeftModel, gradients: TaskParameters) -> Tensor:
     """
     task_parameters = model.task_parameters()
     prompts = {tower: task_parameters[tower] for tower in TOWER_NAMES if tower in gradients}
-    if not prompts:
-        first = next(iter(gradients.values()))
-        return first.new_zeros(len(first), len(first))
-    shared = model.task_adapter.prompts.shared_gradients(prompts, {tower: gradients[tower] for tower in prompts})
+    adapter, first = model.task_adapter, next(iter(gradients.values()))
+    shared = first.new_zeros(len(first), 0)
+    if prompts:
+        shared = adapter.prompts.shared_gradients(prompts, {tower: gradients[tower] for tower in prompts})
+    if not shared.shape[1] and adapter.head is not None:
+        of_head = adapter.head.tensors().keys() & gradients.keys() - {*adapter.head.stacked}
+        shared = torch.cat([shared, *(gradients[name].flatten(1) for name in sorted(of_head))], dim=1)
     shared = shared.detach() if shared.device.type == "mps" else shared.detach().double()  # which has no float64
     return shared @ shared.T
 
