@@ -15,6 +15,7 @@ from jscpt_peft.settings import Between, OneOf, Tokens, Width, check_settings, s
 
 from .class_texts import texts_of_class
 from .heads import FEATURE_HEADS
+from .part_options import check_part_options
 from .prompts import PROMPT_SOURCES
 from .registration import TASK_TYPE, add_peft_type
 
@@ -49,9 +50,15 @@ class JSCPTConfig(PeftConfig):
             stored, so that a loaded adapter needs no tokenizer.
         intervention: what happens to the image features x, one of `jscpt_peft.model.heads.FEATURE_HEADS`:
             `"mask_mlp"`: a mask and two residual MLPs select features (Eq. 2); `"adapter"`: CLIP-Adapter's residual
-            network; `"none"`: x̄ = x.
-        intervention_hidden: width of the hidden layer of the two MLPs of Eq. 2.
+            network; `"decoupled"`: causal and spurious features with backdoor adjustment; `"modular"`: feature modules
+            (MT-CRL-style); `"none"`: x̄ = x.
+        intervention_hidden: width of the hidden layer of the two MLPs of Eq. 2, or of the decoupling network.
         intervention_shared: one pair of MLPs for all tasks (each task keeps its own mask) instead of a pair per task.
+        num_confounders: K, how many confounders the backdoor adjustment averages over.
+        num_modules: K, number of feature modules.
+        reconstruction_weight, decorrelation_weight, sparsity_weight, entropy_weight, invariance_weight: of the
+            penalties of `"decoupled"` (the first two) and `"modular"` (the last four); see these heads.
+        projection_rank: rank of W_k - I with `prompts="projected"`.
         learn_masks: `False` fixes the masks at 0.5 (the paper's "w/o Feature Selection").
         prompt_init: a text such as `"a photo of a"` whose token embeddings, repeated to length, start the shared text
             prompts of every prompted block (with `prompts="coupled"` of the first one); `None`:
@@ -90,8 +97,16 @@ class JSCPTConfig(PeftConfig):
     intervention: Annotated[str, OneOf(FEATURE_HEADS)] = setting(
         "mask_mlp", f"Head on the features: {', '.join(FEATURE_HEADS)}."
     )
-    intervention_hidden: Width = setting(8, "Hidden width of the MLPs of Eq. 2.")
+    intervention_hidden: Width = setting(8, "Hidden width of the MLPs of Eq. 2, or of the decoupling network.")
     intervention_shared: bool = setting(False, "One pair of MLPs for all tasks.")
+    num_confounders: PositiveInt = setting(32, "Confounders of --intervention decoupled.")
+    num_modules: PositiveInt = setting(8, "Feature modules of --intervention modular.")
+    reconstruction_weight: NonNegativeFloat = setting(1.0, "How much rebuilding x counts (decoupled).")
+    decorrelation_weight: NonNegativeFloat = setting(1e-4, "How much uncorrelated parts count (decoupled, modular).")
+    sparsity_weight: NonNegativeFloat = setting(1e-3, "How much few links from tasks to modules count (modular).")
+    entropy_weight: NonNegativeFloat = setting(1e-2, "How much evenly used modules count (modular).")
+    invariance_weight: NonNegativeFloat = setting(1.0, "How much invariance over half-batches counts (modular).")
+    projection_rank: PositiveInt = setting(8, "Rank of the tasks' maps of --prompts projected.")
     learn_masks: bool = setting(True, "Learn the masks of Eq. 2; without, they stay at 0.5.")
     prompt_init: str | None = setting(None, "Words that start the shared text prompts.")
     prompt_init_token_ids: list[int] | None = setting(None, "Token ids of these words.", command_line=False)
@@ -169,6 +184,7 @@ class JSCPTConfig(PeftConfig):
         self._check_tasks()
         self._check_templates()
         self._check_token_ids()
+        check_part_options(self)
         starts = self.num_shared_tokens and "text" in TOWERS[self.towers]
         if self.prompt_init is not None and not (starts and self.prompt_init.strip()):
             raise ValueError(
