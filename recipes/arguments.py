@@ -245,7 +245,7 @@ def default_model(task_set: str) -> str:
 
 
 def base_model(name: str | None) -> str:
-    """Where a base model is: one of `BUNDLED`, whose first one is the default, in `ASSETS`; any other as it is named."""
+    """Where a base model is: one of `BUNDLED`, by default the first, in `ASSETS`; any other as it is named."""
     name = BUNDLED[0] if name is None else name
     return str(ASSETS / name) if name in BUNDLED else name
 
