@@ -12,6 +12,7 @@ from peft import PeftConfig
 from jscpt_peft.methods import METHODS, check_single_task, method_fields
 from jscpt_peft.settings import NonNegativeFloat, NonNegativeInt, OneOf, PositiveInt, check_settings, setting
 
+from .class_residual import CLASS_RESIDUALS
 from .class_texts import texts_of_class
 from .heads import FEATURE_HEADS
 from .prompts import PROMPT_SOURCES
@@ -52,6 +53,8 @@ class JSCPTConfig(PeftConfig):
         intervention_hidden: width of the hidden layer of the two MLPs of Eq. 2.
         intervention_shared: one pair of MLPs for all tasks (each task keeps its own mask) instead of a pair per task.
         learn_masks: `False` fixes the masks at 0.5 (the paper's "w/o Feature Selection").
+        class_residual: a learned residual on the class features z, `ClassResidual`: `"shared"` by all tasks with a
+            class of that name, `"task"`: of each task's own, `"both"`, or `"none"`.
         prompt_init: a text such as `"a photo of a"` whose token embeddings, repeated to length, start the shared text
             prompts of every prompted block (with `prompts="coupled"` of the first one); `None`:
             N(0, `prompt_init_std`²) like all other prompts.
@@ -90,6 +93,9 @@ class JSCPTConfig(PeftConfig):
     intervention_hidden: PositiveInt = setting(8, "Hidden width of the MLPs of Eq. 2.")
     intervention_shared: bool = setting(False, "One pair of MLPs for all tasks.")
     learn_masks: bool = setting(True, "Learn the masks of Eq. 2; without, they stay at 0.5.")
+    class_residual: Annotated[str, OneOf(CLASS_RESIDUALS)] = setting(
+        "none", f"Learned residual on the class features: {', '.join(CLASS_RESIDUALS)}."
+    )
     prompt_init: str | None = setting(None, "Words that start the shared text prompts.")
     prompt_init_token_ids: list[int] | None = setting(None, "Token ids of these words.", command_line=False)
     prompt_init_std: NonNegativeFloat = setting(0.02, "Standard deviation of the prompts' random start.")

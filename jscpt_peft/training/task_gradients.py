@@ -171,9 +171,9 @@ def task_gradients(
 
 
 def shared_gramian(model: PeftModel, gradients: TaskParameters) -> Tensor:
-    """`[N, N]`: inner products of the tasks' gradients with respect to the shared prompts (Eq. 5), in float64.
+    """`[N, N]`: inner products of the tasks' gradients with respect to what prompts and class residuals share (Eq. 5).
 
-    Rounded, the Gramian of dependent gradients would have eigenvalues that are but noise.
+    In float64: rounded, the Gramian of dependent gradients would have eigenvalues that are but noise.
 
     Args:
         model: the JSCPT model.
@@ -181,10 +181,13 @@ def shared_gramian(model: PeftModel, gradients: TaskParameters) -> Tensor:
     """
     task_parameters = model.task_parameters()
     prompts = {tower: task_parameters[tower] for tower in TOWER_NAMES if tower in gradients}
-    if not prompts:
-        first = next(iter(gradients.values()))
-        return first.new_zeros(len(first), len(first))
-    shared = model.task_adapter.prompts.shared_gradients(prompts, {tower: gradients[tower] for tower in prompts})
+    adapter, first = model.task_adapter, next(iter(gradients.values()))
+    parts = [first.new_zeros(len(first), 0)]
+    if prompts:
+        parts.append(adapter.prompts.shared_gradients(prompts, {tower: gradients[tower] for tower in prompts}))
+    if "class_residual" in gradients:
+        parts.append(adapter.class_residual.shared_gradients(gradients["class_residual"]))
+    shared = torch.cat(parts, dim=1)
     shared = shared.detach() if shared.device.type == "mps" else shared.detach().double()  # which has no float64
     return shared @ shared.T
 
