@@ -39,8 +39,7 @@ def load_task_set(
         train_fraction: the part of each class's training images to use, in (0, 1].
         shots: the number of training images per class; at most one of the two.
         seed: of all sampling.
-        options: passed on to `shapes_task_set`, `folder_task_set`, `emoji_task_set`, `icons_task_set` or
-            `benchmark_task_set`.
+        options: passed on to the task set's own function, such as `shapes_task_set`.
 
     Raises:
         ValueError: an unknown name, a missing or superfluous `data_root`, an option that the task set does not take;

@@ -11,8 +11,9 @@ from peft import PeftConfig
 
 from jscpt_peft.methods import METHODS, check_single_task, method_fields
 from jscpt_peft.reading import one_line, read_json_object
-from jscpt_peft.settings import Between, OneOf, Tokens, Width, check_settings, setting
+from jscpt_peft.settings import Between, OneOf, Rate, Tokens, Width, check_settings, setting
 
+from .class_residual import CLASS_RESIDUALS
 from .class_texts import texts_of_class
 from .heads import FEATURE_HEADS
 from .part_options import check_part_options
@@ -60,6 +61,8 @@ class JSCPTConfig(PeftConfig):
             penalties of `"decoupled"` (the first two) and `"modular"` (the last four); see these heads.
         projection_rank: rank of W_k - I with `prompts="projected"`.
         learn_masks: `False` fixes the masks at 0.5 (the paper's "w/o Feature Selection").
+        class_residual: a learned residual on the class features z, `ClassResidual`: `"shared"` by all tasks with a
+            class of that name, `"task"`: of each task's own, `"both"`, or `"none"`.
         prompt_init: a text such as `"a photo of a"` whose token embeddings, repeated to length, start the shared text
             prompts of every prompted block (with `prompts="coupled"` of the first one); `None`:
             N(0, `prompt_init_std`²) like all other prompts.
@@ -99,15 +102,18 @@ class JSCPTConfig(PeftConfig):
     )
     intervention_hidden: Width = setting(8, "Hidden width of the MLPs of Eq. 2, or of the decoupling network.")
     intervention_shared: bool = setting(False, "One pair of MLPs for all tasks.")
-    num_confounders: PositiveInt = setting(32, "Confounders of --intervention decoupled.")
-    num_modules: PositiveInt = setting(8, "Feature modules of --intervention modular.")
-    reconstruction_weight: NonNegativeFloat = setting(1.0, "How much rebuilding x counts (decoupled).")
-    decorrelation_weight: NonNegativeFloat = setting(1e-4, "How much uncorrelated parts count (decoupled, modular).")
-    sparsity_weight: NonNegativeFloat = setting(1e-3, "How much few links from tasks to modules count (modular).")
-    entropy_weight: NonNegativeFloat = setting(1e-2, "How much evenly used modules count (modular).")
-    invariance_weight: NonNegativeFloat = setting(1.0, "How much invariance over half-batches counts (modular).")
-    projection_rank: PositiveInt = setting(8, "Rank of the tasks' maps of --prompts projected.")
+    num_confounders: Width = setting(32, "Confounders of --intervention decoupled.")
+    num_modules: Width = setting(8, "Feature modules of --intervention modular.")
+    reconstruction_weight: Rate = setting(1.0, "How much rebuilding x counts (decoupled).")
+    decorrelation_weight: Rate = setting(1e-4, "How much uncorrelated parts count (decoupled, modular).")
+    sparsity_weight: Rate = setting(1e-3, "How much few links from tasks to modules count (modular).")
+    entropy_weight: Rate = setting(1e-2, "How much evenly used modules count (modular).")
+    invariance_weight: Rate = setting(1.0, "How much invariance over half-batches counts (modular).")
+    projection_rank: Width = setting(8, "Rank of the tasks' maps of --prompts projected.")
     learn_masks: bool = setting(True, "Learn the masks of Eq. 2; without, they stay at 0.5.")
+    class_residual: Annotated[str, OneOf(CLASS_RESIDUALS)] = setting(
+        "none", f"Learned residual on the class features: {', '.join(CLASS_RESIDUALS)}."
+    )
     prompt_init: str | None = setting(None, "Words that start the shared text prompts.")
     prompt_init_token_ids: list[int] | None = setting(None, "Token ids of these words.", command_line=False)
     prompt_init_std: Annotated[float, Between(0, 100)] = setting(
