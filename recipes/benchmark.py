@@ -41,12 +41,11 @@ from jscpt_peft.training.hessian import HessianProduct, hessian_chunks, kept_gra
 from jscpt_peft.training.implicit_gradient import dev_gradient, implicit_gradient
 from jscpt_peft.training.task_gradients import (
     Batch,
-    TaskMeans,
-    TaskSums,
     scheduled_gradient,
     shared_gramian,
     task_gradients,
 )
+from jscpt_peft.training.task_sums import TaskMeans, TaskSums
 
 # The baseline is the oracle of the tests: a second copy of it could be made slower, or another function, unnoticed.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
@@ -175,7 +174,7 @@ def lower_sums(model: PeftModel, batches: Sequence[Batch], dtype: str) -> TaskSu
 
 
 def weigh(model: PeftModel, weighting: Weighting, step: TaskMeans) -> Tensor:
-    return weighting(step.signals(1, shared_gramian(model, step.gradients)))
+    return weighting(step.signals(1, 0, shared_gramian(model, step.gradients)))
 
 
 def lower_step(model: PeftModel, weighting: Weighting, batches: Sequence[Batch], dtype: str) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -53,6 +54,11 @@ def results_held() -> Iterator[None]:
         _held.reset(token)
 
 
+@torch.compiler.assume_constant_result
+def _are_held() -> bool:
+    return _held.get()
+
+
 class Cache:
     """The latest result per mode. Any number of threads may use it: entries are replaced as a whole, never changed."""
 
@@ -69,7 +75,7 @@ class Cache:
             hold: whether `results_held` applies to it.
         """
         entry = self._entries.get(mode)
-        if hold and entry is not None and _held.get():
+        if hold and entry is not None and _are_held():
             return entry[1]
         now = key()
         if entry is None or entry[0] != now:

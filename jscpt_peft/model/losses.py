@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,16 +20,18 @@ class JSCPTOutput(ModelOutput):
     Args:
         loss: mean of the losses of the tasks present; `None` without labels.
         task_losses: `[N]` mean loss of each task's images (Eq. 3), nan where a task is absent; `None` without labels.
+        penalties: `[N]` what the head adds to them in `loss`; `None` where it has no penalty or gradients are off.
         loss_sums: `[N]` the same summed over the images, 0 where a task is absent; `None` without labels.
         task_counts: `[N]` images of each task; `None` without labels.
-        logits: `[B, C]`, -inf beyond the classes of a sample's task.
+        logits: `[B, C]`, -inf beyond the classes of a sample's task; log-probabilities of a head with several views.
         image_embeds: `[B, D]` x, not normalised.
-        selected_embeds: `[B, D]` x̄ (Eq. 2), not normalised.
+        selected_embeds: `[B, D]` x̄ (Eq. 2), not normalised; `[B, K, D]` of a head with K views.
         class_embeds: `[N, C, D]` z, not normalised; zero beyond a task's classes.
     """
 
     loss: torch.Tensor | None = None
     task_losses: torch.Tensor | None = None
+    penalties: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
     selected_embeds: torch.Tensor | None = None
@@ -48,7 +51,7 @@ def task_logits(
     """Logits over the classes of each sample's own task (Eq. 1).
 
     Args:
-        embeds: `[B, D]` image features.
+        embeds: `[B, D]` image features, or `[B, K, D]`, views of each image whose probabilities are averaged.
         class_embeds: `[N, C, D]` class features.
         counts: N numbers of classes.
         num_classes: `[N]` the same on the features' device.
@@ -58,9 +61,13 @@ def task_logits(
     Returns:
         `[B, C]` in float32 or better; -inf beyond a task's classes.
     """
+    if embeds.dim() == 3:
+        views = rows.repeated(embeds.shape[1])
+        logits = task_logits(embeds.flatten(0, 1), class_embeds, counts, num_classes, views, logits_of)
+        return averaged_over_views(logits.view(*embeds.shape[:2], -1))
     precise = torch.promote_types(embeds.dtype, torch.float32)
     class_embeds, num_columns = rows.choose(class_embeds), class_embeds.shape[1]
-    most = max((counts[task] for task in rows.tasks), default=0)
+    most = max([counts[task] for task in rows.tasks] or [0])
     images, broken_images = _finite_rows(embeds.to(precise))
     classes, broken_classes = _finite_rows(class_embeds[:, :most].to(precise))
     with torch.autocast(embeds.device.type, enabled=False):
@@ -79,6 +86,13 @@ def _own_products(images: torch.Tensor, classes: torch.Tensor, rows: TaskRows) -
         return torch.bmm(images.unflatten(0, (len(rows.tasks), rows.each)), classes.mT).flatten(0, 1)
     every_task = torch.einsum("bd,ncd->bnc", images, classes)
     return every_task[torch.arange(len(images), device=images.device), rows.places()]
+
+
+def averaged_over_views(logits: torch.Tensor) -> torch.Tensor:
+    """log Σ_c P(Y | c) / K `[B, C]` of the logits `[B, K, C]` of K views: logits whose softmax is the mean one."""
+    beyond = logits[:, 0].isneginf()  # of all views alike: set aside, since the gradient of log 0 is none
+    views = logits.log_softmax(-1).masked_fill(beyond[:, None], 0)
+    return (views.logsumexp(1) - math.log(logits.shape[1])).masked_fill(beyond, -torch.inf)
 
 
 def _finite_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -30,9 +30,15 @@ def deterministic() -> Iterator[None]:
         _deterministic.reset(token)
 
 
+@torch.compiler.assume_constant_result  # a compiled step is made and used in the same context
 def is_deterministic() -> bool:
     """Whether `deterministic` is open in this thread."""
     return _deterministic.get()
+
+
+@torch.compiler.assume_constant_result
+def _disabled_contexts() -> tuple:
+    return _disabled.get()
 
 
 def task_index(name: str, task_names: Sequence[str], argument: str = "task") -> int:
@@ -48,6 +54,12 @@ def task_index(name: str, task_names: Sequence[str], argument: str = "task") -> 
     raise ValueError(
         f"`{argument}` {name!r} is not one of the adapter's tasks {list(task_names)}.{nearest(name, task_names)}"
     )
+
+
+def first_of_each_task(task_ids: Tensor, num_tasks: int) -> tuple[Tensor, Tensor]:
+    """Which tasks occur in `task_ids` `[B]`, bool `[N]`, and where each does first, `[N]`."""
+    of_task = task_ids == torch.arange(num_tasks, device=task_ids.device)[:, None]
+    return of_task.any(1), of_task.int().argmax(1)
 
 
 class TaskContext:
@@ -74,7 +86,7 @@ class TaskContext:
     @property
     def is_disabled(self) -> bool:
         """Whether `disabled` is open in this thread."""
-        return any(context is self for context in _disabled.get())
+        return any(context is self for context in _disabled_contexts())
 
     def resolve(
         self,

@@ -65,6 +65,11 @@ class TaskRows(NamedTuple):
         """Rows `[B, ...]` of the same task, whichever number it has."""
         return cls(like.new_zeros(like.shape[0], dtype=torch.long), (0,), like.shape[0])
 
+    def repeated(self, times: int) -> Self:
+        """Each row so many times, one after the other."""
+        each = None if self.each is None else self.each * times
+        return type(self)(self.ids.repeat_interleave(times), self.tasks, each)
+
     def choose(self, by_task: Tensor) -> Tensor:
         """The tasks in use `[T, ...]` of something by task `[N, ...]`."""
         whole = len(self.tasks) == len(by_task)

@@ -27,7 +27,7 @@ from .distributed import by_first_process, gather_objects, wait_for_all
 from .nonfinite import Snapshot
 from .resuming import checkpoint_to_resume
 from .step_log import StepLog
-from .task_gradients import TaskMeans
+from .task_sums import TaskMeans
 
 logger = logging.get_logger(__name__)
 
@@ -66,7 +66,7 @@ class Checkpointing(Trainer):
 
     def fixed_configuration(self) -> dict[str, Any]:
         """What a checkpoint must have in common with a run that goes on from it, as JSON."""
-        kinds = {"weighting": type(self.weighting).__name__, "adapter": self.adapter_name}
+        kinds = {"weighting_class": type(self.weighting).__name__, "adapter": self.adapter_name}
         return fixed_configuration(self.model, self.args) | kinds
 
     def reproducing_configuration(self) -> dict[str, Any]:
@@ -222,16 +222,16 @@ class Checkpointing(Trainer):
     def guard(self, step: TaskMeans) -> int:
         """Counts steps in a row in which a task is not finite; its weight is zero, and too many stop the run.
 
-        It is the one place where a lower step waits for the device.
-
-        Returns:
-            The number of usable tasks.
+        It is the one place where a lower step waits for the device. Returns the number of usable tasks.
         """
         usable, nonfinite = torch.stack([step.usable, step.nonfinite]).tolist()
         if not any(nonfinite):
             self.nonfinite_steps = 0
             # The parameters have just shown that they are good: the update that follows may spoil them.
-            snapshot = Snapshot(self.trainable_parameters(), [self.optimizer, self.lr_scheduler, self.upper_level])
+            head = self.model.task_adapter.head
+            others = [self.optimizer, self.lr_scheduler, self.upper_level]
+            others += [head] if head is not None and head.observes else []
+            snapshot = Snapshot(self.trainable_parameters(), others)
             self._good = snapshot, self.state.global_step, self.state.epoch or 0.0
             return sum(usable)
         self.nonfinite_steps += 1

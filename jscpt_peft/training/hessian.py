@@ -22,7 +22,8 @@ from jscpt_peft.scheduling.hypergradient import flatten
 
 from .distributed import process_index, sum_over_processes, world_size
 from .own_loss import OwnLoss
-from .task_gradients import Batch, TaskSums, scheduled_gradient, task_gradients
+from .task_gradients import Batch, scheduled_gradient, task_gradients
+from .task_sums import TaskSums
 
 HESSIAN_PRODUCTS = ("exact", "finite_difference")
 

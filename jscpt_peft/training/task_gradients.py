@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,13 +17,13 @@ from peft import PeftModel
 from torch import Tensor
 
 from jscpt_peft.model.heads import TaskParameters
-from jscpt_peft.model.losses import check_labels, mean_losses, task_loss_sums
+from jscpt_peft.model.losses import check_labels, task_loss_sums
+from jscpt_peft.model.task_context import first_of_each_task
 from jscpt_peft.model.task_rows import TaskRows
 from jscpt_peft.model.tuner import TOWER_NAMES
-from jscpt_peft.scheduling import StepSignals
 
-from .distributed import sum_over_processes, world_size
 from .own_loss import OwnLoss, own_loss_sums
+from .task_sums import TaskSums, like
 
 
 class Batch(NamedTuple):
@@ -69,89 +68,6 @@ class Batch(NamedTuple):
         return TaskRows.of(self.task_ids) if self.known is None else self.known
 
 
-@dataclass(frozen=True)
-class TaskSums:
-    """Sums over the images of each task, so that batches and processes add up: `first + second`.
-
-    Attributes:
-        counts: `[N]` images of each task.
-        losses: `[N]` summed losses on x̄ (Eq. 3).
-        reference_losses: `[N]` summed losses on the reference view of Eq. 4, without gradient, if asked for.
-        gradients: task parameter -> `[N, ...]`, slice i the summed gradients of task i's images.
-    """
-
-    counts: Tensor
-    losses: Tensor
-    reference_losses: Tensor | None
-    gradients: TaskParameters
-
-    def __add__(self, other: TaskSums) -> TaskSums:
-        return self._of([one + another for one, another in zip(self._tensors(), other._tensors(), strict=True)])
-
-    def over_processes(self, stop: bool = False) -> tuple[TaskSums, bool]:
-        """The sums over the images of all processes, and whether one of these asks to stop; one communication."""
-        if world_size() == 1:
-            return self, stop
-        *sums, stops = sum_over_processes([*self._tensors(), self.counts.new_tensor([stop])])
-        return self._of(sums), bool(stops)
-
-    def detach(self) -> TaskSums:
-        """The same without graphs."""
-        return self._of([tensor.detach() for tensor in self._tensors()])
-
-    def _tensors(self) -> list[Tensor]:
-        reference = [] if self.reference_losses is None else [self.reference_losses]
-        return [self.counts, self.losses, *self.gradients.values(), *reference]
-
-    def _of(self, tensors: Sequence[Tensor]) -> TaskSums:
-        counts, losses, *others = tensors
-        reference = None if self.reference_losses is None else others.pop()
-        return TaskSums(counts, losses, reference, dict(zip(self.gradients, others, strict=True)))
-
-    def means(self) -> TaskMeans:
-        """Mean losses and gradients per task, with the tasks whose numbers are not finite set aside."""
-        divisor = self.counts.clamp(min=1)
-        gradients = {name: gradient / _like(divisor, gradient) for name, gradient in self.gradients.items()}
-        squares = [gradient.detach().flatten(1).square().sum(1) for gradient in gradients.values()]
-        finite = (self.losses + sum(squares, torch.zeros_like(self.losses))).isfinite()
-        present = self.counts > 0
-        usable = present & finite
-        # Not a product with 0, which would keep a NaN.
-        gradients = {name: torch.where(_like(usable, each), each, 0) for name, each in gradients.items()}
-        return TaskMeans(
-            losses=mean_losses(self.losses, self.counts),
-            reference_losses=None
-            if self.reference_losses is None
-            else mean_losses(self.reference_losses, self.counts),
-            gradients=gradients,
-            usable=usable,
-            nonfinite=present & ~finite,
-        )
-
-
-@dataclass(frozen=True)
-class TaskMeans:
-    """What a lower step knows of each task.
-
-    Attributes:
-        losses: `[N]` L_i(x̄), nan where the task is absent.
-        reference_losses: `[N]` losses of the reference view, nan likewise, if asked for.
-        gradients: task parameter -> `[N, ...]`, slice i the gradient of L_i; zero where it is not usable.
-        usable: bool `[N]`, tasks that are present and finite.
-        nonfinite: bool `[N]`, tasks that are present with a loss or gradient that is not finite.
-    """
-
-    losses: Tensor
-    reference_losses: Tensor | None
-    gradients: TaskParameters
-    usable: Tensor
-    nonfinite: Tensor
-
-    def signals(self, step: int, gramian: Tensor | None = None) -> StepSignals:
-        """What a weighting is told of optimizer step `step`."""
-        return StepSignals(step, self.usable, self.losses, self.reference_losses, gramian)
-
-
 def task_gradients(
     model: PeftModel,
     batch: Batch,
@@ -159,6 +75,7 @@ def task_gradients(
     create_graph: bool = False,
     forward_context: AbstractContextManager | None = None,
     own_loss: OwnLoss | None = None,
+    penalised: bool = True,
 ) -> tuple[TaskSums, TaskParameters]:
     """Losses and gradients of every task by one forward and one backward, and the task parameters they belong to.
 
@@ -171,23 +88,31 @@ def task_gradients(
         create_graph: keep the gradients differentiable, for Hessian-vector products.
         forward_context: entered for the forward pass alone, such as autocast.
         own_loss: takes the place of Eq. 3.
+        penalised: the gradients, not the losses, are with the penalties of the head. Its batch statistics are those
+            of this batch.
     """
     tasks, rows = model.active_jscpt_config.tasks, batch.tasks
     if batch.known is None:
         check_labels(batch.labels, rows.checked(len(batch.labels), list(tasks)).ids, tasks)
 
-    def loss_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_sums(logits: Tensor, chosen: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        labels, own = batch.labels, rows
+        if chosen is not None:
+            labels, own = labels[chosen], TaskRows.of(batch.task_ids[chosen])
         if own_loss is None:
-            return task_loss_sums(logits, batch.labels, rows, len(tasks))
+            return task_loss_sums(logits, labels, own, len(tasks))
         classes = [len(names) for names in tasks.values()]
-        return own_loss_sums(own_loss, logits, batch.labels, rows, classes)
+        return own_loss_sums(own_loss, logits, labels, own, classes)
 
     with forward_context or nullcontext():
         task_parameters = model.task_parameters()
         output = model.classify(batch.pixel_values, rows, task_parameters=task_parameters, present_tasks_only=True)
         sums, counts = loss_sums(output.logits)
+        penalties = model.penalties(output, batch.task_ids, task_parameters, loss_sums) if penalised else None
+    total = sums if penalties is None else sums + counts * penalties
     leaves = {name: each for name, each in task_parameters.items() if each.requires_grad}
-    gradients = torch.autograd.grad(sums.sum(), list(leaves.values()), create_graph=create_graph)
+    options = {"create_graph": create_graph, "allow_unused": True, "materialize_grads": True}  # penalties' alone
+    gradients = torch.autograd.grad(total.sum(), list(leaves.values()), **options)
     references = None
     if reference is not None:
         with torch.no_grad():
@@ -196,15 +121,20 @@ def task_gradients(
             logits = model.logits(embeds, output.class_embeds, rows)
             references, _ = loss_sums(logits)
     gradients = dict(zip(leaves, gradients, strict=True))
-    return TaskSums(counts, sums.detach(), references, gradients), task_parameters
+    observed, head = None, model.task_adapter.head
+    if head is not None and head.observes:
+        present, first = first_of_each_task(batch.task_ids, len(tasks))
+        observed = output.image_embeds.detach()[first].masked_fill(~present[:, None], 0)
+    return TaskSums(counts, sums.detach(), references, gradients, observed), task_parameters
 
 
 def shared_gramian(
     model: PeftModel, gradients: TaskParameters, task_parameters: TaskParameters | None = None
 ) -> Tensor:
-    """`[N, N]`: inner products of the tasks' gradients with respect to the shared prompts (Eq. 5), in float64.
+    """`[N, N]`: inner products of the tasks' gradients with respect to what prompts and class residuals share (Eq. 5).
 
-    Rounded, the Gramian of dependent gradients would have eigenvalues that are but noise.
+    Where the tasks share neither, of what they share of the head; where they share nothing, all are 0. In float64:
+    rounded, the Gramian of dependent gradients would have eigenvalues that are but noise.
 
     Args:
         model: the JSCPT model.
@@ -213,10 +143,16 @@ def shared_gramian(
     """
     task_parameters = task_parameters or model.task_parameters()
     prompts = {tower: task_parameters[tower] for tower in TOWER_NAMES if tower in gradients}
-    if not prompts:
-        first = next(iter(gradients.values()))
-        return first.new_zeros(len(first), len(first))
-    shared = model.task_adapter.prompts.shared_gradients(prompts, {tower: gradients[tower] for tower in prompts})
+    adapter, first = model.task_adapter, next(iter(gradients.values()))
+    parts = [first.new_zeros(len(first), 0)]
+    if prompts:
+        parts.append(adapter.prompts.shared_gradients(prompts, {tower: gradients[tower] for tower in prompts}))
+    if "class_residual" in gradients:
+        parts.append(adapter.class_residual.shared_gradients(gradients["class_residual"]))
+    if not any(part.shape[1] for part in parts) and adapter.head is not None:
+        of_head = adapter.head.tensors().keys() & gradients.keys() - {*adapter.head.stacked}
+        parts += [gradients[name].flatten(1) for name in sorted(of_head)]
+    shared = torch.cat(parts, dim=1)
     shared = shared.detach() if shared.device.type == "mps" else shared.detach().double()  # which has no float64
     return shared @ shared.T
 
@@ -243,7 +179,7 @@ def scheduled_gradient(
     return torch.autograd.grad(
         [task_parameters[name] for name in gradients],
         parameters,
-        [gradient * _like(weights, gradient).to(gradient.dtype) for gradient in gradients.values()],
+        [gradient * like(weights, gradient).to(gradient.dtype) for gradient in gradients.values()],
         create_graph=create_graph,
         allow_unused=True,
         materialize_grads=True,
@@ -265,8 +201,3 @@ def task_products(
     weighted = scheduled_gradient(task_parameters, parameters, gradients, weights, create_graph=True)
     flat = torch.cat([gradient.reshape(-1) for gradient in weighted])
     return torch.autograd.grad(flat @ vector, weights)[0]
-
-
-def _like(vector: Tensor, tensor: Tensor) -> Tensor:
-    """`[N]` shaped to broadcast over the other dimensions of `[N, ...]`."""
-    return vector.view(-1, *[1] * (tensor.dim() - 1))

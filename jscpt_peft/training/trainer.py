@@ -37,8 +37,9 @@ from .output_lock import output_lock
 from .plain_arguments import own_arguments
 from .publishing import Publishing
 from .step_log import HISTORY_FILE, StepLog
-from .task_gradients import Batch, TaskSums, scheduled_gradient, shared_gramian
-from .weightings import make_weighting
+from .task_gradients import Batch, scheduled_gradient, shared_gramian
+from .task_sums import TaskSums
+from .weightings import check_shared, make_weighting
 
 
 class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
@@ -60,7 +61,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         eval_dataset: images of model selection, or several such data sets by name.
         processing_class: saved beside checkpoints, as in `Trainer`.
         dev_dataset: images of D_dev, disjoint from training and model selection, with the test transform.
-        weighting: what gives the tasks' weights; default: what `args` asks for (Eqs. 4-6).
+        weighting: what gives the tasks' weights; default: what `args.weighting` asks for (Eqs. 4-6).
         kwargs: further arguments of `Trainer`. `model_init` makes model, scheduler and Ω anew for every training.
             `compute_loss_func(outputs, labels, num_items_in_batch)` takes the place of Eq. 3 and is called per task,
             with the `outputs.logits` `[b, C_i]` of `outputs.task_id`: it gives these images' mean loss, or one each.
@@ -126,6 +127,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         check_data(model, train_dataset=data, dev_dataset=self.dev_dataset, eval_dataset=self.eval_dataset)
         weighting = self._given_weighting
         if weighting is None:
+            check_shared(args, model)
             weighting = make_weighting(args, len(self.task_names))
         elif self.model_init is not None:
             weighting = copy.deepcopy(weighting)
@@ -150,8 +152,8 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
     def _forget(self, trial: Any = None) -> None:
         """Nothing is left over from a run that was broken off."""
         self.stop_asked = self.stop_agreed = False
-        reference = self.args.reference if self.weighting.needs_reference else None
-        self.lower_step = LowerStep(self.model, self.compute_loss_context_manager, reference, self.compute_loss_func)
+        options = self.weighting.needs_reference, self.compute_loss_context_manager, self.compute_loss_func
+        self.lower_step = LowerStep(self.model, self.args, *options)
         self._sums: TaskSums | None = None
         self._batches: list[Batch] = []  # of a step that updates Ω
         history = Path(self._get_output_dir(trial), HISTORY_FILE) if self.is_world_process_zero() else None
@@ -184,6 +186,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
                 check_same_data({"train_dataset": self.train_dataset, "dev_dataset": self.dev_dataset})
                 return super().train(*args, **kwargs)
         finally:
+            self.upper_level.forget_batches()  # whose worker would otherwise wait for the garbage collector
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, StopOnInterrupt):
                     callback.restore_signals()
@@ -239,12 +242,11 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         sums, self.stop_agreed = sums.over_processes(self.stop_asked)
         step = sums.means()
         usable = self.guard(step)
-        number, gramian = self.state.global_step + 1, None
-        if self.weighting.needs_gramian:
-            gramian = shared_gramian(self.model, step.gradients, task_parameters)
+        number, needed = self.state.global_step + 1, self.weighting.needs_gramian
+        gramian = shared_gramian(self.model, step.gradients, task_parameters) if needed else None
         learned = self.weighting.learned()
         try:
-            weights = self.weighting(step.signals(number, gramian))
+            weights = self.weighting(step.signals(number, (number - 1) // self._steps_per_epoch(), gramian))
         except FloatingPointError as error:  # of an aggregator
             raise FloatingPointError(f"{error} {self.save_last_good_state()}") from error
         explanation = self.weighting.log()  # before Ω changes
@@ -260,6 +262,9 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         if usable:  # without a gradient, momentum and weight decay move nothing either
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
+        if step.observed is not None:
+            tasks = step.usable.nonzero()[:, 0]
+            self.model.task_adapter.head.observe(step.observed[tasks], tasks)
         row = {"step": number, "epoch": number / self._steps_per_epoch(), "loss": step.losses}
         row |= {"weight": weights.detach(), "nonfinite": step.nonfinite, **explanation, **learned}
         row |= {f"{name}_after": value for name, value in self.weighting.learned().items()}

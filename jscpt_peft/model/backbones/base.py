@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..cache import Cache, CacheKey
 from ..class_texts import ClassTexts
+from ..heads.base import one_vector
 from ..layer import JSCPTLayer
 from ..start import Sizes
 from ..task_context import TaskContext
 from ..task_features import plain, task_ids_of
 from ..task_rows import TaskRows
+from .cast_weights import CastWeights, cast_weights
+from .double_backward import precision_mode
 
 
 class PromptedTower(JSCPTLayer):
@@ -23,6 +28,10 @@ class PromptedTower(JSCPTLayer):
     """
 
     name: str
+
+    def __init__(self, base_layer: nn.Module, context: TaskContext) -> None:
+        super().__init__(base_layer, context)
+        self._kept = Cache()
 
     @property
     @abstractmethod
@@ -37,6 +46,14 @@ class PromptedTower(JSCPTLayer):
             return prompts[self.name]
         shape = len(self.active_config.tasks), len(self.blocks), 0, self.base_layer.config.hidden_size
         return next(self.base_layer.parameters()).new_zeros(shape)
+
+    def cast_blocks(self) -> list[CastWeights | None]:
+        """Copies of the blocks' weights in autocast's precision; `None`s without autocast."""
+        dtype, *_ = precision_mode(self.base_layer.device.type)
+        if dtype is None:
+            return [None] * len(self.blocks)
+        make = partial(list, (cast_weights(layer, dtype) for layer in self.blocks))
+        return self._kept.get(dtype, lambda: CacheKey([self.blocks]), make, hold=True)
 
     def refuse_recording(self, keywords: dict) -> None:
         """Raises a `ValueError` where hidden states or attention weights are asked for."""
@@ -61,7 +78,7 @@ class SelectingProjection(JSCPTLayer):
         if task_ids is None:
             task_ids = self.resolve(None, x).ids
         selected = adapter.head.select(x, task_ids.to(x.device), adapter.head.task_parameters())
-        return selected.to(x.dtype)  # the base model multiplies it with its text features
+        return one_vector(selected).to(x.dtype)  # the base model multiplies it with its text features
 
 
 class Backbone(ABC):

@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import CLIPTextModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..cache import Cache, CacheKey
+from ..cache import CacheKey
 from ..class_texts import ClassTexts, read_out_positions
-from ..task_context import TaskContext, deterministic
+from ..task_context import deterministic
 from ..task_rows import TaskRows
 from .attention import KeysValues, block, keys_values
 from .base import PromptedTower
@@ -37,10 +36,6 @@ class PromptedCLIPText(PromptedTower):
     """
 
     name = "text"
-
-    def __init__(self, base_layer: CLIPTextModel, context: TaskContext) -> None:
-        super().__init__(base_layer, context)
-        self._starts = Cache()
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -92,30 +87,30 @@ class PromptedCLIPText(PromptedTower):
         read_out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Outputs of the words `[S, W, d]`, or of the read-out position alone `[S, 1, d]`."""
-        prompts = rows.choose(prompts)
+        every_task = TaskRows.one_task(prompts := rows.choose(prompts))
         num_tasks, depth, num_prompts, _ = prompts.shape
+        prompts, cast = prompts.unbind(1), self.cast_blocks()
         start = self._start(start_id).seen
         hidden = self._embed(words, first_position=1 + num_prompts)
         causal = torch.ones(words.shape[1], words.shape[1], dtype=torch.bool, device=words.device).tril()
         mask = torch.cat([causal.new_ones(words.shape[1], 1 + num_prompts), causal], dim=1)
         prompt_mask = causal.new_ones(num_prompts, 1 + num_prompts).tril(1)  # [SOS], earlier prompts, itself
-        every_task = TaskRows.one_task(prompts)
         last = len(self.blocks) - 1
         for index, layer in enumerate(self.blocks):
             prefix = KeysValues(*(part.expand(num_tasks, -1, -1, -1) for part in start[index]))
             if num_prompts:
                 if index < depth:
-                    tokens = prompts[:, index].to(hidden.dtype)
+                    tokens = prompts[index].to(hidden.dtype)
                     if index == 0:
                         tokens = tokens + self._positions(1, num_prompts)
-                prefix = prefix.before(keys_values(layer, tokens))
+                prefix = prefix.before(keys_values(layer, tokens, cast[index]))
                 if depth - 1 <= index < last:
                     # The last prompts are carried on; they see no class, so once a task is enough.
-                    tokens = block(layer, tokens, start[index], every_task, prompt_mask)
+                    tokens = block(layer, tokens, start[index], every_task, prompt_mask, cast=cast[index])
             if read_out is not None and index == last:
-                hidden = block(layer, hidden, prefix, rows, mask[read_out][:, None, None], read_out)
+                hidden = block(layer, hidden, prefix, rows, mask[read_out][:, None, None], read_out, cast[index])
             else:
-                hidden = block(layer, hidden, prefix, rows, mask)
+                hidden = block(layer, hidden, prefix, rows, mask, cast=cast[index])
         return hidden
 
     def _embed(self, token_ids: torch.Tensor, first_position: int) -> torch.Tensor:
@@ -135,9 +130,7 @@ class PromptedCLIPText(PromptedTower):
     def _start(self, start_id: int) -> StartOfText:
         """What `[SOS]`, which sees only itself, contributes: constants of the frozen model."""
         mode = start_id, precision_mode(self.base_layer.device.type)
-        return self._starts.get(
-            mode, lambda: CacheKey([self.base_layer]), lambda: self._make_start(start_id), hold=True
-        )
+        return self._kept.get(mode, lambda: CacheKey([self.base_layer]), lambda: self._make_start(start_id), hold=True)
 
     @torch.no_grad()
     def _make_start(self, start_id: int) -> StartOfText:

@@ -60,7 +60,7 @@ class PromptedCLIPVision(PromptedTower, AdapterHolder):
         read_out: bool,
     ) -> torch.Tensor:
         vision, (_, depth, num_prompts, _) = self.base_layer, prompts.shape
-        prompts = rows.choose(prompts)
+        prompts, cast = rows.choose(prompts).unbind(1), self.cast_blocks()  # one by one, each slice would cost zeros
         hidden = vision.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
         hidden = vision.pre_layrnorm(hidden)
         last = len(self.blocks) - 1
@@ -68,14 +68,15 @@ class PromptedCLIPVision(PromptedTower, AdapterHolder):
         for index, layer in enumerate(self.blocks):
             prefix = None
             if num_prompts and index < depth:
-                block_prompts = prompts[:, index].to(hidden.dtype)
+                block_prompts = prompts[index].to(hidden.dtype)
                 if index == depth - 1 and index < last:
                     # The last prompts are carried on: from here they are tokens like any other.
                     hidden = torch.cat([hidden[:, :1], rows.spread(block_prompts), hidden[:, 1:]], dim=1)
                     carried = num_prompts
                 else:
-                    prefix = keys_values(layer, block_prompts)
-            hidden = block(layer, hidden, prefix, rows, read_out=0 if read_out and index == last else None)
+                    prefix = keys_values(layer, block_prompts, cast[index])
+            only = 0 if read_out and index == last else None
+            hidden = block(layer, hidden, prefix, rows, read_out=only, cast=cast[index])
         if carried and not read_out:
             hidden = torch.cat([hidden[:, :1], hidden[:, 1 + carried :]], dim=1)
         return hidden

@@ -1,0 +1,124 @@
+"""What a lower step knows of each task: sums over batches and processes, and the means that become of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from jscpt_peft.model.heads import TaskParameters
+from jscpt_peft.model.losses import mean_losses
+from jscpt_peft.scheduling import StepSignals
+
+from .distributed import process_index, sum_over_processes, world_size
+
+
+@dataclass(frozen=True)
+class TaskSums:
+    """Sums over the images of each task, so that batches and processes add up: `first + second`.
+
+    Attributes:
+        counts: `[N]` images of each task.
+        losses: `[N]` summed losses on x̄ (Eq. 3).
+        reference_losses: `[N]` summed losses on the reference view of Eq. 4, without gradient, if asked for.
+        gradients: task parameter -> `[N, ...]`, slice i the summed gradients of task i's images.
+        observed: `[N, D]` x of each task's first image, for a head that observes; zero where there is none.
+    """
+
+    counts: Tensor
+    losses: Tensor
+    reference_losses: Tensor | None
+    gradients: TaskParameters
+    observed: Tensor | None = None
+
+    def __add__(self, other: TaskSums) -> TaskSums:
+        other = other._without_observed(self.counts > 0)
+        return self._of([one + another for one, another in zip(self._tensors(), other._tensors(), strict=True)])
+
+    def over_processes(self, stop: bool = False) -> tuple[TaskSums, bool]:
+        """The sums over the images of all processes, and whether one of these asks to stop; one communication.
+
+        Every process has as many images of a task as the others: what the first one observes is the first.
+        """
+        if world_size() == 1:
+            return self, stop
+        own = self._without_observed(torch.full_like(self.counts, process_index() > 0, dtype=torch.bool))
+        *sums, stops = sum_over_processes([*own._tensors(), self.counts.new_tensor([stop])])
+        return self._of(sums), bool(stops)
+
+    def _without_observed(self, of_tasks: Tensor) -> TaskSums:
+        """The same but for the observed images of some tasks, bool `[N]`."""
+        if self.observed is None:
+            return self
+        return replace(self, observed=self.observed.masked_fill(of_tasks[:, None], 0))
+
+    def clone(self) -> TaskSums:
+        """The same in memory of its own."""
+        return self._of([tensor.clone() for tensor in self._tensors()])
+
+    def detach(self) -> TaskSums:
+        """The same without graphs."""
+        return self._of([tensor.detach() for tensor in self._tensors()])
+
+    def _tensors(self) -> list[Tensor]:
+        optional = [each for each in (self.reference_losses, self.observed) if each is not None]
+        return [self.counts, self.losses, *self.gradients.values(), *optional]
+
+    def _of(self, tensors: Sequence[Tensor]) -> TaskSums:
+        counts, losses, *others = tensors
+        observed = None if self.observed is None else others.pop()
+        reference = None if self.reference_losses is None else others.pop()
+        return TaskSums(counts, losses, reference, dict(zip(self.gradients, others, strict=True)), observed)
+
+    def means(self) -> TaskMeans:
+        """Mean losses and gradients per task, with the tasks whose numbers are not finite set aside."""
+        divisor = self.counts.clamp(min=1)
+        gradients = {name: gradient / like(divisor, gradient) for name, gradient in self.gradients.items()}
+        squares = [gradient.detach().flatten(1).square().sum(1) for gradient in gradients.values()]
+        finite = (self.losses + sum(squares, torch.zeros_like(self.losses))).isfinite()
+        present = self.counts > 0
+        usable = present & finite
+        # Not a product with 0, which would keep a NaN.
+        gradients = {name: torch.where(like(usable, each), each, 0) for name, each in gradients.items()}
+        return TaskMeans(
+            losses=mean_losses(self.losses, self.counts),
+            reference_losses=None
+            if self.reference_losses is None
+            else mean_losses(self.reference_losses, self.counts),
+            gradients=gradients,
+            usable=usable,
+            nonfinite=present & ~finite,
+            observed=self.observed,
+        )
+
+
+@dataclass(frozen=True)
+class TaskMeans:
+    """What a lower step knows of each task.
+
+    Attributes:
+        losses: `[N]` L_i(x̄), nan where the task is absent.
+        reference_losses: `[N]` losses of the reference view, nan likewise, if asked for.
+        gradients: task parameter -> `[N, ...]`, slice i the gradient of L_i; zero where it is not usable.
+        usable: bool `[N]`, tasks that are present and finite.
+        nonfinite: bool `[N]`, tasks that are present with a loss or gradient that is not finite.
+        observed: as of `TaskSums`.
+    """
+
+    losses: Tensor
+    reference_losses: Tensor | None
+    gradients: TaskParameters
+    usable: Tensor
+    nonfinite: Tensor
+    observed: Tensor | None = None
+
+    def signals(self, step: int, epoch: int, gramian: Tensor | None = None) -> StepSignals:
+        """What a weighting is told of optimizer step `step`."""
+        return StepSignals(step, self.usable, self.losses, self.reference_losses, gramian, epoch)
+
+
+def like(vector: Tensor, tensor: Tensor) -> Tensor:
+    """`[N]` shaped to broadcast over the other dimensions of `[N, ...]`."""
+    return vector.view(-1, *[1] * (tensor.dim() - 1))
