@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from arguments import ModelArguments, base_model, model_config, parse
+from arguments import ModelArguments, base_source, model_config, parse
+from base_model import load_clip, load_processor
 from evaluated_model import zero_shot_model
 from peft import get_peft_model
 from task_data import DataArguments, load_data, make_datasets
 from train import make_trainer
-from transformers import CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, read_column
@@ -78,9 +79,9 @@ def measure(run: Run, output: Path) -> None:
     words = [*run.words, "--learning_rate", str(run.learning_rate), "--seed", str(run.seed)]
     data, model_arguments, training = parsed([*words, "--output_dir", str(folder)], run.method)
     task_set = load_data(data, training.seed)
-    source = base_model(model_arguments.model_name_or_path)
-    clip = CLIPModel.from_pretrained(source, dtype="float32")
-    processor = CLIPImageProcessorPil.from_pretrained(source)
+    source = base_source(model_arguments.model_name_or_path)
+    clip = load_clip(source)
+    processor = load_processor(source, clip)
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
     if run.method == ZERO_SHOT:
         trainer = JSCPTTrainer(zero_shot_model(clip, source, task_set), training)

@@ -27,7 +27,7 @@ from evaluated_model import zero_shot_model
 from launched import end_with_launcher
 from peft import PeftModel, get_peft_model
 from task_data import DataArguments, load_data, make_datasets
-from transformers import CLIPModel, PrinterCallback, ProgressCallback
+from transformers import CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, write_manifest
