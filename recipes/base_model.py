@@ -1,4 +1,4 @@
-"""The base model and its image processor, whole or refused in one sentence: transformers only warns of much of this."""
+"""The base model and its image processor, whole or refused in one sentence: transformers warns at most."""
 
 from __future__ import annotations
 
