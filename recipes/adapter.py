@@ -6,10 +6,11 @@ import argparse
 import os.path
 from pathlib import PureWindowsPath
 
-from arguments import TINY_CLIP
+from arguments import BUNDLED, base_source
 from base_model import load_clip, load_processor
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from peft import PeftModel
+from task_data import ASSETS
 from transformers import CLIPImageProcessorPil
 
 from jscpt_peft import JSCPTConfig  # importing jscpt_peft registers the PEFT type
@@ -56,7 +57,7 @@ def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
 def base_of(config: JSCPTConfig, adapter: str) -> str:
     """Name or path of the model that an adapter was trained on.
 
-    The small CLIP of the recipes is stored as its path on the machine of the training: here it has another.
+    A small CLIP of the recipes is stored as its path on the machine of the training: here it has another.
 
     Raises:
         ValueError: it is not named, or is a folder that is not there.
@@ -66,8 +67,9 @@ def base_of(config: JSCPTConfig, adapter: str) -> str:
         raise ValueError(f"`adapter` {adapter} does not name its base model: give --model_name_or_path.")
     if os.path.exists(base) or is_hub_id(base):
         return base
-    if PureWindowsPath(base).parts[-2:] == TINY_CLIP.parts[-2:]:  # takes both kinds of slashes
-        return str(TINY_CLIP)
+    folder, name = ("", *PureWindowsPath(base).parts)[-2:]  # takes both kinds of slashes
+    if folder == ASSETS.name and name in BUNDLED:
+        return base_source(name)
     raise ValueError(
         f"`adapter` {adapter} was trained on the model in {base}, which is not on this machine: say where it is with "
         "--model_name_or_path."
@@ -89,6 +91,7 @@ def load_adapter(
         ValueError: the weights are not those that the configuration tells of, or do not fit the base.
         OSError: something cannot be read.
     """
+    base = base and base_source(base)
     source = base or base_of(config, adapter)
     clip = load_clip(source, base_option(base, adapter))
     return PeftModel.from_pretrained(clip, adapter, revision=revision), source

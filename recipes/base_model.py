@@ -1,4 +1,4 @@
-"""The base model and its image processor, whole or refused in one sentence: transformers warns at most."""
+"""The base model and its image processor, whole or refused: of much of this transformers only warns."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from adapter import adapter_config, load_adapter
-from arguments import default_model
+from arguments import base_source, default_model
 from base_model import load_clip
 from peft import PeftModel, get_peft_model
 from transformers import CLIPModel
@@ -72,7 +72,8 @@ def load_evaluated(arguments: EvaluatedModelArguments, task_set: TaskSet) -> Eva
         ValueError: there is no such adapter, or it was trained for other tasks or classes.
     """
     if arguments.method == "zero_shot":
-        source = arguments.model_name_or_path or default_model(task_set.name)
+        named = arguments.model_name_or_path
+        source = default_model(task_set.name) if named is None else base_source(named)
         clip = load_clip(source)
         return EvaluatedModel(zero_shot_model(clip, source, task_set), source, list(range(len(task_set))))
     config = adapter_config(arguments.adapter, arguments.revision)

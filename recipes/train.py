@@ -20,7 +20,7 @@ from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
-from arguments import TINY_CLIP, ModelArguments, model_config, parse
+from arguments import ModelArguments, base_source, model_config, parse
 from base_model import load_clip, load_processor
 from cli_errors import cli_errors, console
 from evaluated_model import zero_shot_model
@@ -57,7 +57,7 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
         # Go on with the run's own split, whatever has come into the folder or repository since.
         data = replace(data, manifest=str(manifest), shots=None, train_fraction=None)
     task_set = load_data(data, training.seed)
-    source = model_arguments.model_name_or_path or str(TINY_CLIP)
+    source = base_source(model_arguments.model_name_or_path)
     clip = load_clip(source)
     processor = load_processor(source, clip)
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)

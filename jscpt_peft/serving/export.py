@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from jscpt_peft.model.backbones.attention import KeysValues, block, keys_values
+from jscpt_peft.model.losses import averaged_over_views
 from jscpt_peft.model.task_context import deterministic, task_index
 from jscpt_peft.reading import one_line, read_json_object
 
@@ -138,7 +139,8 @@ class TaskClassifier(nn.Module):
         selected = self.projection(self.vision.post_layernorm(hidden[:, 0]))
         if self.select is not None:
             selected = self.select(selected, zeros, self.head_parameters)
-        return F.normalize(selected.to(self.classes.dtype), dim=-1) @ self.classes
+        logits = F.normalize(selected.to(self.classes.dtype), dim=-1) @ self.classes
+        return logits if logits.dim() == 2 else averaged_over_views(logits)
 
 
 def export_task(

@@ -40,9 +40,22 @@ HESSIAN_PARAMETERS = ("all", "shared")
 SCHEDULER_OPTIMIZERS = ("adam", "sgd")
 WATCHING_A_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 DEFAULT_METRIC = "mean_accuracy"
-AGGREGATOR_OPTIONS = {
-    "cagrad_c": "cagrad", "fairgrad_alpha": "fairgrad", "krum_byzantine": "krum", "krum_selected": "krum"
-}  # fmt: skip
+SCHEDULER = "scheduler"
+WEIGHTINGS = (SCHEDULER, "uniform", "uw", "gradnorm", "dwa", "famo", *AGGREGATORS)
+# Option -> the weightings, or aggregators, that know it.
+WEIGHTING_OPTIONS = {
+    "cagrad_c": ("cagrad",),
+    "fairgrad_alpha": ("fairgrad",),
+    "krum_byzantine": ("krum",),
+    "krum_selected": ("krum",),
+    "weighting_learning_rate": ("uw", "gradnorm", "famo"),
+    "gradnorm_alpha": ("gradnorm",),
+    "dwa_temperature": ("dwa",),
+    "famo_decay": ("famo",),
+}
+# What belongs to Eqs. 4-6 alone.
+SCHEDULER_OPTIONS = ("gradient_aggregator", "causal_effect", "reference", "affinity", "affinity_direction")
+SCHEDULER_OPTIONS += ("scheduler_parameterization",)
 
 
 @dataclass
@@ -84,6 +97,18 @@ class JSCPTTrainingArguments(TrainingArguments):
     )
     overwrite_output_dir: bool = setting(False, "Write into an output directory in use.")
 
+    # ---- the tasks' weights ----
+    weighting: Annotated[str, OneOf(WEIGHTINGS)] = setting(
+        SCHEDULER,
+        "What weighs the tasks: scheduler (Eqs. 4-6, with the options below), uniform (plain joint training), uw "
+        f"(uncertainty), gradnorm, dwa, famo, or by the shared gradients alone {', '.join(AGGREGATORS)} (TorchJD; "
+        "needs jscpt-peft[aggregators]).",
+    )
+    weighting_learning_rate: PositiveRate = setting(0.025, "Learning rate of --weighting uw, gradnorm and famo.")
+    gradnorm_alpha: Rate = setting(1.5, "α of --weighting gradnorm: how strongly slow tasks are pulled.")
+    dwa_temperature: PositiveRate = setting(2.0, "T of --weighting dwa.")
+    famo_decay: Rate = setting(0.01, "γ of --weighting famo.")
+
     # ---- the scheduler (Eqs. 4-6) ----
     prompt_scheduling: bool = setting(True, "Weigh tasks by causal effect (Eq. 4).")
     task_scheduling: bool = setting(True, "Weigh tasks by inter-task affinity (Eq. 5).")
@@ -98,7 +123,7 @@ class JSCPTTrainingArguments(TrainingArguments):
         "incoming", "A[:, i] (incoming) or A[i, :] (outgoing)."
     )
     weight_normalization: Annotated[str, OneOf(WEIGHT_NORMALIZATIONS)] = setting(
-        "sum", "sum: the weights sum to the number of tasks; none: Eq. 6 as printed."
+        "sum", "sum: the weights sum to the number of tasks; none: as published, for the scheduler Eq. 6 as printed."
     )
     scheduler_parameterization: Annotated[str, OneOf(PARAMETERIZATIONS)] = setting(
         "unconstrained", "unconstrained, or softplus, which keeps α and β positive."
@@ -182,10 +207,19 @@ class JSCPTTrainingArguments(TrainingArguments):
                 f"`gradient_aggregator={self.gradient_aggregator!r}` takes the place of the affinity factor, "
                 "which `task_scheduling=False` switches off: leave out one of the two."
             )
-        for name, aggregator in AGGREGATOR_OPTIONS.items():
+        for name in SCHEDULER_OPTIONS if self.weighting != SCHEDULER else ():
+            if getattr(self, name) != getattr(JSCPTTrainingArguments, name):
+                raise ValueError(
+                    f"`{name}={getattr(self, name)!r}` is an option of Eqs. 4-6, whose place "
+                    f"`weighting={self.weighting!r}` takes: leave out one of the two."
+                )
+        for name, needed in WEIGHTING_OPTIONS.items():
             value = getattr(self, name)
-            if self.gradient_aggregator != aggregator and value != getattr(JSCPTTrainingArguments, name):
-                raise ValueError(f"`{name}={value!r}` needs `gradient_aggregator={aggregator!r}`: leave it out.")
+            chosen = self.weighting, self.gradient_aggregator
+            if value != getattr(JSCPTTrainingArguments, name) and not set(chosen) & set(needed):
+                words = [f"`weighting={each!r}`" for each in needed]
+                words += [f"`gradient_aggregator={each!r}`" for each in needed if each in AGGREGATORS]
+                raise ValueError(f"`{name}={value!r}` needs {' or '.join(words)}: leave it out.")
 
     def _check_launcher(self) -> None:
         """What the surroundings ask for: visible GPUs, and the configuration of `accelerate launch`."""

@@ -17,7 +17,7 @@ from jscpt_peft.model import JSCPTConfig
 from jscpt_peft.reading import read_json, read_text
 from jscpt_peft.serving.card import TrainingRecord
 
-from .arguments import JSCPTTrainingArguments
+from .arguments import WEIGHTING_OPTIONS, JSCPTTrainingArguments
 from .distributed import world_size
 from .step_log import HISTORY_FILE
 
@@ -36,17 +36,17 @@ FIGURES = {
     "prompt_scheduling.png": "Prompt scheduling of one task",
 }
 # Of the configuration, what says nothing of the method; the tokenizer's name may be a path of this machine.
-UNSAID = {"tokenizer_name_or_path", "target_modules", "base_model", "adapter"}
+UNSAID = {"tokenizer_name_or_path", "target_modules", "base_model", "adapter", "weighting_class"}
 UNSAID |= {each.name for each in fields(PeftConfig)}
 # Where the images of task sets come from whose manifests name no sources.
 ORIGINS = {
     "shapes": "drawn by `jscpt_peft`",
     "emoji": "Fluent 3D, Noto, OpenMoji and Twemoji from npm, by `tools/prepare_emoji.py`",
+    "icons": "icons of 24 open-licensed sets (recipes/assets/icons/LICENSES.md)",
     "folder": "folders of images",
 }
 # What reading somebody else's file of the name of ours, or one that is cut off, may raise.
 UNKNOWN_FORM = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-AGGREGATOR_OPTIONS = ("cagrad_c", "fairgrad_alpha", "krum_byzantine", "krum_selected")
 
 
 def training_record(
@@ -95,7 +95,8 @@ def settings(adapter: JSCPTConfig, fixed: Mapping[str, Any], reproducing: Mappin
         fixed: the run's `fixed_configuration`.
         reproducing: the run's `reproducing_configuration`.
     """
-    unused = UNSAID if fixed["gradient_aggregator"] else UNSAID | set(AGGREGATOR_OPTIONS)
+    chosen = {fixed["weighting"], fixed["gradient_aggregator"]}
+    unused = UNSAID | {name for name, needed in WEIGHTING_OPTIONS.items() if chosen.isdisjoint(needed)}
     simple = {
         name: value for name, value in {**vars(adapter), **fixed}.items() if isinstance(value, int | float | str)
     }

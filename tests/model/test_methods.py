@@ -11,7 +11,7 @@ import pytest
 import small_run
 import torch
 from adapted import pictures
-from oracles import clip_adapter, concatenated, maple, mvlpt
+from oracles import clip_adapter, concatenated, maple, mt_crl, mvlpt, projected
 from peft import PeftModel, get_peft_model
 from transformers import CLIPConfig, CLIPModel
 
@@ -27,6 +27,14 @@ ORACLES = {
     "clip_adapter": (clip_adapter, {}),
     "mvlpt": (mvlpt, {"num_shared_tokens": 3}),
     "jscpt": (concatenated, {"num_shared_tokens": 3, "num_task_tokens": 2, "intervention_hidden": 4}),
+    "jscpt_projected": (
+        projected,
+        {"num_shared_tokens": 3, "intervention_hidden": 4, "num_confounders": 3, "decorrelation_weight": 0.05},
+    ),
+    "mt_crl": (
+        mt_crl,
+        {"num_shared_tokens": 3, "num_task_tokens": 2, "num_modules": 3, "decorrelation_weight": 0.02},
+    ),
 }
 VARIANTS = {"jscpt_no_feature_selection", "jscpt_no_prompt_scheduling", "jscpt_no_task_scheduling", "jscpt_cagrad"}
 SINGLE = [name for name, method in METHODS.items() if method.single_task]
@@ -55,8 +63,8 @@ def moved(model: PeftModel) -> PeftModel:
     """Away from the start, at which a part may have no effect."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.task_adapter.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(parameter))
+        for tensor in [*model.task_adapter.parameters(), *model.task_adapter.buffers()]:
+            tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator).to(tensor))
     return model
 
 
@@ -64,17 +72,34 @@ def adapted(name: str, dtype: torch.dtype = torch.float64, **options) -> PeftMod
     return moved(get_peft_model(oracles.tiny_clip(dtype=dtype), configuration(name, **options)))
 
 
-def oracle_logits(name: str, model: PeftModel, pixels: torch.Tensor, task: int) -> torch.Tensor:
-    """Logits `[B, C]` of images of one task, from the adapter's tensors as they are stored."""
-    oracle, clip = ORACLES[name.split()[0]][0], prompted.PlainClip(model.get_base_model())
+def stored_tensors(model: PeftModel, task: int) -> dict[str, torch.Tensor]:
+    """The adapter's tensors as they are stored; in a single-task form those of one task."""
     tensors = {**dict(model.task_adapter.named_parameters()), **dict(model.task_adapter.named_buffers())}
-    if model.active_jscpt_config.single_task:
-        tensors = {each: tensor[task] for each, tensor in tensors.items()}
+    single = model.active_jscpt_config.single_task
+    return {each: tensor[task] for each, tensor in tensors.items()} if single else tensors
+
+
+def oracle_logits(name: str, model: PeftModel, pixels: torch.Tensor, task: int) -> torch.Tensor:
+    """Logits `[B, C]` of images of one task."""
+    oracle, clip = ORACLES[name.split()[0]][0], prompted.PlainClip(model.get_base_model())
+    tensors = stored_tensors(model, task)
     ids = list(model.active_jscpt_config.class_token_ids.values())[task]
     images = oracle.image_features(clip, tensors, task, pixels)
     classes = oracle.class_features(clip, tensors, task, ids)
-    cosines = torch.nn.functional.cosine_similarity(images[:, None], classes[None], dim=-1)
-    return cosines * clip.logit_scale.exp()
+    logits = torch.nn.functional.cosine_similarity(images[..., None, :], classes, dim=-1) * clip.logit_scale.exp()
+    return logits if images.dim() == 2 else logits.softmax(-1).mean(0).log()  # of one confounder after the other
+
+
+def oracle_penalties(
+    name: str, model: PeftModel, pixels: torch.Tensor, labels: torch.Tensor, task: int
+) -> dict[str, torch.Tensor]:
+    """Terms of one task's penalty with their weights; none where the method has no penalty."""
+    oracle, config = ORACLES[name.split()[0]][0], model.active_jscpt_config
+    if not hasattr(oracle, "penalties"):
+        return {}
+    clip, ids = prompted.PlainClip(model.get_base_model()), list(config.class_token_ids.values())[task]
+    terms = oracle.penalties(clip, stored_tensors(model, task), task, pixels, labels, ids)
+    return {term: getattr(config, f"{term}_weight") * value for term, value in terms.items()}
 
 
 def logits(model: PeftModel) -> torch.Tensor:
@@ -85,8 +110,8 @@ def logits(model: PeftModel) -> torch.Tensor:
 @methods
 def test_logits_and_every_gradient_are_those_of_the_oracle(name):
     model = adapted(name)
-    pixels, task_ids, _ = prompted.batch(model)
-    output = model.classify(pixels, task_ids)
+    pixels, task_ids, labels = prompted.batch(model, per_task=3)
+    output = model.classify(pixels, task_ids, labels)
     total = reference = 0
     for task, names in enumerate(prompted.TASKS.values()):
         expected = oracle_logits(name, model, pixels[task_ids == task], task)
@@ -94,6 +119,11 @@ def test_logits_and_every_gradient_are_those_of_the_oracle(name):
         torch.testing.assert_close(given, expected, atol=1e-10, rtol=0)
         weights = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
         total, reference = total + (weights * given).sum(), reference + (weights * expected).sum()
+        mine = task_ids == task
+        for term in oracle_penalties(name, model, pixels[mine], labels[mine], task).values():
+            reference = reference + (task + 1) * term
+        total = total if output.penalties is None else total + (task + 1) * output.penalties[task]
+    torch.testing.assert_close(total, reference, atol=1e-10, rtol=1e-10)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if parameters:
         gradients, expected = (torch.autograd.grad(value, parameters) for value in (total, reference))

