@@ -51,7 +51,7 @@ _COOP_TRAINING = {"learning_rate": 2e-3, "weight_decay": 5e-4, "num_train_epochs
 METHODS: dict[str, Method] = {
     "zero_shot": Method(
         "CLIP as it is",
-        {"num_shared_tokens": 0, "num_task_tokens": 0, "intervention": "none"},
+        {"num_shared_tokens": 0, "num_task_tokens": 0, "intervention": "none", "class_residual": "none"},
         paper={"class_template": PHOTO},
         original={"class_template": PHOTO},
         training=UNIFORM,

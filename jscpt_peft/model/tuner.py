@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .class_residual import with_residual
 from .growth import add_task, train_only
 from .heads import TaskParameters
 from .heads.base import LossSums
@@ -83,7 +84,7 @@ class JSCPTModel(JSCPTInjection):
             labels: `[B]` within each sample's task.
             task_parameters: what `task_parameters()` returned, where gradients with respect to it are wanted.
             present_tasks_only: where there is something to learn, spend nothing on tasks without an image here: their
-                rows of `class_embeds` are zero.
+                rows of `class_embeds` have no class features.
 
         Raises:
             ValueError: a task id or a label is out of range, or no task is known.
@@ -92,7 +93,7 @@ class JSCPTModel(JSCPTInjection):
         given = task_parameters is not None
         parameters = task_parameters if given else self.task_parameters()
         learning = given or present_tasks_only or (labels is not None and parameters["text"].requires_grad)
-        class_embeds = self.class_features(parameters["text"], learning, task_ids if present_tasks_only else None)
+        class_embeds = self._class_embeds(parameters, learning, task_ids if present_tasks_only else None)
         x = self.backbone.image_features(pixel_values, task_ids, parameters["vision"])
         adapter = self.backbone.vision.active_task_adapter
         head = None if adapter is None else adapter.head
@@ -150,11 +151,19 @@ class JSCPTModel(JSCPTInjection):
             head.observe(output.image_embeds.detach()[first[present]], present.nonzero()[:, 0])
 
     def class_embeds(self) -> Tensor:
-        """Class features z `[N, C, D]` of all tasks under their text prompts, zero beyond a task's classes.
+        """Class features z `[N, C, D]` of all tasks under their text prompts, with their residuals if there are any.
 
-        Without gradients to text prompts they are computed once and kept until a parameter changes.
+        They are zero beyond a task's classes. Without gradients to text prompts z is computed once and kept until a
+        parameter changes.
         """
-        return self.class_features(self.prompt_tokens("text"), learning=False)
+        return self._class_embeds(self.task_parameters(), learning=False)
+
+    def _class_embeds(self, parameters: TaskParameters, learning: bool, task_ids: Tensor | None = None) -> Tensor:
+        embeds, residual = (
+            self.class_features(parameters["text"], learning, task_ids),
+            parameters.get("class_residual"),
+        )
+        return embeds if residual is None else with_residual(embeds, residual)
 
     def logits(self, embeds: Tensor, class_embeds: Tensor, task_ids: Tensor) -> Tensor:
         """Logits `[B, C]` of image features `[B, D]` or `[B, K, D]` under class features `[N, C, D]` (Eq. 1)."""

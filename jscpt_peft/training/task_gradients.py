@@ -200,10 +200,10 @@ def task_gradients(
 
 
 def shared_gramian(model: PeftModel, gradients: TaskParameters) -> Tensor:
-    """`[N, N]`: inner products of the tasks' gradients with respect to the shared prompts (Eq. 5), in float64.
+    """`[N, N]`: inner products of the tasks' gradients with respect to what prompts and class residuals share (Eq. 5).
 
-    Where the tasks share no prompts, it is what they share of the head; where they share nothing, all are 0. Rounded,
-    the Gramian of dependent gradients would have eigenvalues that are but noise.
+    Where the tasks share neither, of what they share of the head; where they share nothing, all are 0. In float64:
+    rounded, the Gramian of dependent gradients would have eigenvalues that are but noise.
 
     Args:
         model: the JSCPT model.
@@ -212,12 +212,15 @@ def shared_gramian(model: PeftModel, gradients: TaskParameters) -> Tensor:
     task_parameters = model.task_parameters()
     prompts = {tower: task_parameters[tower] for tower in TOWER_NAMES if tower in gradients}
     adapter, first = model.task_adapter, next(iter(gradients.values()))
-    shared = first.new_zeros(len(first), 0)
+    parts = [first.new_zeros(len(first), 0)]
     if prompts:
-        shared = adapter.prompts.shared_gradients(prompts, {tower: gradients[tower] for tower in prompts})
-    if not shared.shape[1] and adapter.head is not None:
+        parts.append(adapter.prompts.shared_gradients(prompts, {tower: gradients[tower] for tower in prompts}))
+    if "class_residual" in gradients:
+        parts.append(adapter.class_residual.shared_gradients(gradients["class_residual"]))
+    if not any(part.shape[1] for part in parts) and adapter.head is not None:
         of_head = adapter.head.tensors().keys() & gradients.keys() - {*adapter.head.stacked}
-        shared = torch.cat([shared, *(gradients[name].flatten(1) for name in sorted(of_head))], dim=1)
+        parts += [gradients[name].flatten(1) for name in sorted(of_head)]
+    shared = torch.cat(parts, dim=1)
     shared = shared.detach() if shared.device.type == "mps" else shared.detach().double()  # which has no float64
     return shared @ shared.T
 

@@ -181,6 +181,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
                 check_same_data({"train_dataset": self.train_dataset, "dev_dataset": self.dev_dataset})
                 return super().train(*args, **kwargs)
         finally:
+            self.upper_level.forget_batches()  # whose worker would otherwise wait for the garbage collector
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, StopOnInterrupt):
                     callback.restore_signals()

@@ -47,9 +47,7 @@ def test_conflicting_tasks_count_less_and_poorly_learned_ones_more():
 
     def weigh(losses, gradients):
         gradients = torch.tensor(gradients)
-        return LossCosineScheduling(3)(
-            StepSignals(1, usable, torch.tensor(losses), gramian=gradients @ gradients.T)
-        )
+        return LossCosineScheduling(3)(StepSignals(1, usable, torch.tensor(losses), gramian=gradients @ gradients.T))
 
     conflict = weigh([1.0, 1.0, 1.0], [[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0]])
     assert conflict[2] < 0.5 < 1 < conflict[0]

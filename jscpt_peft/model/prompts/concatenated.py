@@ -49,7 +49,7 @@ class ConcatenatedPrompts(PromptSource):
 
 
 def start_of_shared(start: Start, tower: str, generator: torch.Generator) -> Tensor:
-    """Shared prompts `[depth, n_s, d]` at their start: random, or in text the words of `prompt_init` per block."""
+    """Shared prompts `[depth, n_s, d]` at their start: random, or for text the words of `prompt_init` per block."""
     shape = start.depth(tower), start.config.num_shared_tokens, start.sizes.widths[tower]
     shared = start.normal(generator, *shape, std=start.config.prompt_init_std)
     if tower == "text" and start.prompt_init is not None:
