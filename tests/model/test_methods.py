@@ -240,6 +240,8 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(name, tmp_path):
     whole, resumed = (small_run.trained_parameters(run) for run in runs)
     assert all(torch.equal(whole[each], resumed[each]) for each in whole)
     assert not any(torch.equal(whole[each], start[each]) for each in whole)
+    states = [dict(run.model.task_adapter.named_buffers()) for run in runs]  # what a head remembers
+    assert all(torch.equal(states[0][each], states[1][each]) for each in states[0])
 
 
 # ---- the single-task form -------------------------------------------------------------------------------------------
