@@ -45,7 +45,8 @@ demo: $(VENV)/.installed ## train on real icons, on the CPU, in minutes: results
 
 test: $(VENV)/.test-installed ## run all tests, the slow ones too
 	@# Two files at a time, each on one thread: most tests are too small for more, or wait for processes to start.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@# Files in the order of tests/conftest.py: not, as xdist would have it, those with the most tests first.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.linters-installed ## check style, format and who imports whom
 	@$(BIN)/ruff check .

@@ -241,11 +241,11 @@ def default_model(task_set: str) -> str:
     """The base model that a task set is trained with, if its own file names one; else the small CLIP."""
     own = own_configuration(task_set)
     settings = {} if own is None else yaml.safe_load(own.read_text(encoding="utf-8"))
-    return base_model(settings.get("model_name_or_path"))
+    return base_source(settings.get("model_name_or_path"))
 
 
-def base_model(name: str | None) -> str:
-    """Where a base model is: one of `BUNDLED`, whose first one is the default, in `ASSETS`; any other as it is named."""
+def base_source(name: str | None) -> str:
+    """Where a base model is: in `ASSETS` if it is one of `BUNDLED` (default: the first), else as it is named."""
     name = BUNDLED[0] if name is None else name
     return str(ASSETS / name) if name in BUNDLED else name
 

@@ -25,8 +25,8 @@ class DataArguments:
     _argument_group_name: ClassVar[str] = "data"
     task_set: str = setting(
         "shapes",
-        "shapes (drawn on the fly), icons (in recipes/assets), folder (your own images in --data_root), emoji, office_home, mini_domainnet, "
-        "few_shot_10, or benchmarks with commas between, such as food101,dtd.",
+        "shapes (drawn on the fly), icons (in recipes/assets), folder (your own images in --data_root), emoji, "
+        "office_home, mini_domainnet, few_shot_10, or benchmarks with commas between, such as food101,dtd.",
     )
     data_root: str | None = setting(
         None,

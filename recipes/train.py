@@ -20,13 +20,14 @@ from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
-from arguments import ModelArguments, base_model, model_config, parse
+from arguments import ModelArguments, base_source, model_config, parse
+from base_model import load_clip, load_processor
 from cli_errors import cli_errors, console
 from evaluated_model import zero_shot_model
 from launched import end_with_launcher
 from peft import get_peft_model
 from task_data import DataArguments, load_data, make_datasets
-from transformers import CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
+from transformers import CLIPModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, write_manifest
@@ -56,9 +57,9 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
         # Go on with the run's own split, whatever has come into the folder or repository since.
         data = replace(data, manifest=str(manifest), shots=None, train_fraction=None)
     task_set = load_data(data, training.seed)
-    source = base_model(model_arguments.model_name_or_path)
-    clip = CLIPModel.from_pretrained(source, dtype="float32")
-    processor = CLIPImageProcessorPil.from_pretrained(source)
+    source = base_source(model_arguments.model_name_or_path)
+    clip = load_clip(source)
+    processor = load_processor(source, clip)
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
 
     zero_shot = evaluate_zero_shot(clip, source, task_set, datasets["test"], training)

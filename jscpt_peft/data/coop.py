@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from jscpt_peft.data.benchmarks import Benchmark, plain
-from jscpt_peft.data.files import leading_out, read_text
+from jscpt_peft.data.files import leading_out
 from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask, Source, keys_of
 from jscpt_peft.data.layout import ImageSearch
+from jscpt_peft.reading import one_line, read_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +57,15 @@ def _belongs(benchmark: Benchmark) -> str:
 def _split_json(benchmark: Benchmark, folder: Path) -> FoundTask:
     path = folder / benchmark.split_file
     try:
-        content = json.loads(_read(benchmark, path))
+        content = _read(benchmark, path, read_json)
         splits = {
             ours: [(str(Path(benchmark.images, image)), str(name)) for image, _, name in content[theirs]]
             for theirs, ours in SPLIT_OF_LIST.items()
         }
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is no split file of CoOp ({type(error).__name__}: {error}): it must hold `train`, `val` and "
-            "`test`, each a list of [path, label, class name]."
+            f"{path} is no split file of CoOp ({type(error).__name__}: {one_line(error)}): it must hold `train`, "
+            "`val` and `test`, each a list of [path, label, class name]."
         ) from error
     return {split: _by_class(benchmark, items) for split, items in splits.items()}
 
@@ -161,11 +162,15 @@ def _check_files(benchmark: Benchmark, root: Path, tasks: Mapping[str, FoundTask
 
 
 def _lines(benchmark: Benchmark, path: Path) -> list[str]:
-    return [line for line in map(str.strip, _read(benchmark, path).splitlines()) if line]
-
-
-def _read(benchmark: Benchmark, path: Path) -> str:
     try:
-        return read_text(path)
+        text = _read(benchmark, path, read_text)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {one_line(error)}.") from error
+    return [line for line in map(str.strip, text.splitlines()) if line]
+
+
+def _read(benchmark: Benchmark, path: Path, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing: {_belongs(benchmark)}.") from error

@@ -32,13 +32,14 @@ def load_task_set(
 
     Args:
         name: `shapes` (drawn on the fly, needs no data), `folder` (your own images below `data_root`), `emoji` (made
-            by `tools/prepare_emoji.py`), `icons` (in recipes/assets/icons), `office_home`, `mini_domainnet`, `few_shot_10`, one of the ten data sets
-            of the latter, or several benchmarks with commas between, as in `"food101,oxford_pets"`.
+            by `tools/prepare_emoji.py`), `icons` (in recipes/assets/icons), `office_home`, `mini_domainnet`,
+            `few_shot_10`, one of the ten data sets of the latter, or several benchmarks with commas between, as in
+            `"food101,oxford_pets"`.
         data_root: the folder that holds the data; None where they are drawn, downloaded or in their usual place.
         train_fraction: the part of each class's training images to use, in (0, 1].
         shots: the number of training images per class; at most one of the two.
         seed: of all sampling.
-        options: passed on to `shapes_task_set`, `folder_task_set`, `emoji_task_set`, `icons_task_set` or `benchmark_task_set`.
+        options: passed on to the task set's own function, such as `shapes_task_set`.
 
     Raises:
         ValueError: an unknown name, a missing or superfluous `data_root`, an option that the task set does not take;

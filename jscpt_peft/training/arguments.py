@@ -17,12 +17,16 @@ from jscpt_peft.scheduling import AGGREGATORS, NEUTRAL_EFFECT
 from jscpt_peft.scheduling.affinity import AFFINITIES
 from jscpt_peft.scheduling.scheduler import AFFINITY_DIRECTIONS, PARAMETERIZATIONS, WEIGHT_NORMALIZATIONS
 from jscpt_peft.settings import (
+    BatchSize,
     Between,
     NonNegativeFloat,
     NonNegativeInt,
     OneOf,
     PositiveFloat,
     PositiveInt,
+    PositiveRate,
+    Rate,
+    Terms,
     check_setting,
     check_settings,
     setting,
@@ -72,10 +76,10 @@ class JSCPTTrainingArguments(TrainingArguments):
     _argument_group_name: ClassVar[str] = "training"
 
     # ---- TrainingArguments with other defaults (paper, section 4.1) ----
-    per_device_train_batch_size: PositiveInt = setting(16, "Images of every task in a step.")
-    per_device_eval_batch_size: PositiveInt = setting(64, "Images in an evaluation step.")
+    per_device_train_batch_size: BatchSize = setting(16, "Images of every task in a step.")
+    per_device_eval_batch_size: BatchSize = setting(64, "Images in an evaluation step.")
     num_train_epochs: PositiveFloat = setting(50.0, "Passes over the largest task.")
-    learning_rate: NonNegativeFloat = setting(1.5e-3, "Learning rate η₁ of the prompts.")
+    learning_rate: Rate = setting(1.5e-3, "Learning rate η₁ of the prompts.")
     optim: Annotated[str, OneOf([each.value for each in OptimizerNames])] = setting("sgd", "Optimizer of the prompts.")
     momentum: Annotated[float, Between(0, 1, open_high=True)] = setting(0.9, "Momentum of --optim sgd.")
     lr_scheduler_type: Annotated[str, OneOf([each.value for each in SchedulerType])] = setting(
@@ -133,8 +137,8 @@ class JSCPTTrainingArguments(TrainingArguments):
         "Weights of TorchJD instead of the affinity factor, from the shared prompts' gradients: "
         f"{', '.join(AGGREGATORS)}. Needs jscpt-peft[aggregators].",
     )
-    cagrad_c: NonNegativeFloat = setting(0.5, "c of --gradient_aggregator cagrad.")
-    fairgrad_alpha: NonNegativeFloat = setting(1.0, "α of --gradient_aggregator fairgrad.")
+    cagrad_c: Rate = setting(0.5, "c of --gradient_aggregator cagrad.")
+    fairgrad_alpha: Rate = setting(1.0, "α of --gradient_aggregator fairgrad.")
     krum_byzantine: NonNegativeInt = setting(
         0, "Tasks that --gradient_aggregator krum distrusts; it needs 3 tasks more."
     )
@@ -143,11 +147,9 @@ class JSCPTTrainingArguments(TrainingArguments):
     # ---- the upper level (Eqs. 8-11) ----
     learn_scheduler: bool = setting(True, "Update Ω = {α, β}; without, it stays at 1.")
     lower_steps: PositiveInt = setting(10, "M: lower steps between two updates of Ω.")
-    neumann_terms: NonNegativeInt = setting(3, "H of Eq. 11; 0 needs no Hessian-vector product.")
-    neumann_step_size: PositiveFloat = setting(1.0, "Largest step size of the Neumann series.")
-    power_iterations: NonNegativeInt = setting(
-        3, "Products that estimate λ_max for the step size 0.9/λ_max; 0 fixes it."
-    )
+    neumann_terms: Terms = setting(3, "H of Eq. 11; 0 needs no Hessian-vector product.")
+    neumann_step_size: PositiveRate = setting(1.0, "Largest step size of the Neumann series.")
+    power_iterations: Terms = setting(3, "Products that estimate λ_max for the step size 0.9/λ_max; 0 fixes it.")
     neumann_damping: NonNegativeFloat | None = setting(
         None, "λ added to the Hessian's diagonal. Default: --weight_decay."
     )
@@ -155,10 +157,10 @@ class JSCPTTrainingArguments(TrainingArguments):
     hvp: Annotated[str, OneOf(HESSIAN_PRODUCTS)] = setting(
         "exact", "Hessian-vector products: exact, or finite_difference of two gradients."
     )
-    hypergradient_batch_size: PositiveInt | None = setting(
+    hypergradient_batch_size: BatchSize | None = setting(
         None, "Images of every task of the whole step in the Hessian. Default: all of them."
     )
-    hypergradient_chunk_size: PositiveInt | None = setting(
+    hypergradient_chunk_size: BatchSize | None = setting(
         None,
         "Images of one task whose graph is held at a time in the upper level, made anew for every "
         "product. Default: the lower step's graph is kept.",
@@ -166,10 +168,10 @@ class JSCPTTrainingArguments(TrainingArguments):
     hessian_parameters: Annotated[str, OneOf(HESSIAN_PARAMETERS)] = setting(
         "all", "θ of the Hessian: all, or shared prompts only."
     )
-    scheduler_learning_rate: PositiveFloat = setting(1e-2, "Learning rate η₂ of Ω.")
+    scheduler_learning_rate: PositiveRate = setting(1e-2, "Learning rate η₂ of Ω.")
     scheduler_optimizer: Annotated[str, OneOf(SCHEDULER_OPTIMIZERS)] = setting("adam", "Optimizer of Ω: adam or sgd.")
     max_hypergradient_norm: NonNegativeFloat = setting(10.0, "Clip the gradient of Ω; 0 does not.")
-    dev_batch_size: PositiveInt | None = setting(
+    dev_batch_size: BatchSize | None = setting(
         None, "Dev images of every task in an update of Ω. Default: as in training."
     )
     max_nonfinite_steps: PositiveInt = setting(

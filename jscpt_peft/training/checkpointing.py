@@ -224,7 +224,10 @@ class Checkpointing(Trainer):
         if not bool(step.nonfinite.any()):
             self.nonfinite_steps = 0
             # The parameters have just shown that they are good: the update that follows may spoil them.
-            snapshot = Snapshot(self.trainable_parameters(), [self.optimizer, self.lr_scheduler, self.upper_level])
+            head = self.model.task_adapter.head
+            others = [self.optimizer, self.lr_scheduler, self.upper_level]
+            others += [head] if head is not None and head.observes else []
+            snapshot = Snapshot(self.trainable_parameters(), others)
             self._good = snapshot, self.state.global_step, self.state.epoch or 0.0
             return
         self.nonfinite_steps += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -15,6 +14,7 @@ from peft import PeftConfig
 from jscpt_peft.data import read_manifest
 from jscpt_peft.data.manifest import MANIFEST_FILE, drawn_by, on_hub
 from jscpt_peft.model import JSCPTConfig
+from jscpt_peft.reading import read_json, read_text
 from jscpt_peft.serving.card import TrainingRecord
 
 from .arguments import WEIGHTING_OPTIONS, JSCPTTrainingArguments
@@ -122,10 +122,10 @@ def results_of(output: Path, accuracies: Mapping[str, float]) -> str | None:
         return None
     expected = {task: None if math.isnan(accuracy) else accuracy for task, accuracy in accuracies.items()}
     try:
-        rows = json.loads((output / RESULTS).read_text(encoding="utf-8"))["tasks"]
+        rows = read_json(output / RESULTS)["tasks"]
         if {task: row["trained"] for task, row in rows.items()} != expected:
             return None
-        return (output / RESULTS_TABLE).read_text(encoding="utf-8")
+        return read_text(output / RESULTS_TABLE)
     except UNKNOWN_FORM:
         return None
 

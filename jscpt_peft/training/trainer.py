@@ -181,6 +181,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
                 check_same_data({"train_dataset": self.train_dataset, "dev_dataset": self.dev_dataset})
                 return super().train(*args, **kwargs)
         finally:
+            self.upper_level.forget_batches()  # whose worker would otherwise wait for the garbage collector
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, StopOnInterrupt):
                     callback.restore_signals()
@@ -261,6 +262,9 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         if usable:  # without a gradient, momentum and weight decay move nothing either
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
+        if step.observed is not None:
+            tasks = step.usable.nonzero()[:, 0]
+            self.model.task_adapter.head.observe(step.observed[tasks], tasks)
         row = {"step": number, "epoch": number / self._steps_per_epoch(), "loss": step.losses}
         row |= {"weight": weights.detach(), "nonfinite": step.nonfinite, **explanation, **learned}
         row |= {f"{name}_after": value for name, value in self.weighting.learned().items()}

@@ -12,7 +12,7 @@ import pytest
 import small_run
 import torch
 from adapted import pictures
-from oracles import clip_adapter, concatenated, maple, mvlpt
+from oracles import clip_adapter, concatenated, maple, mt_crl, mvlpt, projected
 from paths import ROOT, TINY_CLIP
 from peft import PeftModel, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,6 +30,14 @@ ORACLES = {
     "clip_adapter": (clip_adapter, {}),
     "mvlpt": (mvlpt, {"num_shared_tokens": 3}),
     "jscpt": (concatenated, {"num_shared_tokens": 3, "num_task_tokens": 2, "intervention_hidden": 4}),
+    "jscpt_projected": (
+        projected,
+        {"num_shared_tokens": 3, "intervention_hidden": 4, "num_confounders": 3, "decorrelation_weight": 0.05},
+    ),
+    "mt_crl": (
+        mt_crl,
+        {"num_shared_tokens": 3, "num_task_tokens": 2, "num_modules": 3, "decorrelation_weight": 0.02},
+    ),
 }
 ORACLES["jscpt_no_feature_selection"] = ORACLES["jscpt"]
 # Methods that differ from JSCPT in training alone.
@@ -73,8 +81,8 @@ def moved(model: PeftModel) -> PeftModel:
     """Away from the start, at which a part may have no effect."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in model.task_adapter.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(parameter))
+        for tensor in [*model.task_adapter.parameters(), *model.task_adapter.buffers()]:
+            tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator).to(tensor))
     return model
 
 
@@ -82,17 +90,34 @@ def adapted(name: str, dtype: torch.dtype = torch.float64, **options) -> PeftMod
     return moved(get_peft_model(oracles.tiny_clip(dtype=dtype), configuration(name, **options)))
 
 
-def oracle_logits(name: str, model: PeftModel, pixels: torch.Tensor, task: int) -> torch.Tensor:
-    """Logits `[B, C]` of images of one task, from the adapter's tensors as they are stored."""
-    oracle, clip = ORACLES[name.split()[0]][0], prompted.PlainClip(model.get_base_model())
+def stored_tensors(model: PeftModel, task: int) -> dict[str, torch.Tensor]:
+    """The adapter's tensors as they are stored; in a single-task form those of one task."""
     tensors = {**dict(model.task_adapter.named_parameters()), **dict(model.task_adapter.named_buffers())}
-    if model.active_jscpt_config.single_task:
-        tensors = {each: tensor[task] for each, tensor in tensors.items()}
+    single = model.active_jscpt_config.single_task
+    return {each: tensor[task] for each, tensor in tensors.items()} if single else tensors
+
+
+def oracle_logits(name: str, model: PeftModel, pixels: torch.Tensor, task: int) -> torch.Tensor:
+    """Logits `[B, C]` of images of one task."""
+    oracle, clip = ORACLES[name.split()[0]][0], prompted.PlainClip(model.get_base_model())
+    tensors = stored_tensors(model, task)
     ids = list(model.active_jscpt_config.class_token_ids.values())[task]
     images = oracle.image_features(clip, tensors, task, pixels)
     classes = oracle.class_features(clip, tensors, task, ids)
-    cosines = torch.nn.functional.cosine_similarity(images[:, None], classes[None], dim=-1)
-    return cosines * clip.logit_scale.exp()
+    logits = torch.nn.functional.cosine_similarity(images[..., None, :], classes, dim=-1) * clip.logit_scale.exp()
+    return logits if images.dim() == 2 else logits.softmax(-1).mean(0).log()  # of one confounder after the other
+
+
+def oracle_penalties(
+    name: str, model: PeftModel, pixels: torch.Tensor, labels: torch.Tensor, task: int
+) -> dict[str, torch.Tensor]:
+    """Terms of one task's penalty with their weights; none where the method has no penalty."""
+    oracle, config = ORACLES[name.split()[0]][0], model.active_jscpt_config
+    if not hasattr(oracle, "penalties"):
+        return {}
+    clip, ids = prompted.PlainClip(model.get_base_model()), list(config.class_token_ids.values())[task]
+    terms = oracle.penalties(clip, stored_tensors(model, task), task, pixels, labels, ids)
+    return {term: getattr(config, f"{term}_weight") * value for term, value in terms.items()}
 
 
 def logits(model: PeftModel) -> torch.Tensor:
@@ -103,8 +128,8 @@ def logits(model: PeftModel) -> torch.Tensor:
 @methods
 def test_logits_and_every_gradient_are_those_of_the_oracle(name):
     model = adapted(name)
-    pixels, task_ids, _ = prompted.batch(model)
-    output = model.classify(pixels, task_ids)
+    pixels, task_ids, labels = prompted.batch(model, per_task=3)
+    output = model.classify(pixels, task_ids, labels)
     total = reference = 0
     for task, names in enumerate(prompted.TASKS.values()):
         expected = oracle_logits(name, model, pixels[task_ids == task], task)
@@ -112,6 +137,11 @@ def test_logits_and_every_gradient_are_those_of_the_oracle(name):
         torch.testing.assert_close(given, expected, atol=1e-10, rtol=0)
         weights = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
         total, reference = total + (weights * given).sum(), reference + (weights * expected).sum()
+        mine = task_ids == task
+        for term in oracle_penalties(name, model, pixels[mine], labels[mine], task).values():
+            reference = reference + (task + 1) * term
+        total = total if output.penalties is None else total + (task + 1) * output.penalties[task]
+    torch.testing.assert_close(total, reference, atol=1e-10, rtol=1e-10)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if parameters:
         gradients, expected = (torch.autograd.grad(value, parameters) for value in (total, reference))
@@ -338,7 +368,11 @@ def small_clip():
     return CLIPModel.from_pretrained(TINY_CLIP).eval()
 
 
-@methods
+# Its predictions are means over confounders, which image features alone cannot give.
+ONE_VIEW = [name for name in CASES if name != "jscpt_projected"]
+
+
+@pytest.mark.parametrize("name", ONE_VIEW)
 def test_the_pipeline_of_transformers_gives_the_scores_of_predict(name, small_clip):
     config = configuration(name, class_token_ids=None, tokenizer_name_or_path=str(TINY_CLIP), prompt_init_std=0.05)
     model = moved(get_peft_model(copy.deepcopy(small_clip), config))
@@ -379,6 +413,8 @@ def test_a_step_is_one_forward_and_one_backward_of_the_towers(name, tmp_path):
 
 # ---- two processes --------------------------------------------------------------------------------------------------
 
+# Penalties that are correlations or variances over a batch: processes average those of their own images.
+OF_A_BATCH = {"jscpt_projected": ("decorrelation_weight",), "mt_crl": ("decorrelation_weight", "invariance_weight")}
 # Case -> method or single-task form, and options.
 TOGETHER = {name: (name, {}) for name in LEARNING + VARIANTS}
 TOGETHER |= {name: ("jscpt", {"weighting": name}) for name in ("uw", "gradnorm", "dwa", "famo", "pcgrad", "imtl_g")}
@@ -390,7 +426,8 @@ def trained_with(count: int, folder) -> dict[str, dict[str, torch.Tensor]]:
     for case, (name, options) in TOGETHER.items():
         options = {**training_options(name.split()[0]), "max_steps": 2, **options}
         options |= {"per_device_train_batch_size": 4 // count, "dev_batch_size": 4 // count}
-        run = small_run.trainer(folder / case, adapted(name), **options)
+        model = adapted(name, **dict.fromkeys(OF_A_BATCH.get(name, ()), 0.0))
+        run = small_run.trainer(folder / case, model, **options)
         run.train()
         state = run.weighting.state_dict()
         trained[case] = small_run.trained_parameters(run)
