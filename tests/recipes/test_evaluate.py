@@ -199,9 +199,9 @@ def test_an_adapter_of_other_tasks_or_classes_is_refused(images, tmp_path, capsy
                 {"my photo": right, scans: right},
                 "has no task 'my photos': its tasks are my photo, scans. Did you mean",
             ),
-            ({photos: right, scans: right[::-1]}, "class 0 of task 'scans' is 'pens & ink' in task set 'folder' and"),
-            ({photos: right, scans: right[:2]}, "class 2 of task 'scans' is 'sky' in task set 'folder' and missing"),
-            ({photos: right, scans: [*right, "d"]}, "class 3 of task 'scans' is missing in task set 'folder' and 'd'"),
+            ({photos: right, scans: right[::-1]}, "(label 0 is 'pens & ink' instead of 'sky')"),
+            ({photos: right, scans: right[:2]}, "(3 classes instead of 2)"),
+            ({photos: right, scans: [*right, "d"]}, "(3 classes instead of 4)"),
         )
     ):
         adapter = save_adapter(tmp_path / str(number), tasks)
@@ -209,10 +209,7 @@ def test_an_adapter_of_other_tasks_or_classes_is_refused(images, tmp_path, capsy
     lora = get_peft_model(CLIPModel.from_pretrained(TINY_CLIP), LoraConfig(target_modules=["q_proj"]))
     lora.save_pretrained(tmp_path / "lora")
     message = fails(capsys, evaluate.main, *folder, "--adapter", tmp_path / "lora")
-    assert "is described by a LoraConfig, not by a JSCPTConfig" in message
-    (tmp_path / "0" / "adapter_config.json").write_text('{"peft_type": "NOPE"}')
-    message = fails(capsys, evaluate.main, *folder, "--adapter", tmp_path / "0")
-    assert "its adapter_config.json is no JSCPT adapter's (KeyError" in message
+    assert "its `peft_type` is 'LORA', not 'JSCPT'" in message
 
 
 # ---- the library of the same name, and processes --------------------------------------------------------------------

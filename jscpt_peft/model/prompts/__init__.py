@@ -3,13 +3,22 @@
 from .base import PromptSource
 from .concatenated import ConcatenatedPrompts
 from .coupled import CoupledPrompts
+from .projected import ProjectedPrompts
 from .unified import UnifiedPrompts
 
 PROMPT_SOURCES: dict[str, type[PromptSource]] = {
     "concatenated": ConcatenatedPrompts,
     "coupled": CoupledPrompts,
+    "projected": ProjectedPrompts,
     "unified": UnifiedPrompts,
 }
 """Name -> prompt source. A source of one's own is added here before it is used or loaded."""
 
-__all__ = ["PROMPT_SOURCES", "ConcatenatedPrompts", "CoupledPrompts", "PromptSource", "UnifiedPrompts"]
+__all__ = [
+    "PROMPT_SOURCES",
+    "ConcatenatedPrompts",
+    "CoupledPrompts",
+    "ProjectedPrompts",
+    "PromptSource",
+    "UnifiedPrompts",
+]
