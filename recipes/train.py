@@ -23,6 +23,7 @@ from pathlib import Path
 from arguments import TINY_CLIP, ModelArguments, model_config, parse
 from cli_errors import cli_errors, console
 from evaluated_model import zero_shot_model
+from group_tasks import chosen_groups
 from launched import end_with_launcher
 from peft import get_peft_model
 from task_data import DataArguments, load_data, make_datasets
@@ -61,8 +62,10 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     processor = CLIPImageProcessorPil.from_pretrained(source)
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
 
+    groups = chosen_groups(clip, source, datasets["train"], model_arguments, training, bool(resume))
+    config = model_config(model_arguments, task_set.class_names, source, training.seed, groups)
     zero_shot = evaluate_zero_shot(clip, source, task_set, datasets["test"], training)
-    model = get_peft_model(clip, model_config(model_arguments, task_set.class_names, source, training.seed))
+    model = get_peft_model(clip, config)
     trainer = JSCPTTrainer(
         model,
         training,

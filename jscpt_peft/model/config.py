@@ -13,6 +13,7 @@ from jscpt_peft.methods import METHODS, check_single_task, method_fields
 from jscpt_peft.settings import NonNegativeFloat, NonNegativeInt, OneOf, PositiveInt, check_settings, setting
 
 from .class_texts import texts_of_class
+from .groups import check_groups
 from .heads import FEATURE_HEADS
 from .prompts import PROMPT_SOURCES
 from .registration import TASK_TYPE, add_peft_type
@@ -37,6 +38,8 @@ class JSCPTConfig(PeftConfig):
         prompts: where the prompts come from, one of `jscpt_peft.model.prompts.PROMPT_SOURCES`.
         num_shared_tokens: prompt tokens that all tasks share, per prompted block and tower (the paper: 16).
         num_task_tokens: prompt tokens of each task's own, per prompted block and tower (the paper: 16).
+        groups: for prompts of groups of tasks: task name -> the name of its group (`prompts="kronecker"`) or the list
+            of the nodes above it, from the root of a tree on (`prompts="tree"`). `None`: one group of all tasks.
         prompt_depth: number of blocks, from the first, that receive prompts of their own; the last ones are carried on
             as ordinary tokens through the remaining blocks. `None`: every block (the paper).
         towers: `"both"`, `"vision"` or `"text"`: which encoders are prompted.
@@ -79,6 +82,7 @@ class JSCPTConfig(PeftConfig):
     )
     num_shared_tokens: NonNegativeInt = setting(16, "Prompt tokens that all tasks share, per prompted block.")
     num_task_tokens: NonNegativeInt = setting(16, "Prompt tokens of each task, per prompted block.")
+    groups: dict[str, str | list[str]] | None = setting(None, "Groups of tasks.", command_line=False)
     prompt_depth: PositiveInt | None = setting(None, "Blocks with prompts of their own, from the first. Default: all.")
     towers: Annotated[str, OneOf(TOWERS)] = setting("both", "Prompted encoders: both, vision or text.")
     class_template: str | dict[str, str | list[str]] = setting("{}.", "Text of a class; {} stands for its name.")
@@ -147,6 +151,7 @@ class JSCPTConfig(PeftConfig):
         self._check_tasks()
         self._check_templates()
         self._check_token_ids()
+        self.groups = check_groups(self.groups, self.tasks, self.prompts, self.single_task)
         starts = self.num_shared_tokens and "text" in TOWERS[self.towers]
         if self.prompt_init is not None and not (starts and self.prompt_init.strip()):
             raise ValueError(

@@ -3,6 +3,7 @@
 from .affinity import affinity_from_gramian, gradient_cosine, inter_task_affinity
 from .effect import NEUTRAL_EFFECT, causal_effect
 from .gramian import AGGREGATORS, GradientAggregator
+from .grouping import Merge, agglomerate, task_groups, task_tree
 from .hypergradient import (
     InverseHVP,
     hessian_vector_product,
@@ -20,11 +21,13 @@ __all__ = [
     "GradientAggregator",
     "InverseHVP",
     "JointScheduling",
+    "Merge",
     "StepSignals",
     "TaskPromptScheduler",
     "UniformWeighting",
     "Weighting",
     "affinity_from_gramian",
+    "agglomerate",
     "causal_effect",
     "gradient_cosine",
     "hessian_vector_product",
@@ -32,4 +35,6 @@ __all__ = [
     "inter_task_affinity",
     "neumann_inverse_hvp",
     "safeguarded_inverse_hvp",
+    "task_groups",
+    "task_tree",
 ]
