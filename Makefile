@@ -33,19 +33,20 @@ export HF_HUB_OFFLINE := 1
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
 
-demo: $(VENV)/.installed ## train on the drawn shapes, on the CPU without data: results in outputs/demo
+demo: $(VENV)/.installed ## train on real icons, on the CPU, in minutes: results in outputs/demo
 	@rm -rf $(DEMO_OUTPUT)  # training refuses an output directory with something in it; this one is the demo's own
 	@# One thread: the tensors of the small CLIP are so small that several would only wait for each other.
 	@$(BIN)/accelerate launch $(LAUNCH_FLAGS) --num_cpu_threads_per_process 1 \
 		recipes/train.py recipes/configs/demo.yaml --output_dir $(DEMO_OUTPUT)
-	@$(BIN)/python -c "from jscpt_peft.data import shapes_task_set; \
-		shapes_task_set(seed=2).tasks[0].test[5]['image'].save('$(DEMO_OUTPUT)/heart.png')"
+	@$(BIN)/python -c "from jscpt_peft.data import load_task_set; \
+		load_task_set('icons', 'recipes/assets/icons').tasks[0].test[125]['image'].save('$(DEMO_OUTPUT)/icon.png')"
 	@echo "The adapter loads again and classifies an image it has not seen:"
-	@$(BIN)/python recipes/predict.py --adapter $(DEMO_OUTPUT) --task flat $(DEMO_OUTPUT)/heart.png
+	@$(BIN)/python recipes/predict.py --adapter $(DEMO_OUTPUT) --task outline $(DEMO_OUTPUT)/icon.png
 
 test: $(VENV)/.test-installed ## run all tests, the slow ones too
 	@# Two files at a time, each on one thread: most tests are too small for more, or wait for processes to start.
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	@# Files in the order of tests/conftest.py: not, as xdist would have it, those with the most tests first.
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.linters-installed ## check style, format and who imports whom
 	@$(BIN)/ruff check .

@@ -51,7 +51,7 @@ _COOP_TRAINING = {"learning_rate": 2e-3, "weight_decay": 5e-4, "num_train_epochs
 METHODS: dict[str, Method] = {
     "zero_shot": Method(
         "CLIP as it is",
-        {"num_shared_tokens": 0, "num_task_tokens": 0, "intervention": "none"},
+        {"num_shared_tokens": 0, "num_task_tokens": 0, "intervention": "none", "class_residual": "none"},
         paper={"class_template": PHOTO},
         original={"class_template": PHOTO},
         training=UNIFORM,
@@ -150,6 +150,20 @@ METHODS: dict[str, Method] = {
     "jscpt_cagrad": Method(
         "JSCPT with CAGrad's weights for the factor of affinities", _JSCPT, training={"gradient_aggregator": "cagrad"}
     ),
+    "jscpt_projected": Method(
+        "shared prompts through a linear map per task, causal features with backdoor adjustment, and weights from "
+        "gradient cosines and losses (JSCPT as a secondary summary tells it)",
+        {"prompts": "projected", "towers": "both", "num_task_tokens": 0, "intervention": "decoupled"},
+        at_least={"num_shared_tokens": 1},
+        original={"prompt_depth": 1},
+        training={"weighting": "loss_cosine"},
+    ),
+    "mt_crl": Method(
+        "JSCPT's prompts before feature modules, a learned graph from tasks to modules, and invariance over "
+        "half-batches (MT-CRL-style, after NeurIPS 2022)",
+        {"prompts": "concatenated", "towers": "both", "intervention": "modular"},
+        training=UNIFORM,
+    ),
 }  # fmt: skip
 
 
@@ -170,7 +184,7 @@ def method_fields(name: str, hyperparameters: str = "paper", **overrides: Any) -
     for field_name, value in overrides.items():
         needed = method.structure.get(field_name, value)
         fewest = method.at_least.get(field_name)
-        if value != needed or (fewest is not None and value < fewest):
+        if (value is not needed and value != needed) or (fewest is not None and value < fewest):
             words = f"{needed!r}" if fewest is None else f"at least {fewest}"
             raise ValueError(
                 f"`{field_name}` is {value!r}, but method {name!r} requires {words}: use "

@@ -55,6 +55,7 @@ class JSCPTPeftModel(PeftModel):
     set_task = _of_tuner(JSCPTModel.set_task)
     add_task = _of_tuner(JSCPTModel.add_task)
     train_only = _of_tuner(JSCPTModel.train_only)
+    observe = _of_tuner(JSCPTModel.observe)
 
     @property
     def task_names(self) -> list[str]:
@@ -113,7 +114,10 @@ class JSCPTPeftModel(PeftModel):
         output = self.classify(**images, task_ids=task_ids, labels=labels)
         loss = output.loss
         if labels is not None and num_items_in_batch is not None:
-            loss = output.loss_sums.sum() / num_items_in_batch
+            penalties = 0 if output.penalties is None else output.penalties * output.task_counts
+            loss = (output.loss_sums + penalties).sum() / num_items_in_batch
+        if self.training and loss is not None and loss.requires_grad:
+            self.observe(output, task_ids)
         return JSCPTOutput(loss=loss, logits=output.logits)
 
     @contextmanager

@@ -47,11 +47,22 @@ class OneOf:
         check_choice(argument, value, self.choices)
 
 
-PositiveInt = Annotated[int, Between(1)]
-NonNegativeInt = Annotated[int, Between(0)]
-PositiveFloat = Annotated[float, Between(0, open_low=True)]
-NonNegativeFloat = Annotated[float, Between(0)]
+MOST = 1_000_000_000
+"""More steps, images, seconds or epochs than any run has: beyond it is a slip, and what follows would overflow."""
+
+PositiveInt = Annotated[int, Between(1, MOST)]
+NonNegativeInt = Annotated[int, Between(0, MOST)]
+PositiveFloat = Annotated[float, Between(0, MOST, open_low=True)]
+NonNegativeFloat = Annotated[float, Between(0, MOST)]
 Fraction = Annotated[float, Between(0, 1, open_low=True)]
+# What memory is taken by, or what is repeated within a step or a process.
+Tokens = Annotated[int, Between(0, 4096)]
+Width = Annotated[int, Between(1, 16_384)]
+Terms = Annotated[int, Between(0, 10_000)]
+BatchSize = Annotated[int, Between(1, 65_536)]
+# What multiplies parameters: above it nothing finite is left of them.
+Rate = Annotated[float, Between(0, 10_000)]
+PositiveRate = Annotated[float, Between(0, 10_000, open_low=True)]
 
 NAMES = {
     int: "a whole number",

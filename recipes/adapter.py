@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os.path
 from pathlib import PureWindowsPath
 
-from arguments import TINY_CLIP
+from arguments import BUNDLED, base_source
+from base_model import load_clip, load_processor
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from peft import PeftConfig, PeftModel
-from transformers import CLIPImageProcessorPil, CLIPModel
+from peft import PeftModel
+from task_data import ASSETS
+from transformers import CLIPImageProcessorPil
 
 from jscpt_peft import JSCPTConfig  # importing jscpt_peft registers the PEFT type
 from jscpt_peft.serving.base_names import is_hub_id
@@ -34,7 +35,8 @@ def load_for_task(arguments: argparse.Namespace) -> tuple[PeftModel, str, CLIPIm
     if task is None and len(config.tasks) > 1:
         raise ValueError(f"`--task` is missing: name one of {', '.join(config.tasks)}.")
     model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
-    processor = CLIPImageProcessorPil.from_pretrained(source)
+    option = base_option(arguments.model_name_or_path, arguments.adapter)
+    processor = load_processor(source, model.get_base_model(), option)
     return model, next(iter(config.tasks)) if task is None else task, processor
 
 
@@ -45,24 +47,17 @@ def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
         ValueError: there is none, or it is no JSCPT adapter's.
     """
     try:
-        config = PeftConfig.from_pretrained(adapter, revision=revision)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`adapter` {adapter}: its adapter_config.json is no JSON ({error}).") from error
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"`adapter` {adapter}: its adapter_config.json is no JSCPT adapter's ({error!r}).") from error
+        return JSCPTConfig.from_pretrained(adapter, revision=revision)
     except ValueError as error:
-        if isinstance(error.__cause__, HfHubHTTPError | LocalEntryNotFoundError):  # says more than "Can't find"
-            raise ValueError(f"`adapter` {adapter}: {error.__cause__}") from error
-        raise
-    if not isinstance(config, JSCPTConfig):
-        raise ValueError(f"`adapter` {adapter} is described by a {type(config).__name__}, not by a JSCPTConfig.")
-    return config
+        # a cause from the Hub says more than "Can't find"
+        said = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError | LocalEntryNotFoundError) else error
+        raise ValueError(f"`adapter` {adapter}: {said}") from error
 
 
 def base_of(config: JSCPTConfig, adapter: str) -> str:
     """Name or path of the model that an adapter was trained on.
 
-    The small CLIP of the recipes is stored as its path on the machine of the training: here it has another.
+    A small CLIP of the recipes is stored as its path on the machine of the training: here it has another.
 
     Raises:
         ValueError: it is not named, or is a folder that is not there.
@@ -72,8 +67,9 @@ def base_of(config: JSCPTConfig, adapter: str) -> str:
         raise ValueError(f"`adapter` {adapter} does not name its base model: give --model_name_or_path.")
     if os.path.exists(base) or is_hub_id(base):
         return base
-    if PureWindowsPath(base).parts[-2:] == TINY_CLIP.parts[-2:]:  # takes both kinds of slashes
-        return str(TINY_CLIP)
+    folder, name = ("", *PureWindowsPath(base).parts)[-2:]  # takes both kinds of slashes
+    if folder == ASSETS.name and name in BUNDLED:
+        return base_source(name)
     raise ValueError(
         f"`adapter` {adapter} was trained on the model in {base}, which is not on this machine: say where it is with "
         "--model_name_or_path."
@@ -95,8 +91,12 @@ def load_adapter(
         ValueError: the weights are not those that the configuration tells of, or do not fit the base.
         OSError: something cannot be read.
     """
-    if base and not (os.path.exists(base) or is_hub_id(base)):
-        raise ValueError(f"`model_name_or_path` {base} is neither a folder nor a name on the Hub.")
+    base = base and base_source(base)
     source = base or base_of(config, adapter)
-    clip = CLIPModel.from_pretrained(source, dtype="float32")
+    clip = load_clip(source, base_option(base, adapter))
     return PeftModel.from_pretrained(clip, adapter, revision=revision), source
+
+
+def base_option(base: str | None, adapter: str) -> str:
+    """What named the base model, for messages."""
+    return "`model_name_or_path`" if base else f"`adapter` {adapter}: its base model"

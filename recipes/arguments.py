@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import yaml
 from peft import PeftConfig
-from task_data import DataArguments
+from task_data import ASSETS, DataArguments
 from transformers import HfArgumentParser
 
 from jscpt_peft import JSCPTConfig
@@ -26,7 +26,7 @@ from jscpt_peft.settings import OneOf, PositiveInt, annotations_of, check_settin
 from jscpt_peft.training.trainer_settings import ANNOTATIONS
 
 CONFIGS = Path(__file__).parent / "configs"
-TINY_CLIP = Path(__file__).parent / "assets" / "tiny-clip"
+BUNDLED = ("tiny-clip", "icon-clip")  # the small CLIPs in `ASSETS`; the first one is the default
 
 # What --help shows of TrainingArguments beside the arguments that this project adds or sets otherwise.
 SHOWN = {
@@ -59,7 +59,13 @@ def _plain(annotation: Any) -> Any:
 
 
 OWN_ARGUMENTS = [
-    ("model_name_or_path", str | None, setting(None, "A CLIPModel: Hub id or folder. Default: the small CLIP.")),
+    (
+        "model_name_or_path",
+        str | None,
+        setting(
+            None, f"A CLIPModel: Hub id or folder, or {' or '.join(BUNDLED)} of the recipes. Default: {BUNDLED[0]}."
+        ),
+    ),
     (
         "method",
         Annotated[str, OneOf(METHODS)] | None,
@@ -261,7 +267,13 @@ def default_model(task_set: str) -> str:
     """The base model that a task set is trained with, if its own file names one; else the small CLIP."""
     own = own_configuration(task_set)
     settings = {} if own is None else yaml.safe_load(own.read_text(encoding="utf-8"))
-    return settings.get("model_name_or_path", str(TINY_CLIP))
+    return base_source(settings.get("model_name_or_path"))
+
+
+def base_source(name: str | None) -> str:
+    """Where a base model is: in `ASSETS` if it is one of `BUNDLED` (default: the first), else as it is named."""
+    name = BUNDLED[0] if name is None else name
+    return str(ASSETS / name) if name in BUNDLED else name
 
 
 def _said(arguments: list[str], *names: str) -> dict[str, str]:

@@ -22,13 +22,14 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 from arguments import ModelArguments, parse
+from base_model import load_processor
 from cli_errors import cli_errors, console
 from evaluated_model import EvaluatedModelArguments, check_evaluated, load_evaluated
 from PIL import Image
 from rich.progress import track
 from task_data import DataArguments
 from tested_images import check_output, load_tested, own_split
-from transformers import CLIPImageProcessorPil, ProgressCallback
+from transformers import ProgressCallback
 
 from jscpt_peft.choices import check_choice
 from jscpt_peft.data import ImageTaskDataset, Task, TaskSet, image_transform, read_column, to_rgb, write_manifest
@@ -90,7 +91,7 @@ def run(data: DataArguments, model_arguments: EvaluatedModelArguments, arguments
     task_set = tested.task_set
     by_first_process(lambda: check_output(arguments.output_dir, task_set.manifest))
     evaluated = load_evaluated(model_arguments, task_set)
-    processor = CLIPImageProcessorPil.from_pretrained(evaluated.source)
+    processor = load_processor(evaluated.source, evaluated.model.get_base_model())
     size = processor.crop_size["height"]
     transform = image_transform(size, processor.image_mean, processor.image_std, train=False)
     tests = task_set.split("test")

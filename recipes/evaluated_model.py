@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Annotated, ClassVar
 
 from adapter import adapter_config, load_adapter
-from arguments import default_model
+from arguments import base_source, default_model
+from base_model import load_clip
 from peft import PeftModel, get_peft_model
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.choices import nearest
 from jscpt_peft.data import TaskSet
+from jscpt_peft.data.task import first_difference
 from jscpt_peft.settings import OneOf, check_settings, setting
 
 METHODS = ("adapter", "zero_shot")
@@ -71,8 +72,9 @@ def load_evaluated(arguments: EvaluatedModelArguments, task_set: TaskSet) -> Eva
         ValueError: there is no such adapter, or it was trained for other tasks or classes.
     """
     if arguments.method == "zero_shot":
-        source = arguments.model_name_or_path or default_model(task_set.name)
-        clip = CLIPModel.from_pretrained(source, dtype="float32")
+        named = arguments.model_name_or_path
+        source = default_model(task_set.name) if named is None else base_source(named)
+        clip = load_clip(source)
         return EvaluatedModel(zero_shot_model(clip, source, task_set), source, list(range(len(task_set))))
     config = adapter_config(arguments.adapter, arguments.revision)
     task_ids = known_tasks(arguments.adapter, config.tasks, task_set)
@@ -104,14 +106,10 @@ def known_tasks(adapter: str, known: dict[str, list[str]], task_set: TaskSet) ->
             raise ValueError(
                 f"`adapter` {adapter} has no task {name!r}: its tasks are {', '.join(known)}.{nearest(name, known)}"
             )
-        for label, (here, there) in enumerate(zip_longest(class_names, known[name])):
-            if here != there:
-                raise ValueError(
-                    f"class {label} of task {name!r} is {_named(here)} in task set {task_set.name!r} and "
-                    f"{_named(there)} in `adapter` {adapter}: evaluate it on the classes it was trained for."
-                )
+        if class_names != known[name]:
+            raise ValueError(
+                f"task {name!r} of task set {task_set.name!r} has other classes than `adapter` {adapter} knows, or in "
+                f"another order ({first_difference(class_names, known[name])}): evaluate it on the classes it was "
+                "trained for."
+            )
     return [list(known).index(name) for name in task_set.class_names]
-
-
-def _named(class_name: str | None) -> str:
-    return "missing" if class_name is None else repr(class_name)

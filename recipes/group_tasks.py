@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from arguments import TINY_CLIP, ModelArguments, parse
+from arguments import ModelArguments, base_source, parse
+from base_model import load_clip, load_processor
 from cli_errors import cli_errors, console
 from peft import get_peft_model
 from rich.table import Table
 from task_data import DataArguments, load_data, make_datasets
-from transformers import CLIPImageProcessorPil, CLIPModel
+from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.data import ImageTaskDataset
@@ -45,9 +46,9 @@ def main(command_line: list[str] | None = None) -> None:
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
     check_grouping(AUTO, model_arguments.prompts, model_arguments.single_task)
     task_set = load_data(data, training.seed)
-    source = model_arguments.model_name_or_path or str(TINY_CLIP)
-    clip = CLIPModel.from_pretrained(source, dtype="float32")
-    processor = CLIPImageProcessorPil.from_pretrained(source)
+    source = base_source(model_arguments.model_name_or_path)
+    clip = load_clip(source)
+    processor = load_processor(source, clip)
     images = make_datasets(task_set, processor, data.smallest_crop, training.seed)["train"]
     group_tasks(clip, source, images, model_arguments, training)
     leave()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 from transformers import CLIPImageProcessorPil
@@ -12,6 +13,9 @@ from transformers import CLIPImageProcessorPil
 from jscpt_peft.data import SPLITS, ImageTaskDataset, TaskSet, image_transform, load_task_set, read_manifest
 from jscpt_peft.settings import Between, Fraction, PositiveInt, check_settings, setting
 from jscpt_peft.training.distributed import gather_objects
+
+ASSETS = Path(__file__).parent / "assets"
+ICONS = ASSETS / "icons"
 
 
 @dataclass
@@ -21,8 +25,8 @@ class DataArguments:
     _argument_group_name: ClassVar[str] = "data"
     task_set: str = setting(
         "shapes",
-        "shapes (drawn on the fly), folder (your own images in --data_root), emoji, office_home, mini_domainnet, "
-        "few_shot_10, or benchmarks with commas between, such as food101,dtd.",
+        "shapes (drawn on the fly), icons (in recipes/assets), folder (your own images in --data_root), emoji, "
+        "office_home, mini_domainnet, few_shot_10, or benchmarks with commas between, such as food101,dtd.",
     )
     data_root: str | None = setting(
         None,
@@ -53,7 +57,8 @@ def load_data(data: DataArguments, seed: int) -> TaskSet:
         "skip_bad_images": data.skip_bad_images or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    task_set = load_task_set(data.task_set, data.data_root, data.train_fraction, data.shots, seed, **given)
+    data_root = data.data_root or (str(ICONS) if data.task_set == "icons" else None)
+    task_set = load_task_set(data.task_set, data_root, data.train_fraction, data.shots, seed, **given)
     sources = None if data.data_root else task_set.manifest["options"].get("sources")
     content = json.dumps([task_set.manifest["tasks"], sources]).encode()
     if len(set(gather_objects(hashlib.sha256(content).hexdigest()))) > 1:

@@ -40,8 +40,6 @@ def torch_saves(name):
 KILLS = {
     "adapter": (torch, "save", torch_saves("training_args.bin"), "before"),
     "optimizer": (torch, "save", torch_saves("optimizer.pt"), "within"),
-    "Ω": (torch, "save", torch_saves("task_scheduler.pt"), "within"),
-    "random numbers": (torch, "save", torch_saves("rng_state.pth"), "after"),
     "digests": (Path, "write_text", lambda path, *_: path.endswith(f"checkpoint-4/{DIGESTS}"), "within"),
     "before the name": (Path, "rename", lambda _, target: target.endswith("checkpoint-4"), "before"),
     "after the name": (Path, "rename", lambda _, target: target.endswith("checkpoint-4"), "after"),

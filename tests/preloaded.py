@@ -1,6 +1,7 @@
 """What the fork server has done once for all programs: slow imports, and what libraries prepare at their first use."""
 
 import gc
+import os
 
 import datasets  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
@@ -11,6 +12,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 import jscpt_peft.evaluation
 import jscpt_peft.training  # noqa: F401
 
+os.fsync = lambda _descriptor: None  # as in conftest.py
 Image.init()
 get_checkpoint_conversion_mapping("clip")
 gc.collect()

@@ -64,8 +64,13 @@ class Spoiled(torch.utils.data.Dataset):
 
 
 def trainer(output_dir, model=None, callbacks=None, sizes=None, weighting=None, **options) -> JSCPTTrainer:
-    """A `JSCPTTrainer` on these pictures; `options` are those of `JSCPTTrainingArguments`, `sizes` replace `SIZES`."""
+    """A `JSCPTTrainer` on these pictures; `options` are those of `JSCPTTrainingArguments`, `sizes` replace `SIZES`.
+
+    `weighting` is one of one's own, or the name of one.
+    """
     sizes = {**SIZES, **(sizes or {})}
+    if isinstance(weighting, str):
+        weighting, options = None, {**options, "weighting": weighting}
     defaults = {
         "per_device_train_batch_size": 2,
         "per_device_eval_batch_size": 4,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from jscpt_peft.data.benchmarks import Benchmark, plain
-from jscpt_peft.data.files import leading_out, read_text
+from jscpt_peft.data.files import leading_out
 from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask, Source, keys_of
-from jscpt_peft.data.layout import ImageSearch
+from jscpt_peft.data.layout import classes_of, subfolders
+from jscpt_peft.data.tree import Scan
+from jscpt_peft.reading import one_line, read_json, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +58,15 @@ def _belongs(benchmark: Benchmark) -> str:
 def _split_json(benchmark: Benchmark, folder: Path) -> FoundTask:
     path = folder / benchmark.split_file
     try:
-        content = json.loads(_read(benchmark, path))
+        content = _read(benchmark, path, read_json)
         splits = {
             ours: [(str(Path(benchmark.images, image)), str(name)) for image, _, name in content[theirs]]
             for theirs, ours in SPLIT_OF_LIST.items()
         }
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is no split file of CoOp ({type(error).__name__}: {error}): it must hold `train`, `val` and "
-            "`test`, each a list of [path, label, class name]."
+            f"{path} is no split file of CoOp ({type(error).__name__}: {one_line(error)}): it must hold `train`, "
+            "`val` and `test`, each a list of [path, label, class name]."
         ) from error
     return {split: _by_class(benchmark, items) for split, items in splits.items()}
 
@@ -84,15 +86,16 @@ def _aircraft(benchmark: Benchmark, folder: Path) -> FoundTask:
 
 def _domain(benchmark: Benchmark, folder: Path, domain: str) -> FoundTask:
     """One domain by its lists `<domain>_{train,val,test}.txt`, or by its folder, whose images are then a pool."""
-    search = ImageSearch(folder)
-    folders = {plain(path.name): path for path in search.folders(folder)}
+    scan = Scan(folder)
+    folders = {plain(path.name): path for path in scan.entries(folder)[0]}
     images = folders.get(plain(domain))
     if images is None:
         raise FileNotFoundError(f"{folder} has no folder {domain!r}: {_belongs(benchmark)}.")
     lists = _lists(folder, domain)
     if benchmark.name != "mini_domainnet" and not any(_lists(folder, each) for each in benchmark.domains.values()):
-        items = [(key, path.name) for path in search.folders(images) for key in search.images(path)]
-        search.report()
+        classes = classes_of(subfolders(scan.folder(images), scan), scan)
+        scan.report()
+        items = [(key, name) for name, keys in classes.items() for key in keys]
         return {POOL: _by_class(benchmark, items)}
     if missing := [split for split in ("train", "test") if split not in lists]:
         raise FileNotFoundError(
@@ -161,11 +164,15 @@ def _check_files(benchmark: Benchmark, root: Path, tasks: Mapping[str, FoundTask
 
 
 def _lines(benchmark: Benchmark, path: Path) -> list[str]:
-    return [line for line in map(str.strip, _read(benchmark, path).splitlines()) if line]
-
-
-def _read(benchmark: Benchmark, path: Path) -> str:
     try:
-        return read_text(path)
+        text = _read(benchmark, path, read_text)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {one_line(error)}.") from error
+    return [line for line in map(str.strip, text.splitlines()) if line]
+
+
+def _read(benchmark: Benchmark, path: Path, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing: {_belongs(benchmark)}.") from error

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 from PIL import Image
+
+from jscpt_peft.reading import check_regular
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
 """Raster formats that Pillow decodes itself, whatever a file is called. EPS would start Ghostscript."""
@@ -42,18 +43,6 @@ def check_size(width: int, height: int) -> None:
     """Raises a ValueError where an image has no pixels or more than `MAX_PIXELS`."""
     if not 0 < width * height <= MAX_PIXELS:
         raise ValueError(f"it is {width} by {height} pixels: 1 to {MAX_PIXELS} (`MAX_PIXELS`) are decoded")
-
-
-def check_regular(path: str | os.PathLike) -> None:
-    """Raises an OSError where `path` is a pipe or a device, which might never end, or anything else but a file."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(f"{os.fspath(path)!r} is no regular file")
-
-
-def read_text(path: Path) -> str:
-    """The text of a regular file."""
-    check_regular(path)
-    return path.read_text(encoding="utf-8")
 
 
 def leading_out(root: Path, keys: Iterable[str], folder: str = "") -> list[str]:

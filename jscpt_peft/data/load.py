@@ -11,10 +11,12 @@ from jscpt_peft.choices import nearest
 from jscpt_peft.data.benchmark_tasks import BENCHMARK_TASK_SETS, benchmark_task_set
 from jscpt_peft.data.emoji import emoji_task_set
 from jscpt_peft.data.folder import folder_task_set
+from jscpt_peft.data.icons import icons_task_set
 from jscpt_peft.data.shapes import shapes_task_set
 from jscpt_peft.data.task import TaskSet
 
-OWN = {"shapes": shapes_task_set, "folder": folder_task_set, "emoji": emoji_task_set}
+OWN = {"shapes": shapes_task_set, "folder": folder_task_set, "emoji": emoji_task_set, "icons": icons_task_set}
+NEED_FOLDER = {"folder": "the folder with your images (ROOT/<task>/<class>/)", "icons": "recipes/assets/icons"}
 TASK_SETS = (*OWN, *BENCHMARK_TASK_SETS)
 
 
@@ -30,13 +32,14 @@ def load_task_set(
 
     Args:
         name: `shapes` (drawn on the fly, needs no data), `folder` (your own images below `data_root`), `emoji` (made
-            by `tools/prepare_emoji.py`), `office_home`, `mini_domainnet`, `few_shot_10`, one of the ten data sets
-            of the latter, or several benchmarks with commas between, as in `"food101,oxford_pets"`.
+            by `tools/prepare_emoji.py`), `icons` (in recipes/assets/icons), `office_home`, `mini_domainnet`,
+            `few_shot_10`, one of the ten data sets of the latter, or several benchmarks with commas between, as in
+            `"food101,oxford_pets"`.
         data_root: the folder that holds the data; None where they are drawn, downloaded or in their usual place.
         train_fraction: the part of each class's training images to use, in (0, 1].
         shots: the number of training images per class; at most one of the two.
         seed: of all sampling.
-        options: passed on to `shapes_task_set`, `folder_task_set`, `emoji_task_set` or `benchmark_task_set`.
+        options: passed on to the task set's own function, such as `shapes_task_set`.
 
     Raises:
         ValueError: an unknown name, a missing or superfluous `data_root`, an option that the task set does not take;
@@ -56,8 +59,8 @@ def load_task_set(
     given = {"train_fraction": train_fraction, "shots": shots, "seed": seed, **options}
     if data_root is not None:
         given["data_root"] = str(data_root)
-    elif name == "folder":
-        raise ValueError("`data_root` is None: 'folder' needs the folder with your images (ROOT/<task>/<class>/).")
+    elif name in NEED_FOLDER:
+        raise ValueError(f"`data_root` is None: {name!r} needs {NEED_FOLDER[name]}.")
     if foreign := [option for option in given if option not in inspect.signature(load).parameters]:
         raise ValueError(
             f"`{foreign[0]}` is {given[foreign[0]]!r}, which the task set {name!r} does not take: leave it out."

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from jscpt_peft.data.benchmarks import BENCHMARKS
-from jscpt_peft.data.files import read_text
 from jscpt_peft.data.found import FoundTask, keys_of
 from jscpt_peft.data.task import SPLITS
+from jscpt_peft.reading import one_line, read_json
 
 MANIFEST_FILE = "manifest.json"  # what a run calls it, in its output directory
 FIELDS = ("task_set", "seed", "options", "tasks")
@@ -39,12 +39,15 @@ def read_manifest(path: str | Path) -> dict:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no manifest.
+        ValueError: it cannot be read, or holds no manifest.
     """
     try:
-        manifest = json.loads(read_text(Path(path)))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"`manifest` {str(path)!r} is not JSON ({error}): give a manifest.json of a run.") from error
+        manifest = read_json(path)
+    except (OSError, ValueError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(
+            f"`manifest` {str(path)!r} cannot be read ({one_line(error)}): give a manifest.json of a run."
+        ) from error
     if missing := [field for field in FIELDS if not isinstance(manifest, dict) or field not in manifest]:
         raise ValueError(f"`manifest` {str(path)!r} has no {missing[0]!r}: give a manifest.json of a run.")
     if not _well_formed(**manifest):

@@ -171,12 +171,12 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     """The row that a line holds, if it holds one."""
     try:
         row = json.loads(line)
+        if not (isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("tasks"), list)):
+            return None
+        values = (value for name, value in row.items() if name != "tasks")
+        return row if all(_fits(value, len(row["tasks"])) for value in values) else None
     except (ValueError, RecursionError):
         return None
-    if not (isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("tasks"), list)):
-        return None
-    values = (value for name, value in row.items() if name != "tasks")
-    return row if all(_fits(value, len(row["tasks"])) for value in values) else None
 
 
 def _fits(value: Any, count: int) -> bool:

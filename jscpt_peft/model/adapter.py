@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from .class_residual import ClassResidual
 from .heads import FEATURE_HEADS, TaskParameters
 from .prompts import PROMPT_SOURCES
 from .start import Start
@@ -11,7 +12,7 @@ from .task_module import TaskModule
 
 
 class TaskAdapter(nn.Module):
-    """A prompt source and, unless the method has none, a feature head: all that an adapter learns.
+    """A prompt source and, where they are asked for, a feature head and class residuals: all that an adapter learns.
 
     Args:
         start: sizes and random numbers that the parameters begin with.
@@ -19,6 +20,7 @@ class TaskAdapter(nn.Module):
     Attributes:
         prompts: `PromptSource`.
         head: `FeatureHead` or `None`.
+        class_residual: `ClassResidual` or `None`.
     """
 
     def __init__(self, start: Start) -> None:
@@ -26,6 +28,7 @@ class TaskAdapter(nn.Module):
         self.prompts = PROMPT_SOURCES[start.config.prompts](start)
         head = FEATURE_HEADS[start.config.intervention]
         self.head = None if head is None else head(start)
+        self.class_residual = None if start.config.class_residual == "none" else ClassResidual(start)
 
     @property
     def num_tasks(self) -> int:
@@ -33,20 +36,21 @@ class TaskAdapter(nn.Module):
         return self.prompts.num_tasks
 
     def task_parameters(self) -> TaskParameters:
-        """Prompts (`vision`, `text`) and the head's parameters as each task sees them, differentiable.
+        """Prompts (`vision`, `text`), the head's parameters and `class_residual` as each task sees them.
 
         Losses are functions of these, and task i's loss of their slices i alone. The gradient of the *sum* of the task
         losses with respect to them therefore holds every task's own gradient: one backward serves Eqs. 5 and 9.
         """
-        return {**self.prompts(), **({} if self.head is None else self.head.task_parameters())}
+        residual = {} if self.class_residual is None else {"class_residual": self.class_residual()}
+        return {**self.prompts(), **({} if self.head is None else self.head.task_parameters()), **residual}
 
     def parts(self) -> list[TaskModule]:
         """The modules that hold parameters."""
-        return [self.prompts] if self.head is None else [self.prompts, self.head]
+        return [part for part in (self.prompts, self.head, self.class_residual) if part is not None]
 
     def shared_prompts(self) -> list[nn.Parameter]:
-        """The prompt parameters that several tasks share: those of Eq. 5."""
-        return self.prompts.shared()
+        """The parameters of prompts and class residuals that several tasks share: those of Eq. 5."""
+        return self.prompts.shared() + ([] if self.class_residual is None else self.class_residual.shared())
 
     # ---- growing by a task, and training one alone ------------------------------------------------------------------
 
@@ -58,8 +62,8 @@ class TaskAdapter(nn.Module):
             prompts_from: the task whose prompts they start from instead.
         """
         self.prompts.append(added.prompts, prompts_from)
-        if self.head is not None:
-            self.head.append(added.head)
+        for mine, others in zip(self.parts()[1:], added.parts()[1:], strict=True):
+            mine.append(others)
 
     @property
     def has_own_parameters(self) -> bool:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
 DIGEST_FILE = "adapter_model.sha256"
-"""Beside the weights, in the form of `sha256sum`."""
+"""Beside the weights, in the form of `sha256sum`: of the weights and, since 0.2, of the configuration."""
+
+LARGEST = 1e6
+"""No value of an adapter that works is larger: prompts, masks and maps are of the order of 1."""
 
 NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -46,17 +50,30 @@ def _problem(found: Tensor | None, expected: Tensor | None) -> str | None:
         return f"holds {found.dtype}"
     if found.shape != expected.shape:
         return f"has the shape {list(found.shape)} instead of {list(expected.shape)}"
-    return None if bool(found.to(expected.dtype).isfinite().all()) else "is not finite"
+    return unsound(found.to(expected.dtype))
+
+
+def unsound(tensor: Tensor) -> str | None:
+    """What is wrong with the values of an adapter's tensor, if anything."""
+    if tensor.numel() == 0:
+        return None
+    largest = tensor.detach().abs().max().item()  # NaN where any is
+    if not math.isfinite(largest):
+        return "is not finite"
+    return None if largest <= LARGEST else f"holds {largest:.3g}, where nothing beyond {LARGEST:.0e} can be meant"
 
 
 def write_digest(folder: Path, safe_serialization: bool) -> None:
-    """Writes the digest of the weights in a folder beside them."""
-    weights = folder / (SAFETENSORS_WEIGHTS_NAME if safe_serialization else WEIGHTS_NAME)
-    (folder / DIGEST_FILE).write_text(f"{_digest(weights)}  {weights.name}\n", encoding="utf-8")
+    """Writes the digests of the weights and the configuration in a folder beside them."""
+    names = SAFETENSORS_WEIGHTS_NAME if safe_serialization else WEIGHTS_NAME, CONFIG_NAME
+    lines = [f"{_digest(folder / name)}  {name}\n" for name in names]
+    (folder / DIGEST_FILE).write_text("".join(lines), encoding="utf-8")
 
 
 def check_digest(source: str | Path, **of_hub: Any) -> None:
-    """Raises a `ValueError` where an adapter has a digest, and its weights another one.
+    """Raises a `ValueError` where an adapter has digests, and its weights or its configuration another one.
+
+    Digests of an earlier version are those of the weights alone.
 
     Args:
         source: folder or Hub id.
@@ -71,18 +88,23 @@ def check_digest(source: str | Path, **of_hub: Any) -> None:
     digest_file = cached_file(source, DIGEST_FILE, **options)
     if digest_file is None:
         return
-    said, _, name = Path(digest_file).read_text(encoding="utf-8", errors="replace").strip().partition("  ")
-    weights = cached_file(source, WEIGHTS_NAME if name == WEIGHTS_NAME else SAFETENSORS_WEIGHTS_NAME, **options)
+    # PEFT's choice; whatever the digests are of, this is what will be loaded
+    weights = cached_file(source, SAFETENSORS_WEIGHTS_NAME, **options) or cached_file(source, WEIGHTS_NAME, **options)
     if weights is None:
         return
-    if name != WEIGHTS_NAME:
+    name = Path(weights).name
+    if name == SAFETENSORS_WEIGHTS_NAME:
         with safe_open(weights, "pt"):
             pass
-    if said != _digest(Path(weights)):
-        raise ValueError(
-            f"{Path(weights).name} of the adapter {str(source)!r} is not what was saved: its digest is not that of "
-            f"{DIGEST_FILE}. Get both again; or remove that file, if the weights were changed on purpose."
-        )
+    text = Path(digest_file).read_bytes()[:1000].decode(errors="replace")
+    said = {of: digest for digest, _, of in (line.partition("  ") for line in text.splitlines())}
+    found = {name: weights, CONFIG_NAME: cached_file(source, CONFIG_NAME, **options)}
+    for each in [name] if CONFIG_NAME not in said else found:
+        if each not in said or found[each] is None or said[each] != _digest(Path(found[each])):
+            raise ValueError(
+                f"{each} of the adapter {str(source)!r} is not what was saved: its digest is not that of "
+                f"{DIGEST_FILE}. Get all of it again; or remove that file, if it was changed on purpose."
+            )
 
 
 def _digest(path: Path) -> str:

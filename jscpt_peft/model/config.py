@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from peft import PeftConfig
 
 from jscpt_peft.methods import METHODS, check_single_task, method_fields
-from jscpt_peft.settings import NonNegativeFloat, NonNegativeInt, OneOf, PositiveInt, check_settings, setting
+from jscpt_peft.reading import one_line, read_json_object
+from jscpt_peft.settings import Between, OneOf, Rate, Tokens, Width, check_settings, setting
 
-from .class_texts import texts_of_class
+from .class_residual import CLASS_RESIDUALS
+from .config_checks import check_tasks, check_templates, check_texts, templates_of
 from .groups import check_groups
 from .heads import FEATURE_HEADS
+from .part_options import check_part_options
 from .prompts import PROMPT_SOURCES
 from .registration import TASK_TYPE, add_peft_type
 
@@ -51,10 +52,18 @@ class JSCPTConfig(PeftConfig):
             stored, so that a loaded adapter needs no tokenizer.
         intervention: what happens to the image features x, one of `jscpt_peft.model.heads.FEATURE_HEADS`:
             `"mask_mlp"`: a mask and two residual MLPs select features (Eq. 2); `"adapter"`: CLIP-Adapter's residual
-            network; `"none"`: x̄ = x.
-        intervention_hidden: width of the hidden layer of the two MLPs of Eq. 2.
+            network; `"decoupled"`: causal and spurious features with backdoor adjustment; `"modular"`: feature modules
+            (MT-CRL-style); `"none"`: x̄ = x.
+        intervention_hidden: width of the hidden layer of the two MLPs of Eq. 2, or of the decoupling network.
         intervention_shared: one pair of MLPs for all tasks (each task keeps its own mask) instead of a pair per task.
+        num_confounders: K, how many confounders the backdoor adjustment averages over.
+        num_modules: K, number of feature modules.
+        reconstruction_weight, decorrelation_weight, sparsity_weight, entropy_weight, invariance_weight: of the
+            penalties of `"decoupled"` (the first two) and `"modular"` (the last four); see these heads.
+        projection_rank: rank of W_k - I with `prompts="projected"`.
         learn_masks: `False` fixes the masks at 0.5 (the paper's "w/o Feature Selection").
+        class_residual: a learned residual on the class features z, `ClassResidual`: `"shared"` by all tasks with a
+            class of that name, `"task"`: of each task's own, `"both"`, or `"none"`.
         prompt_init: a text such as `"a photo of a"` whose token embeddings, repeated to length, start the shared text
             prompts of every prompted block (with `prompts="coupled"` of the first one); `None`:
             N(0, `prompt_init_std`²) like all other prompts.
@@ -80,10 +89,12 @@ class JSCPTConfig(PeftConfig):
     prompts: Annotated[str, OneOf(PROMPT_SOURCES)] = setting(
         "concatenated", f"Where prompts come from: {', '.join(PROMPT_SOURCES)}."
     )
-    num_shared_tokens: NonNegativeInt = setting(16, "Prompt tokens that all tasks share, per prompted block.")
-    num_task_tokens: NonNegativeInt = setting(16, "Prompt tokens of each task, per prompted block.")
+    num_shared_tokens: Tokens = setting(16, "Prompt tokens that all tasks share, per prompted block.")
+    num_task_tokens: Tokens = setting(16, "Prompt tokens of each task, per prompted block.")
     groups: dict[str, str | list[str]] | None = setting(None, "Groups of tasks.", command_line=False)
-    prompt_depth: PositiveInt | None = setting(None, "Blocks with prompts of their own, from the first. Default: all.")
+    prompt_depth: Annotated[int, Between(1, 1000)] | None = setting(
+        None, "Blocks with prompts of their own, from the first. Default: all."
+    )
     towers: Annotated[str, OneOf(TOWERS)] = setting("both", "Prompted encoders: both, vision or text.")
     class_template: str | dict[str, str | list[str]] = setting("{}.", "Text of a class; {} stands for its name.")
     tokenizer_name_or_path: str | None = setting(None, "Tokenizer of the class texts.", command_line=False)
@@ -91,12 +102,25 @@ class JSCPTConfig(PeftConfig):
     intervention: Annotated[str, OneOf(FEATURE_HEADS)] = setting(
         "mask_mlp", f"Head on the features: {', '.join(FEATURE_HEADS)}."
     )
-    intervention_hidden: PositiveInt = setting(8, "Hidden width of the MLPs of Eq. 2.")
+    intervention_hidden: Width = setting(8, "Hidden width of the MLPs of Eq. 2, or of the decoupling network.")
     intervention_shared: bool = setting(False, "One pair of MLPs for all tasks.")
+    num_confounders: Width = setting(32, "Confounders of --intervention decoupled.")
+    num_modules: Width = setting(8, "Feature modules of --intervention modular.")
+    reconstruction_weight: Rate = setting(1.0, "How much rebuilding x counts (decoupled).")
+    decorrelation_weight: Rate = setting(1e-4, "How much uncorrelated parts count (decoupled, modular).")
+    sparsity_weight: Rate = setting(1e-3, "How much few links from tasks to modules count (modular).")
+    entropy_weight: Rate = setting(1e-2, "How much evenly used modules count (modular).")
+    invariance_weight: Rate = setting(1.0, "How much invariance over half-batches counts (modular).")
+    projection_rank: Width = setting(8, "Rank of the tasks' maps of --prompts projected.")
     learn_masks: bool = setting(True, "Learn the masks of Eq. 2; without, they stay at 0.5.")
+    class_residual: Annotated[str, OneOf(CLASS_RESIDUALS)] = setting(
+        "none", f"Learned residual on the class features: {', '.join(CLASS_RESIDUALS)}."
+    )
     prompt_init: str | None = setting(None, "Words that start the shared text prompts.")
     prompt_init_token_ids: list[int] | None = setting(None, "Token ids of these words.", command_line=False)
-    prompt_init_std: NonNegativeFloat = setting(0.02, "Standard deviation of the prompts' random start.")
+    prompt_init_std: Annotated[float, Between(0, 100)] = setting(
+        0.02, "Standard deviation of the prompts' random start."
+    )
     init_seed: int = setting(0, "Seed of that start.", command_line=False)
     target_modules: str | list[str] | None = setting(None, "Wrapped modules.", command_line=False)
     base_dimensions: dict[str, int] | None = setting(None, "Sizes of the base model.", command_line=False)
@@ -131,6 +155,23 @@ class JSCPTConfig(PeftConfig):
         config.task_type, config.awaits_weights = TASK_TYPE, True
         return config
 
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:  # noqa: ARG003 (PEFT's form)
+        """What `from_pretrained` reads.
+
+        Raises:
+            ValueError: it is no mapping in JSON, or of another PEFT method; the message names the file.
+        """
+        try:
+            content = read_json_object(path_json_file)
+            if content.get("peft_type") != PEFT_TYPE.value:
+                raise ValueError(f"its `peft_type` is {content.get('peft_type')!r}, not {PEFT_TYPE.value!r}")
+            return content
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{path_json_file} is no adapter's configuration ({one_line(error)}): get the adapter again."
+            ) from error
+
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "task_type": None}
 
@@ -148,9 +189,14 @@ class JSCPTConfig(PeftConfig):
     def check(self) -> None:
         """Raises a `ValueError` where a field is out of its range; fields may have been set since the start."""
         check_settings(self)
-        self._check_tasks()
-        self._check_templates()
-        self._check_token_ids()
+        self.task_order = list(self.task_order or self.tasks)
+        check_tasks(self.tasks, self.task_order)
+        self.tasks = {task: list(self.tasks[task]) for task in self.task_order}
+        check_templates(self.class_template, self.tasks)
+        if self.class_token_ids is not None:
+            check_texts(self.class_token_ids, self.tasks)
+            self.class_token_ids = {task: self.class_token_ids[task] for task in self.tasks}
+        check_part_options(self)
         self.groups = check_groups(self.groups, self.tasks, self.prompts, self.single_task)
         starts = self.num_shared_tokens and "text" in TOWERS[self.towers]
         if self.prompt_init is not None and not (starts and self.prompt_init.strip()):
@@ -163,56 +209,9 @@ class JSCPTConfig(PeftConfig):
             method_fields(self.method, **{name: getattr(self, name) for name in (*method.structure, *method.at_least)})
             check_single_task(self.method, self.single_task)
 
-    def _check_tasks(self) -> None:
-        if not self.tasks:
-            raise ValueError("`tasks` is empty: give a dict of task name -> list of class names.")
-        self.task_order = list(self.task_order or self.tasks)
-        if sorted(self.task_order) != sorted(self.tasks):
-            raise ValueError(f"`task_order` {self.task_order} must name each of `tasks` {list(self.tasks)} once.")
-        for task, names in self.tasks.items():
-            check_task_name("a name in `tasks`", task)
-            check_class_names(f"`tasks[{task!r}]`", names)
-        self.tasks = {task: list(self.tasks[task]) for task in self.task_order}
-
-    def _check_templates(self) -> None:
-        by_task = self.class_template if isinstance(self.class_template, dict) else {}
-        missing, surplus = self.tasks.keys() - by_task.keys(), by_task.keys() - self.tasks.keys()
-        if isinstance(self.class_template, dict) and (missing or surplus):
-            raise ValueError(
-                f"`class_template` is for the tasks {sorted(by_task)}: give a template for each of `tasks` "
-                f"{list(self.tasks)}, or one for all."
-            )
-        for task in self.tasks:
-            templates = self.templates(task)
-            if not templates or not all(map(_is_template, templates)):
-                raise ValueError(
-                    f"`class_template` must contain {{}} for the class name, once, got {self.class_template!r}."
-                )
-
-    def _check_token_ids(self) -> None:
-        if self.class_token_ids is None:
-            return
-        surplus = sorted(set(self.class_token_ids) - set(self.tasks))
-        if surplus:
-            raise ValueError(f"`class_token_ids` names {surplus}, which are not among `tasks` {list(self.tasks)}.")
-        for task, names in self.tasks.items():
-            given = self.class_token_ids.get(task, ())
-            if len(given) != len(names):
-                raise ValueError(
-                    f"`class_token_ids[{task!r}]` has {len(given)} entries for {len(names)} classes: give one list "
-                    "of ids per class, or leave `class_token_ids` out."
-                )
-            texts = [texts_of_class(entry) if isinstance(entry, list | tuple) else () for entry in given]
-            if not all(each and all(map(_is_text, each)) for each in texts):
-                raise ValueError(f"`class_token_ids[{task!r}]` must have a list of whole numbers for every text.")
-            if len(set(map(len, texts))) > 1:
-                raise ValueError(f"`class_token_ids[{task!r}]` must have equally many texts for every class.")
-        self.class_token_ids = {task: self.class_token_ids[task] for task in self.tasks}
-
     def templates(self, task: str) -> list[str]:
         """The templates of a task."""
-        given = self.class_template.get(task, []) if isinstance(self.class_template, dict) else self.class_template
-        return [given] if isinstance(given, str) else list(given)
+        return templates_of(self.class_template, task)
 
     @property
     def num_tokens(self) -> int:
@@ -223,42 +222,3 @@ class JSCPTConfig(PeftConfig):
     def prompted_towers(self) -> tuple[str, ...]:
         """The towers that receive prompts; none where there are no prompt tokens."""
         return TOWERS[self.towers] if self.num_tokens else ()
-
-
-def check_task_name(argument: str, name: str) -> None:
-    """Raises a `ValueError` that begins with `argument` unless this can be the name of a task."""
-    if not _is_name(name, unwanted=("Cc", "Cs")):
-        raise ValueError(f"{argument} is {name!r}: a task needs a name, without control characters.")
-
-
-def check_class_names(argument: str, names: list[str]) -> None:
-    """Raises a `ValueError` that begins with `argument` unless these can be the class names of a task."""
-    # Of a string the letters would be the classes, and a set has no order.
-    if not isinstance(names, list | tuple):
-        raise ValueError(f"{argument} is {names!r}: give a list of class names.")
-    if not names:
-        raise ValueError(f"{argument} has no class names.")
-    for name in names:
-        if not _is_name(name, unwanted=("Cs",)):
-            raise ValueError(f"{argument}: {name!r} is no name of a class; give a string of characters.")
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-    if repeated:
-        raise ValueError(f"{argument} names {repeated} more than once: class names must differ.")
-
-
-def _is_name(name: Any, unwanted: tuple[str, ...]) -> bool:
-    """Whether this is a string that says something, without characters of these Unicode categories."""
-    if not isinstance(name, str) or not name.strip():
-        return False
-    return not any(unicodedata.category(character) in unwanted for character in name)
-
-
-def _is_template(template: str) -> bool:
-    try:
-        return "{}" in template and template.format("x") != template.format("y")
-    except (AttributeError, IndexError, KeyError, ValueError):  # more than one place, or braces that are none
-        return False
-
-
-def _is_text(ids: Any) -> bool:
-    return isinstance(ids, list | tuple) and all(type(each) is int for each in ids)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from transformers import CLIPConfig
 
 from .class_tokens import check_token_ids, class_token_ids
-from .config import JSCPTConfig, check_class_names, check_task_name
+from .config import JSCPTConfig
+from .config_checks import check_class_names, check_task_name
 from .groups import grown_groups
 from .task_context import task_index
 

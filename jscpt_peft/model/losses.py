@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,16 +20,18 @@ class JSCPTOutput(ModelOutput):
     Args:
         loss: mean of the losses of the tasks present; `None` without labels.
         task_losses: `[N]` mean loss of each task's images (Eq. 3), nan where a task is absent; `None` without labels.
+        penalties: `[N]` what the head adds to them in `loss`; `None` where it has no penalty or gradients are off.
         loss_sums: `[N]` the same summed over the images, 0 where a task is absent; `None` without labels.
         task_counts: `[N]` images of each task; `None` without labels.
-        logits: `[B, C]`, -inf beyond the classes of a sample's task.
+        logits: `[B, C]`, -inf beyond the classes of a sample's task; log-probabilities of a head with several views.
         image_embeds: `[B, D]` x, not normalised.
-        selected_embeds: `[B, D]` x̄ (Eq. 2), not normalised.
+        selected_embeds: `[B, D]` x̄ (Eq. 2), not normalised; `[B, K, D]` of a head with K views.
         class_embeds: `[N, C, D]` z, not normalised; zero beyond a task's classes.
     """
 
     loss: torch.Tensor | None = None
     task_losses: torch.Tensor | None = None
+    penalties: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     image_embeds: torch.Tensor | None = None
     selected_embeds: torch.Tensor | None = None
@@ -47,7 +50,7 @@ def task_logits(
     """Logits over the classes of each sample's own task (Eq. 1).
 
     Args:
-        embeds: `[B, D]` image features.
+        embeds: `[B, D]` image features, or `[B, K, D]`, views of each image whose probabilities are averaged.
         class_embeds: `[N, C, D]` class features.
         num_classes: `[N]`.
         task_ids: `[B]`.
@@ -56,6 +59,10 @@ def task_logits(
     Returns:
         `[B, C]` in float32 or better; -inf beyond a task's classes.
     """
+    if embeds.dim() == 3:
+        of_views = task_ids.repeat_interleave(embeds.shape[1])
+        logits = task_logits(embeds.flatten(0, 1), class_embeds, num_classes, of_views, logits_of)
+        return averaged_over_views(logits.view(*embeds.shape[:2], -1))
     precise = torch.promote_types(embeds.dtype, torch.float32)
     (class_embeds, rows), num_columns = tasks_in_use(class_embeds, task_ids), class_embeds.shape[1]
     most = int(num_classes[task_ids].max()) if len(task_ids) else 0
@@ -67,6 +74,13 @@ def task_logits(
     logits = logits.masked_fill((broken_images | broken_classes.any(1)[rows])[:, None], torch.nan)
     beyond = torch.arange(most, device=logits.device) >= num_classes[task_ids, None]
     return F.pad(logits.masked_fill(beyond, -torch.inf), (0, num_columns - most), value=-torch.inf)
+
+
+def averaged_over_views(logits: torch.Tensor) -> torch.Tensor:
+    """log Σ_c P(Y | c) / K `[B, C]` of the logits `[B, K, C]` of K views: logits whose softmax is the mean one."""
+    beyond = logits[:, 0].isneginf()  # of all views alike: set aside, since the gradient of log 0 is none
+    views = logits.log_softmax(-1).masked_fill(beyond[:, None], 0)
+    return (views.logsumexp(1) - math.log(logits.shape[1])).masked_fill(beyond, -torch.inf)
 
 
 def _finite_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

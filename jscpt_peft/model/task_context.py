@@ -57,6 +57,12 @@ def tasks_in_use(by_task: Tensor, task_ids: Tensor) -> tuple[Tensor, Tensor]:
     return by_task[tasks], rows
 
 
+def first_of_each_task(task_ids: Tensor, num_tasks: int) -> tuple[Tensor, Tensor]:
+    """Which tasks occur in `task_ids` `[B]`, bool `[N]`, and where each does first, `[N]`."""
+    of_task = task_ids == torch.arange(num_tasks, device=task_ids.device)[:, None]
+    return of_task.any(1), of_task.int().argmax(1)
+
+
 class TaskContext:
     """What the wrapped layers of one model share.
 

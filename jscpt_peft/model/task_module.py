@@ -42,12 +42,17 @@ class TaskModule(nn.Module):
         self.register_state_dict_post_hook(_fold)
         self.register_load_state_dict_pre_hook(_unfold)
 
-    def share(self, name: str, value: Tensor) -> None:
-        """Adds a parameter that all tasks share; in the single-task form a copy per task, all with this start."""
+    def share(self, name: str, value: Tensor, learned: bool = True) -> None:
+        """Adds a parameter that all tasks share; in the single-task form a copy per task, all with this start.
+
+        As a buffer unless `learned`.
+        """
         if self.single_task:
-            self.own(name, value.expand(self.num_tasks, *value.shape).clone())
-        else:
+            self.own(name, value.expand(self.num_tasks, *value.shape).clone(), learned)
+        elif learned:
             self.register_parameter(name, nn.Parameter(value))
+        else:
+            self.register_buffer(name, value)
 
     def own(self, name: str, value: Tensor, learned: bool = True) -> None:
         """Adds a stack `[N, ...]`, a slice per task; as a buffer unless `learned`."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from .class_residual import with_residual
 from .growth import add_task, train_only
 from .heads import TaskParameters
+from .heads.base import LossSums
 from .injection import JSCPTInjection
 from .losses import JSCPTOutput, check_labels, mean_losses, task_logits, task_loss_sums
 from .predictions import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, predict
-from .task_context import task_index
+from .task_context import first_of_each_task, task_index
 
 if TYPE_CHECKING:
     from .predictions import ImageLike
@@ -80,7 +84,7 @@ class JSCPTModel(JSCPTInjection):
             labels: `[B]` within each sample's task.
             task_parameters: what `task_parameters()` returned, where gradients with respect to it are wanted.
             present_tasks_only: where there is something to learn, spend nothing on tasks without an image here: their
-                rows of `class_embeds` are zero.
+                rows of `class_embeds` have no class features.
 
         Raises:
             ValueError: a task id or a label is out of range, or no task is known.
@@ -89,7 +93,7 @@ class JSCPTModel(JSCPTInjection):
         given = task_parameters is not None
         parameters = task_parameters if given else self.task_parameters()
         learning = given or present_tasks_only or (labels is not None and parameters["text"].requires_grad)
-        class_embeds = self.class_features(parameters["text"], learning, task_ids if present_tasks_only else None)
+        class_embeds = self._class_embeds(parameters, learning, task_ids if present_tasks_only else None)
         x = self.backbone.image_features(pixel_values, task_ids, parameters["vision"])
         adapter = self.backbone.vision.active_task_adapter
         head = None if adapter is None else adapter.head
@@ -101,18 +105,68 @@ class JSCPTModel(JSCPTInjection):
             sums, counts = task_loss_sums(logits, labels, task_ids, len(self.task_names))
             output.loss_sums, output.task_counts = sums, counts
             output.task_losses = mean_losses(sums, counts)
-            output.loss = output.task_losses.nanmean()
+            output.penalties = self.penalties(output, task_ids, parameters, partial(self._loss_sums, task_ids, labels))
+            total = output.task_losses if output.penalties is None else output.task_losses + output.penalties
+            output.loss = total.nanmean()
         return output
 
-    def class_embeds(self) -> Tensor:
-        """Class features z `[N, C, D]` of all tasks under their text prompts, zero beyond a task's classes.
+    def _loss_sums(self, task_ids: Tensor, labels: Tensor, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return task_loss_sums(logits, labels[rows], task_ids[rows], len(self.task_names))
 
-        Without gradients to text prompts they are computed once and kept until a parameter changes.
+    def penalties(
+        self, output: JSCPTOutput, task_ids: Tensor, task_parameters: TaskParameters, loss_sums: LossSums
+    ) -> Tensor | None:
+        """What the head adds to the tasks' mean losses in training, `[N]`; `None` where it adds nothing.
+
+        Args:
+            output: of `classify`.
+            task_ids: `[B]`.
+            task_parameters: what `output` was computed from.
+            loss_sums: (logits `[b, C]` of some images, their positions `[b]`) -> summed losses and counts, `[N]`.
         """
-        return self.class_features(self.prompt_tokens("text"), learning=False)
+        adapter = self.backbone.vision.active_task_adapter
+        head = None if adapter is None else adapter.head
+        if head is None or not head.has_penalty or not torch.is_grad_enabled():
+            return None
+        return head.penalty(
+            output.image_embeds,
+            task_ids,
+            task_parameters,
+            lambda selected, rows: loss_sums(self.logits(selected, output.class_embeds, task_ids[rows]), rows),
+        )
+
+    def observe(self, output: JSCPTOutput, task_ids: Tensor | Sequence[int] | int | None = None) -> None:
+        """In a training loop of one's own, after each step: shows its images to a head that keeps some.
+
+        `JSCPTTrainer` does so by itself. See `FeatureHead.observe`; other methods do nothing.
+
+        Args:
+            output: of `classify`.
+            task_ids: as for `classify`.
+        """
+        head = self.task_adapter.head
+        if head is not None and head.observes:
+            task_ids = self.backbone.vision.resolve(task_ids, output.image_embeds)
+            present, first = first_of_each_task(task_ids, len(self.task_names))
+            head.observe(output.image_embeds.detach()[first[present]], present.nonzero()[:, 0])
+
+    def class_embeds(self) -> Tensor:
+        """Class features z `[N, C, D]` of all tasks under their text prompts, with their residuals if there are any.
+
+        They are zero beyond a task's classes. Without gradients to text prompts z is computed once and kept until a
+        parameter changes.
+        """
+        return self._class_embeds(self.task_parameters(), learning=False)
+
+    def _class_embeds(self, parameters: TaskParameters, learning: bool, task_ids: Tensor | None = None) -> Tensor:
+        embeds, residual = (
+            self.class_features(parameters["text"], learning, task_ids),
+            parameters.get("class_residual"),
+        )
+        return embeds if residual is None else with_residual(embeds, residual)
 
     def logits(self, embeds: Tensor, class_embeds: Tensor, task_ids: Tensor) -> Tensor:
-        """Logits `[B, C]` of image features `[B, D]` under class features `[N, C, D]` (Eq. 1)."""
+        """Logits `[B, C]` of image features `[B, D]` or `[B, K, D]` under class features `[N, C, D]` (Eq. 1)."""
         num_classes = self.class_features.texts.num_classes
         return task_logits(embeds, class_embeds, num_classes, task_ids, self.backbone.logits)
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .class_residual import with_residual
 from .class_texts import ClassTexts
 from .class_tokens import check_lengths, check_token_ids, class_token_ids
-from .config import check_class_names
+from .config_checks import check_class_names
 from .losses import task_logits
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 def unseen_class_embeds(model: JSCPTModel, task: str, class_names: Sequence[str]) -> Tensor:
     """Features `[C, D]` of classes under a task's text prompts, with the task's template or templates.
+
+    Classes that the adapter knows by their names have their residuals, others none.
 
     Raises:
         ValueError: a name occurs twice or is too long, or no tokenizer is known.
@@ -30,10 +33,16 @@ def unseen_class_embeds(model: JSCPTModel, task: str, class_names: Sequence[str]
     token_ids = {**config.class_token_ids, task: ids}
     changed = replace(config, tasks={**config.tasks, task: names}, class_token_ids=token_ids)
     check_token_ids(changed, base)
-    prompts = model.prompt_tokens("text")[model.task_names.index(task), None]
+    position = model.task_names.index(task)
+    prompts = model.prompt_tokens("text")[position, None]
     check_lengths(changed, base, prompts.shape[2])
     texts = ClassTexts.from_token_ids({task: ids}, base.text_config.eos_token_id, model.model.device)
-    return texts.by_task(model.backbone.text_features(texts, prompts))[0]
+    embeds = texts.by_task(model.backbone.text_features(texts, prompts))[0]
+    adapter = model.backbone.vision.active_task_adapter
+    if adapter is None or adapter.class_residual is None:
+        return embeds
+    labels = {name: label for label, name in enumerate(config.tasks[task])}
+    return with_residual(embeds, adapter.class_residual.of_names(position, labels, names))
 
 
 def unseen_logits(model: JSCPTModel, embeds: Tensor, class_embeds: Tensor) -> Tensor:

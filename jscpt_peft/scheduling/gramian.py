@@ -1,4 +1,4 @@
-"""Weights from the tasks' gradients by TorchJD, in the place of Eq. 6's affinity factor (MT-CAGrad and its like)."""
+"""Weights from the tasks' gradients by TorchJD: alone, or in the place of Eq. 6's affinity factor (MT-CAGrad)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from jscpt_peft.choices import check_choice
+
+from .scheduler import normalized
+from .signals import StepSignals, Weighting
 
 AGGREGATORS = {
     "aligned_mtl": "AlignedMTLWeighting",
@@ -58,6 +61,7 @@ class GradientAggregator:
         fairgrad_alpha: α of FairGrad's α-fairness.
         krum_byzantine: how many tasks Krum distrusts.
         krum_selected: how many tasks Krum selects, with equal weights.
+        argument: what messages call `name`.
 
     Raises:
         ValueError: `name` is none of them, or N is too small for Krum.
@@ -79,9 +83,11 @@ class GradientAggregator:
         fairgrad_alpha: float = 1.0,
         krum_byzantine: int = 0,
         krum_selected: int = 1,
+        argument: str = "gradient_aggregator",
     ) -> None:
-        check_choice("gradient_aggregator", name, AGGREGATORS)
+        check_choice(argument, name, AGGREGATORS)
         self.name = name
+        self._said = f"`{argument}={name!r}`"
         self.num_tasks = num_tasks
         self.seed = seed
         options = {
@@ -95,7 +101,7 @@ class GradientAggregator:
         self._degree = -fairgrad_alpha / (1 + fairgrad_alpha) if name == "fairgrad" else 0.0
         if name == "krum" and num_tasks < self._fewest:
             raise ValueError(
-                f"`gradient_aggregator='krum'` needs `krum_byzantine` + 3 and at least `krum_selected` tasks, got "
+                f"{self._said} needs `krum_byzantine` + 3 and at least `krum_selected` tasks, got "
                 f"{num_tasks} tasks with `krum_byzantine={krum_byzantine}` and `krum_selected={krum_selected}`."
             )
         self._weightings: dict[str, nn.Module] = {}  # by the tasks present, as "1101"
@@ -134,7 +140,7 @@ class GradientAggregator:
         weights = self._call(self._weighting(tasks), gramian / scale, f"{self.seed}/{step}") * scale**self._degree
         if not bool(weights.isfinite().all()):
             raise FloatingPointError(
-                f"`gradient_aggregator={self.name!r}` gives the weights {weights.tolist()} in step {step}: choose "
+                f"{self._said} gives the weights {weights.tolist()} in step {step}: choose "
                 "another one, or lower `learning_rate`."
             )
         return weights
@@ -148,7 +154,7 @@ class GradientAggregator:
 
     def _weighting(self, tasks: str) -> nn.Module:
         if tasks not in self._weightings:
-            self._weightings[tasks] = make_weighting(self.name, self._options)
+            self._weightings[tasks] = make_weighting(self.name, self._options, self._said)
         return self._weightings[tasks]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -177,15 +183,44 @@ class GradientAggregator:
             self._call(weighting, torch.eye(tasks.count("1"), dtype=kind), "")
             own = {name: tensor.shape for name, tensor in weighting.state_dict().items()}
             if len(tasks) != self.num_tasks or own != {name: tensor.shape for name, tensor in buffers.items()}:
-                raise ValueError(
-                    f"the state {sorted(state)} is not that of `gradient_aggregator={self.name!r}` with "
-                    f"{self.num_tasks} tasks."
-                )
+                raise ValueError(f"the state {sorted(state)} is not that of {self._said} with {self.num_tasks} tasks.")
             weighting.load_state_dict(buffers)
 
 
-def make_weighting(name: str, options: Mapping[str, Any]) -> nn.Module:
+class GramianWeighting(Weighting):
+    """The weights of an aggregator alone (PCGrad, IMTL-G, ...).
+
+    Args:
+        aggregator: gives them.
+        weight_normalization: as for `TaskPromptScheduler`; "none" leaves the weights as they are published.
+    """
+
+    needs_gramian = True
+
+    def __init__(self, aggregator: GradientAggregator, weight_normalization: str = "none") -> None:
+        super().__init__()
+        self.aggregator = aggregator
+        self.weight_normalization = weight_normalization
+
+    def forward(self, signals: StepSignals) -> Tensor:
+        weights = self.aggregator(signals.gramian, signals.usable, signals.step)
+        return normalized(weights, signals.usable, self.weight_normalization)
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """What the aggregator remembers."""
+        return self.aggregator.state_dict()
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        self.aggregator.load_state_dict(state)
+
+
+def make_weighting(name: str, options: Mapping[str, Any], said: str) -> nn.Module:
     """TorchJD's weighting `AGGREGATORS[name]`, a module from a Gramian `[m, m]` to weights `[m]`.
+
+    Args:
+        name: one of `AGGREGATORS`.
+        options: of TorchJD's class.
+        said: how a message names the argument and its value.
 
     Raises:
         ImportError: TorchJD or a solver is not installed.
@@ -196,6 +231,6 @@ def make_weighting(name: str, options: Mapping[str, Any]) -> nn.Module:
         return vars(aggregation)[AGGREGATORS[name]](**options)
     except ImportError as error:
         raise ImportError(
-            f"`gradient_aggregator={name!r}` needs packages that are not installed ({error}): "
-            "`pip install 'jscpt-peft[aggregators]'`, or leave it out for the affinity factor of the paper."
+            f"{said} needs packages that are not installed ({error}): "
+            "`pip install 'jscpt-peft[aggregators]'`, or leave it out for the weights of the paper."
         ) from error

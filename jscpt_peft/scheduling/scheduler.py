@@ -93,11 +93,7 @@ class TaskPromptScheduler(nn.Module):
 
     def combine(self, prompt_factor: Tensor, task_factor: Tensor, present: Tensor) -> Tensor:
         """The product of the two factors of `factors` `[N]`, normalised; 0 at absent tasks."""
-        weights = prompt_factor * task_factor
-        if self.weight_normalization == "sum":
-            total = weights.masked_fill(~present, 0).abs().sum().clamp(min=torch.finfo(weights.dtype).tiny)
-            weights = weights * (present.sum() / total)
-        return torch.where(present, weights, 0)
+        return normalized(prompt_factor * task_factor, present, self.weight_normalization)
 
     def factors(
         self, effect: Tensor, affinity: Tensor, present: Tensor, task_factor: Tensor | None = None
@@ -149,6 +145,14 @@ class TaskPromptScheduler(nn.Module):
             f"weight_normalization={self.weight_normalization!r}, prompt_scheduling={self.prompt_scheduling}, "
             f"task_scheduling={self.task_scheduling}"
         )
+
+
+def normalized(weights: Tensor, present: Tensor, kind: str) -> Tensor:
+    """Weights `[N]` normalised as `TaskPromptScheduler` tells of `weight_normalization`; 0 at absent tasks."""
+    if kind == "sum":
+        total = weights.masked_fill(~present, 0).abs().sum().clamp(min=torch.finfo(weights.dtype).tiny)
+        weights = weights * (present.sum() / total)
+    return torch.where(present, weights, 0)
 
 
 class Softplus(nn.Module):

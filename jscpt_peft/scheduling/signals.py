@@ -14,6 +14,7 @@ class StepSignals:
 
     Attributes:
         step: number of the optimizer step, from 1.
+        epoch: number of the epoch, from 0.
         usable: bool `[N]`, tasks that are present and whose loss and gradient are finite.
         losses: `[N]` L_i (Eq. 3), nan where the task is absent.
         reference_losses: `[N]` losses of the view that Eq. 4 compares with, nan likewise; `None` unless the weighting
@@ -27,6 +28,7 @@ class StepSignals:
     losses: Tensor
     reference_losses: Tensor | None = None
     gramian: Tensor | None = None
+    epoch: int = 0
 
 
 class Weighting(nn.Module):

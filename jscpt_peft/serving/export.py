@@ -23,7 +23,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from jscpt_peft.model.backbones.attention import KeysValues, block, keys_values
+from jscpt_peft.model.losses import averaged_over_views
 from jscpt_peft.model.task_context import deterministic, task_index
+from jscpt_peft.reading import one_line, read_json_object
 
 from .base_names import public_name
 from .versions import package_versions
@@ -137,7 +139,8 @@ class TaskClassifier(nn.Module):
         selected = self.projection(self.vision.post_layernorm(hidden[:, 0]))
         if self.select is not None:
             selected = self.select(selected, zeros, self.head_parameters)
-        return F.normalize(selected.to(self.classes.dtype), dim=-1) @ self.classes
+        logits = F.normalize(selected.to(self.classes.dtype), dim=-1) @ self.classes
+        return logits if logits.dim() == 2 else averaged_over_views(logits)
 
 
 def export_task(
@@ -226,16 +229,27 @@ def load_task(directory: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         ValueError: the classifier is not the one that the description is of (cut off, altered, or of another export),
             or it holds pickles, which run code and are in no export of ours.
     """
-    path, description = Path(directory, PROGRAM), json.loads(Path(directory, DESCRIPTION).read_text(encoding="utf-8"))
-    if hashlib.sha256(path.read_bytes()).hexdigest() != description["sha256"]:
+    path, described = Path(directory, PROGRAM), Path(directory, DESCRIPTION)
+    try:
+        description = read_json_object(described)
+    except ValueError as error:
+        raise ValueError(f"{described} cannot be read ({one_line(error)}): copy the export again.") from error
+    if hashlib.sha256(path.read_bytes()).hexdigest() != description.get("sha256"):
         raise ValueError(
             f"{path} is not what {DESCRIPTION} beside it describes (its digest differs): copy both again."
         )
-    with zipfile.ZipFile(path) as archive:
-        tables = [json.loads(archive.read(name)) for name in archive.namelist() if name.endswith("_config.json")]
-    if any(entry["use_pickle"] for table in tables for entry in table["config"].values()):
+    if _holds_pickles(path):
         raise ValueError(f"{path} holds pickles (`use_pickle`), which can run any code: export the task again.")
     return torch.export.load(path).module(), description
+
+
+def _holds_pickles(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            tables = [json.loads(archive.read(name)) for name in archive.namelist() if name.endswith("_config.json")]
+        return any(entry["use_pickle"] for table in tables for entry in table["config"].values())
+    except (zipfile.BadZipFile, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no export of a task ({one_line(error)}): export the task again.") from error
 
 
 def _program(classifier: TaskClassifier, example: torch.Tensor) -> torch.export.ExportedProgram:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import torch
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import strtobool
@@ -17,19 +16,23 @@ from jscpt_peft.scheduling import AGGREGATORS, NEUTRAL_EFFECT
 from jscpt_peft.scheduling.affinity import AFFINITIES
 from jscpt_peft.scheduling.scheduler import AFFINITY_DIRECTIONS, PARAMETERIZATIONS, WEIGHT_NORMALIZATIONS
 from jscpt_peft.settings import (
+    BatchSize,
     Between,
     NonNegativeFloat,
     NonNegativeInt,
     OneOf,
     PositiveFloat,
     PositiveInt,
-    check_setting,
+    PositiveRate,
+    Rate,
+    Terms,
     check_settings,
     setting,
 )
 
 from .distributed import join_on_cpu
 from .hessian import HESSIAN_PRODUCTS
+from .optimizer_checks import check_mappings, check_optimizer
 from .trainer_settings import ANNOTATIONS, REFUSED, check_refused, check_trackers
 
 REFERENCES = ("original", "complement")
@@ -37,12 +40,22 @@ HESSIAN_PARAMETERS = ("all", "shared")
 SCHEDULER_OPTIMIZERS = ("adam", "sgd")
 WATCHING_A_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 DEFAULT_METRIC = "mean_accuracy"
-# What needs no trial: the others want packages, a model, or options of their own.
-PLAIN_OPTIMIZERS = (OptimizerNames.SGD, OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED)
-PLAIN_SCHEDULES = (SchedulerType.COSINE, SchedulerType.LINEAR, SchedulerType.CONSTANT)
-AGGREGATOR_OPTIONS = {
-    "cagrad_c": "cagrad", "fairgrad_alpha": "fairgrad", "krum_byzantine": "krum", "krum_selected": "krum"
-}  # fmt: skip
+SCHEDULER = "scheduler"
+WEIGHTINGS = (SCHEDULER, "loss_cosine", "uniform", "uw", "gradnorm", "dwa", "famo", *AGGREGATORS)
+# Option -> the weightings, or aggregators, that know it.
+WEIGHTING_OPTIONS = {
+    "cagrad_c": ("cagrad",),
+    "fairgrad_alpha": ("fairgrad",),
+    "krum_byzantine": ("krum",),
+    "krum_selected": ("krum",),
+    "weighting_learning_rate": ("uw", "gradnorm", "famo"),
+    "gradnorm_alpha": ("gradnorm",),
+    "dwa_temperature": ("dwa",),
+    "famo_decay": ("famo",),
+}
+# What belongs to Eqs. 4-6 alone.
+SCHEDULER_OPTIONS = ("gradient_aggregator", "causal_effect", "reference", "affinity", "affinity_direction")
+SCHEDULER_OPTIONS += ("scheduler_parameterization",)
 
 
 @dataclass
@@ -59,10 +72,10 @@ class JSCPTTrainingArguments(TrainingArguments):
     _argument_group_name: ClassVar[str] = "training"
 
     # ---- TrainingArguments with other defaults (paper, section 4.1) ----
-    per_device_train_batch_size: PositiveInt = setting(16, "Images of every task in a step.")
-    per_device_eval_batch_size: PositiveInt = setting(64, "Images in an evaluation step.")
+    per_device_train_batch_size: BatchSize = setting(16, "Images of every task in a step.")
+    per_device_eval_batch_size: BatchSize = setting(64, "Images in an evaluation step.")
     num_train_epochs: PositiveFloat = setting(50.0, "Passes over the largest task.")
-    learning_rate: NonNegativeFloat = setting(1.5e-3, "Learning rate η₁ of the prompts.")
+    learning_rate: Rate = setting(1.5e-3, "Learning rate η₁ of the prompts.")
     optim: Annotated[str, OneOf([each.value for each in OptimizerNames])] = setting("sgd", "Optimizer of the prompts.")
     momentum: Annotated[float, Between(0, 1, open_high=True)] = setting(0.9, "Momentum of --optim sgd.")
     lr_scheduler_type: Annotated[str, OneOf([each.value for each in SchedulerType])] = setting(
@@ -84,6 +97,19 @@ class JSCPTTrainingArguments(TrainingArguments):
     )
     overwrite_output_dir: bool = setting(False, "Write into an output directory in use.")
 
+    # ---- the tasks' weights ----
+    weighting: Annotated[str, OneOf(WEIGHTINGS)] = setting(
+        SCHEDULER,
+        "What weighs the tasks: scheduler (Eqs. 4-6, with the options below), loss_cosine "
+        "(gradient cosines and losses, with learned weights), uniform (plain joint training), uw "
+        f"(uncertainty), gradnorm, dwa, famo, or by the shared gradients alone {', '.join(AGGREGATORS)} (TorchJD; "
+        "needs jscpt-peft[aggregators]).",
+    )
+    weighting_learning_rate: PositiveRate = setting(0.025, "Learning rate of --weighting uw, gradnorm and famo.")
+    gradnorm_alpha: Rate = setting(1.5, "α of --weighting gradnorm: how strongly slow tasks are pulled.")
+    dwa_temperature: PositiveRate = setting(2.0, "T of --weighting dwa.")
+    famo_decay: Rate = setting(0.01, "γ of --weighting famo.")
+
     # ---- the scheduler (Eqs. 4-6) ----
     prompt_scheduling: bool = setting(True, "Weigh tasks by causal effect (Eq. 4).")
     task_scheduling: bool = setting(True, "Weigh tasks by inter-task affinity (Eq. 5).")
@@ -98,7 +124,7 @@ class JSCPTTrainingArguments(TrainingArguments):
         "incoming", "A[:, i] (incoming) or A[i, :] (outgoing)."
     )
     weight_normalization: Annotated[str, OneOf(WEIGHT_NORMALIZATIONS)] = setting(
-        "sum", "sum: the weights sum to the number of tasks; none: Eq. 6 as printed."
+        "sum", "sum: the weights sum to the number of tasks; none: as published, for the scheduler Eq. 6 as printed."
     )
     scheduler_parameterization: Annotated[str, OneOf(PARAMETERIZATIONS)] = setting(
         "unconstrained", "unconstrained, or softplus, which keeps α and β positive."
@@ -108,8 +134,8 @@ class JSCPTTrainingArguments(TrainingArguments):
         "Weights of TorchJD instead of the affinity factor, from the shared prompts' gradients: "
         f"{', '.join(AGGREGATORS)}. Needs jscpt-peft[aggregators].",
     )
-    cagrad_c: NonNegativeFloat = setting(0.5, "c of --gradient_aggregator cagrad.")
-    fairgrad_alpha: NonNegativeFloat = setting(1.0, "α of --gradient_aggregator fairgrad.")
+    cagrad_c: Rate = setting(0.5, "c of --gradient_aggregator cagrad.")
+    fairgrad_alpha: Rate = setting(1.0, "α of --gradient_aggregator fairgrad.")
     krum_byzantine: NonNegativeInt = setting(
         0, "Tasks that --gradient_aggregator krum distrusts; it needs 3 tasks more."
     )
@@ -118,11 +144,9 @@ class JSCPTTrainingArguments(TrainingArguments):
     # ---- the upper level (Eqs. 8-11) ----
     learn_scheduler: bool = setting(True, "Update Ω = {α, β}; without, it stays at 1.")
     lower_steps: PositiveInt = setting(10, "M: lower steps between two updates of Ω.")
-    neumann_terms: NonNegativeInt = setting(3, "H of Eq. 11; 0 needs no Hessian-vector product.")
-    neumann_step_size: PositiveFloat = setting(1.0, "Largest step size of the Neumann series.")
-    power_iterations: NonNegativeInt = setting(
-        3, "Products that estimate λ_max for the step size 0.9/λ_max; 0 fixes it."
-    )
+    neumann_terms: Terms = setting(3, "H of Eq. 11; 0 needs no Hessian-vector product.")
+    neumann_step_size: PositiveRate = setting(1.0, "Largest step size of the Neumann series.")
+    power_iterations: Terms = setting(3, "Products that estimate λ_max for the step size 0.9/λ_max; 0 fixes it.")
     neumann_damping: NonNegativeFloat | None = setting(
         None, "λ added to the Hessian's diagonal. Default: --weight_decay."
     )
@@ -130,10 +154,10 @@ class JSCPTTrainingArguments(TrainingArguments):
     hvp: Annotated[str, OneOf(HESSIAN_PRODUCTS)] = setting(
         "exact", "Hessian-vector products: exact, or finite_difference of two gradients."
     )
-    hypergradient_batch_size: PositiveInt | None = setting(
+    hypergradient_batch_size: BatchSize | None = setting(
         None, "Images of every task of the whole step in the Hessian. Default: all of them."
     )
-    hypergradient_chunk_size: PositiveInt | None = setting(
+    hypergradient_chunk_size: BatchSize | None = setting(
         None,
         "Images of one task whose graph is held at a time in the upper level, made anew for every "
         "product. Default: the lower step's graph is kept.",
@@ -141,10 +165,10 @@ class JSCPTTrainingArguments(TrainingArguments):
     hessian_parameters: Annotated[str, OneOf(HESSIAN_PARAMETERS)] = setting(
         "all", "θ of the Hessian: all, or shared prompts only."
     )
-    scheduler_learning_rate: PositiveFloat = setting(1e-2, "Learning rate η₂ of Ω.")
+    scheduler_learning_rate: PositiveRate = setting(1e-2, "Learning rate η₂ of Ω.")
     scheduler_optimizer: Annotated[str, OneOf(SCHEDULER_OPTIMIZERS)] = setting("adam", "Optimizer of Ω: adam or sgd.")
     max_hypergradient_norm: NonNegativeFloat = setting(10.0, "Clip the gradient of Ω; 0 does not.")
-    dev_batch_size: PositiveInt | None = setting(
+    dev_batch_size: BatchSize | None = setting(
         None, "Dev images of every task in an update of Ω. Default: as in training."
     )
     max_nonfinite_steps: PositiveInt = setting(
@@ -152,11 +176,7 @@ class JSCPTTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        check_settings(self, ANNOTATIONS)
-        check_refused(self)
-        check_trackers(self.report_to)
-        for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
-            _check_mapping(name, getattr(self, name))
+        self._check_each()
         if self.warmup_steps is None:
             self.warmup_steps = min(1.0 / self.num_train_epochs, 0.5) if self.max_steps <= 0 else 0.0
         on_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
@@ -168,7 +188,19 @@ class JSCPTTrainingArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"mode": mode, **(self.lr_scheduler_kwargs or {})}
         self._check_together()
         self._check_launcher()
-        self._try_optimizer()
+        check_optimizer(self)
+
+    def check(self) -> None:
+        """Raises a `ValueError` as the constructor does: arguments may have been set since."""
+        self._check_each()
+        self._check_together()
+        check_optimizer(self)
+
+    def _check_each(self) -> None:
+        check_settings(self, ANNOTATIONS)
+        check_refused(self)
+        check_trackers(self.report_to)
+        check_mappings(self)
 
     def _check_together(self) -> None:
         if self.gradient_aggregator is not None and not self.task_scheduling:
@@ -176,15 +208,19 @@ class JSCPTTrainingArguments(TrainingArguments):
                 f"`gradient_aggregator={self.gradient_aggregator!r}` takes the place of the affinity factor, "
                 "which `task_scheduling=False` switches off: leave out one of the two."
             )
-        for name, aggregator in AGGREGATOR_OPTIONS.items():
+        for name in SCHEDULER_OPTIONS if self.weighting != SCHEDULER else ():
+            if getattr(self, name) != getattr(JSCPTTrainingArguments, name):
+                raise ValueError(
+                    f"`{name}={getattr(self, name)!r}` is an option of Eqs. 4-6, whose place "
+                    f"`weighting={self.weighting!r}` takes: leave out one of the two."
+                )
+        for name, needed in WEIGHTING_OPTIONS.items():
             value = getattr(self, name)
-            if self.gradient_aggregator != aggregator and value != getattr(JSCPTTrainingArguments, name):
-                raise ValueError(f"`{name}={value!r}` needs `gradient_aggregator={aggregator!r}`: leave it out.")
-        if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
-            raise ValueError(
-                "`activation_checkpointing_kwargs={'use_reentrant': True}` does not work with `torch.autograd.grad`: "
-                "use `{'use_reentrant': False}`."
-            )
+            chosen = self.weighting, self.gradient_aggregator
+            if value != getattr(JSCPTTrainingArguments, name) and not set(chosen) & set(needed):
+                words = [f"`weighting={each!r}`" for each in needed]
+                words += [f"`gradient_aggregator={each!r}`" for each in needed if each in AGGREGATORS]
+                raise ValueError(f"`{name}={value!r}` needs {' or '.join(words)}: leave it out.")
 
     def _check_launcher(self) -> None:
         """What the surroundings ask for: visible GPUs, and the configuration of `accelerate launch`."""
@@ -207,22 +243,6 @@ class JSCPTTrainingArguments(TrainingArguments):
         optimizer, keywords = Trainer.get_optimizer_cls_and_kwargs(self, model)
         return optimizer, {"momentum": self.momentum, **keywords} if optimizer is torch.optim.SGD else keywords
 
-    def _try_optimizer(self) -> None:
-        """Makes an optimizer and its schedule for a single number: what they refuse is refused here."""
-        plain = self.optim in PLAIN_OPTIMIZERS and self.lr_scheduler_type in PLAIN_SCHEDULES
-        if plain and not self.optim_args and not self.lr_scheduler_kwargs:
-            return
-        try:
-            optimizer, keywords = self.optimizer()
-            optimizer = optimizer([torch.nn.Parameter(torch.zeros(1))], **keywords)
-            get_scheduler(self.lr_scheduler_type, optimizer, 1, 10, self.lr_scheduler_kwargs)
-        except Exception as error:  # each optimizer has its own
-            raise ValueError(
-                f"`optim` {self.optim.value!r} with `optim_args` {self.optim_args!r}, and `lr_scheduler_type` "
-                f"{self.lr_scheduler_type.value!r} with `lr_scheduler_kwargs` {self.lr_scheduler_kwargs!r}, cannot be "
-                f"made: {error}"
-            ) from error
-
     @property
     def needs_a_metric(self) -> bool:
         """Whether something besides keeping the best checkpoint hangs on `metric_for_best_model`."""
@@ -240,12 +260,3 @@ class JSCPTTrainingArguments(TrainingArguments):
         """Whether the graph of an undivided lower step serves the Hessian-vector products too (every M-th step)."""
         apart = self.hypergradient_batch_size is not None or self.hypergradient_chunk_size is not None
         return self.neumann_terms > 0 and self.hvp == "exact" and not apart
-
-
-def _check_mapping(argument: str, value: Any) -> None:
-    """Of a mapping that the command line writes as JSON."""
-    try:
-        mapping = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`{argument}` must be JSON, got {value!r} ({error}).") from error
-    check_setting(argument, mapping, dict | None)

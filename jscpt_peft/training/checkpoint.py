@@ -18,6 +18,8 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from jscpt_peft.reading import read_json
+
 DIGESTS = "checkpoint.json"
 UNFINISHED = ".unfinished-"  # hidden, so that nothing which looks for `checkpoint-*` takes it for one
 SET_ASIDE = "set_aside"  # folder for checkpoints that a run must not go on from by itself
@@ -163,7 +165,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def _read(checkpoint: Path) -> dict[str, Any]:
     try:
-        record = json.loads((checkpoint / DIGESTS).read_text(encoding="utf-8"))
+        record = read_json(checkpoint / DIGESTS)
         intact = record.pop("sha256") == _digest_of(record)
     except FileNotFoundError as error:
         raise ValueError(f"it has no {DIGESTS}, so it was not written to its end") from error

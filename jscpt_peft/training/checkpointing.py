@@ -66,7 +66,7 @@ class Checkpointing(Trainer):
 
     def fixed_configuration(self) -> dict[str, Any]:
         """What a checkpoint must have in common with a run that goes on from it, as JSON."""
-        kinds = {"weighting": type(self.weighting).__name__, "adapter": self.adapter_name}
+        kinds = {"weighting_class": type(self.weighting).__name__, "adapter": self.adapter_name}
         return fixed_configuration(self.model, self.args) | kinds
 
     def reproducing_configuration(self) -> dict[str, Any]:
@@ -224,7 +224,10 @@ class Checkpointing(Trainer):
         if not bool(step.nonfinite.any()):
             self.nonfinite_steps = 0
             # The parameters have just shown that they are good: the update that follows may spoil them.
-            snapshot = Snapshot(self.trainable_parameters(), [self.optimizer, self.lr_scheduler, self.upper_level])
+            head = self.model.task_adapter.head
+            others = [self.optimizer, self.lr_scheduler, self.upper_level]
+            others += [head] if head is not None and head.observes else []
+            snapshot = Snapshot(self.trainable_parameters(), others)
             self._good = snapshot, self.state.global_step, self.state.epoch or 0.0
             return
         self.nonfinite_steps += 1

@@ -20,7 +20,7 @@ from .distributed import world_size
 STORED = {"class_template", "tokenizer_name_or_path", "target_modules"}
 STORED |= {"prompt_init", "prompt_init_token_ids", "prompt_init_std", "init_seed"}
 # Of the arguments: what the optimizers' states depend on.
-OPTIMIZERS = ("optim", "scheduler_optimizer", "scheduler_parameterization", "gradient_aggregator")
+OPTIMIZERS = ("optim", "scheduler_optimizer", "scheduler_parameterization", "weighting", "gradient_aggregator")
 # Of those of `Trainer`, what else decides what a step does.
 INHERITED = ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", "mixed_precision")
 INHERITED += ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim_args", "tf32")

@@ -22,7 +22,7 @@ def dev_gradient(
 ) -> tuple[TaskMeans, Tensor]:
     """The tasks' losses on a dev batch and the gradient `[P]` of their sum L_dev (Eq. 8), in float32.
 
-    A task that is not finite there is left out of the sum (`TaskMeans.nonfinite`).
+    A task that is not finite there is left out of the sum (`TaskMeans.nonfinite`); penalties of a head are no part.
 
     Args:
         model: the JSCPT model.
@@ -33,7 +33,7 @@ def dev_gradient(
     sums = None  # one at a time: each holds the gradients of all tasks
     with full_precision(chunks[0].pixel_values.device.type):
         for chunk in chunks:
-            part, task_parameters = task_gradients(model, chunk, own_loss=own_loss)
+            part, task_parameters = task_gradients(model, chunk, own_loss=own_loss, penalised=False)
             sums = part.detach() if sums is None else sums + part.detach()
     means = sums.over_processes()[0].means()
     gradients = scheduled_gradient(task_parameters, parameters, means.gradients, torch.ones_like(means.losses))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -15,9 +14,11 @@ from peft import PeftConfig
 from jscpt_peft.data import read_manifest
 from jscpt_peft.data.manifest import MANIFEST_FILE, drawn_by, on_hub
 from jscpt_peft.model import JSCPTConfig
+from jscpt_peft.model.part_options import KNOWN_BY
+from jscpt_peft.reading import read_json, read_text
 from jscpt_peft.serving.card import TrainingRecord
 
-from .arguments import JSCPTTrainingArguments
+from .arguments import WEIGHTING_OPTIONS, JSCPTTrainingArguments
 from .distributed import world_size
 from .step_log import HISTORY_FILE
 
@@ -34,19 +35,20 @@ FIGURES = {
     "gradient_cosines.png": "Cosines between the tasks' gradients",
     "causal_effects.png": "Causal effect of each task's selected features",
     "prompt_scheduling.png": "Prompt scheduling of one task",
+    "modules.png": "Which task takes how much from which feature module",
 }
 # Of the configuration, what says nothing of the method; the tokenizer's name may be a path of this machine.
-UNSAID = {"tokenizer_name_or_path", "target_modules", "base_model", "adapter"}
+UNSAID = {"tokenizer_name_or_path", "target_modules", "base_model", "adapter", "weighting_class"}
 UNSAID |= {each.name for each in fields(PeftConfig)}
 # Where the images of task sets come from whose manifests name no sources.
 ORIGINS = {
     "shapes": "drawn by `jscpt_peft`",
     "emoji": "Fluent 3D, Noto, OpenMoji and Twemoji from npm, by `tools/prepare_emoji.py`",
+    "icons": "icons of 24 open-licensed sets (recipes/assets/icons/LICENSES.md)",
     "folder": "folders of images",
 }
 # What reading somebody else's file of the name of ours, or one that is cut off, may raise.
 UNKNOWN_FORM = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-AGGREGATOR_OPTIONS = ("cagrad_c", "fairgrad_alpha", "krum_byzantine", "krum_selected")
 
 
 def training_record(
@@ -95,7 +97,9 @@ def settings(adapter: JSCPTConfig, fixed: Mapping[str, Any], reproducing: Mappin
         fixed: the run's `fixed_configuration`.
         reproducing: the run's `reproducing_configuration`.
     """
-    unused = UNSAID if fixed["gradient_aggregator"] else UNSAID | set(AGGREGATOR_OPTIONS)
+    chosen = {fixed["weighting"], fixed["gradient_aggregator"]}
+    unused = UNSAID | {name for name, needed in WEIGHTING_OPTIONS.items() if chosen.isdisjoint(needed)}
+    unused |= {name for name, (part, knowing) in KNOWN_BY.items() if getattr(adapter, part) not in knowing}
     simple = {
         name: value for name, value in {**vars(adapter), **fixed}.items() if isinstance(value, int | float | str)
     }
@@ -121,10 +125,10 @@ def results_of(output: Path, accuracies: Mapping[str, float]) -> str | None:
         return None
     expected = {task: None if math.isnan(accuracy) else accuracy for task, accuracy in accuracies.items()}
     try:
-        rows = json.loads((output / RESULTS).read_text(encoding="utf-8"))["tasks"]
+        rows = read_json(output / RESULTS)["tasks"]
         if {task: row["trained"] for task, row in rows.items()} != expected:
             return None
-        return (output / RESULTS_TABLE).read_text(encoding="utf-8")
+        return read_text(output / RESULTS_TABLE)
     except UNKNOWN_FORM:
         return None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -19,10 +19,11 @@ from torch import Tensor
 
 from jscpt_peft.model.heads import TaskParameters
 from jscpt_peft.model.losses import check_labels, mean_losses, task_loss_sums
+from jscpt_peft.model.task_context import first_of_each_task
 from jscpt_peft.model.tuner import TOWER_NAMES
 from jscpt_peft.scheduling import StepSignals
 
-from .distributed import sum_over_processes
+from .distributed import process_index, sum_over_processes
 from .own_loss import OwnLoss, own_loss_sums
 
 
@@ -52,33 +53,47 @@ class TaskSums:
         losses: `[N]` summed losses on x̄ (Eq. 3).
         reference_losses: `[N]` summed losses on the reference view of Eq. 4, without gradient, if asked for.
         gradients: task parameter -> `[N, ...]`, slice i the summed gradients of task i's images.
+        observed: `[N, D]` x of each task's first image, for a head that observes; zero where there is none.
     """
 
     counts: Tensor
     losses: Tensor
     reference_losses: Tensor | None
     gradients: TaskParameters
+    observed: Tensor | None = None
 
     def __add__(self, other: TaskSums) -> TaskSums:
+        other = other._without_observed(self.counts > 0)
         return self._of([one + another for one, another in zip(self._tensors(), other._tensors(), strict=True)])
 
     def over_processes(self, stop: bool = False) -> tuple[TaskSums, bool]:
-        """The sums over the images of all processes, and whether one of these asks to stop; one communication."""
-        *sums, stops = sum_over_processes([*self._tensors(), self.counts.new_tensor([stop])])
+        """The sums over the images of all processes, and whether one of these asks to stop; one communication.
+
+        Every process has as many images of a task as the others: what the first one observes is the first.
+        """
+        own = self._without_observed(torch.full_like(self.counts, process_index() > 0, dtype=torch.bool))
+        *sums, stops = sum_over_processes([*own._tensors(), self.counts.new_tensor([stop])])
         return self._of(sums), bool(stops)
+
+    def _without_observed(self, of_tasks: Tensor) -> TaskSums:
+        """The same but for the observed images of some tasks, bool `[N]`."""
+        if self.observed is None:
+            return self
+        return replace(self, observed=self.observed.masked_fill(of_tasks[:, None], 0))
 
     def detach(self) -> TaskSums:
         """The same without graphs."""
         return self._of([tensor.detach() for tensor in self._tensors()])
 
     def _tensors(self) -> list[Tensor]:
-        reference = [] if self.reference_losses is None else [self.reference_losses]
-        return [self.counts, self.losses, *self.gradients.values(), *reference]
+        optional = [each for each in (self.reference_losses, self.observed) if each is not None]
+        return [self.counts, self.losses, *self.gradients.values(), *optional]
 
     def _of(self, tensors: Sequence[Tensor]) -> TaskSums:
         counts, losses, *others = tensors
+        observed = None if self.observed is None else others.pop()
         reference = None if self.reference_losses is None else others.pop()
-        return TaskSums(counts, losses, reference, dict(zip(self.gradients, others, strict=True)))
+        return TaskSums(counts, losses, reference, dict(zip(self.gradients, others, strict=True)), observed)
 
     def means(self) -> TaskMeans:
         """Mean losses and gradients per task, with the tasks whose numbers are not finite set aside."""
@@ -98,6 +113,7 @@ class TaskSums:
             gradients=gradients,
             usable=usable,
             nonfinite=present & ~finite,
+            observed=self.observed,
         )
 
 
@@ -111,6 +127,7 @@ class TaskMeans:
         gradients: task parameter -> `[N, ...]`, slice i the gradient of L_i; zero where it is not usable.
         usable: bool `[N]`, tasks that are present and finite.
         nonfinite: bool `[N]`, tasks that are present with a loss or gradient that is not finite.
+        observed: as of `TaskSums`.
     """
 
     losses: Tensor
@@ -118,10 +135,11 @@ class TaskMeans:
     gradients: TaskParameters
     usable: Tensor
     nonfinite: Tensor
+    observed: Tensor | None = None
 
-    def signals(self, step: int, gramian: Tensor | None = None) -> StepSignals:
+    def signals(self, step: int, epoch: int, gramian: Tensor | None = None) -> StepSignals:
         """What a weighting is told of optimizer step `step`."""
-        return StepSignals(step, self.usable, self.losses, self.reference_losses, gramian)
+        return StepSignals(step, self.usable, self.losses, self.reference_losses, gramian, epoch)
 
 
 def task_gradients(
@@ -131,6 +149,7 @@ def task_gradients(
     create_graph: bool = False,
     forward_context: AbstractContextManager | None = None,
     own_loss: OwnLoss | None = None,
+    penalised: bool = True,
 ) -> tuple[TaskSums, TaskParameters]:
     """Losses and gradients of every task by one forward and one backward, and the task parameters they belong to.
 
@@ -143,22 +162,28 @@ def task_gradients(
         create_graph: keep the gradients differentiable, for Hessian-vector products.
         forward_context: entered for the forward pass alone, such as autocast.
         own_loss: takes the place of Eq. 3.
+        penalised: the gradients, not the losses, are with the penalties of the head. Its batch statistics are those
+            of this batch.
     """
     tasks = model.active_jscpt_config.tasks
 
-    def loss_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_sums(logits: Tensor, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        labels, task_ids = batch.labels[rows], batch.task_ids[rows]
         if own_loss is None:
-            return task_loss_sums(logits, batch.labels, batch.task_ids, len(tasks))
+            return task_loss_sums(logits, labels, task_ids, len(tasks))
         classes = [len(names) for names in tasks.values()]
-        return own_loss_sums(own_loss, logits, batch.labels, batch.task_ids, classes)
+        return own_loss_sums(own_loss, logits, labels, task_ids, classes)
 
     with forward_context or nullcontext():
         task_parameters = model.task_parameters()
         output = model.classify(*batch[:2], task_parameters=task_parameters, present_tasks_only=True)
         check_labels(batch.labels, batch.task_ids, tasks)
         sums, counts = loss_sums(output.logits)
+        penalties = model.penalties(output, batch.task_ids, task_parameters, loss_sums) if penalised else None
+    total = sums if penalties is None else sums + counts * penalties
     leaves = {name: each for name, each in task_parameters.items() if each.requires_grad}
-    gradients = torch.autograd.grad(sums.sum(), list(leaves.values()), create_graph=create_graph)
+    options = {"create_graph": create_graph, "allow_unused": True, "materialize_grads": True}  # penalties' alone
+    gradients = torch.autograd.grad(total.sum(), list(leaves.values()), **options)
     references = None
     if reference is not None:
         with torch.no_grad():
@@ -167,13 +192,18 @@ def task_gradients(
             logits = model.logits(embeds, output.class_embeds, batch.task_ids)
             references, _ = loss_sums(logits)
     gradients = dict(zip(leaves, gradients, strict=True))
-    return TaskSums(counts, sums.detach(), references, gradients), task_parameters
+    observed, head = None, model.task_adapter.head
+    if head is not None and head.observes:
+        present, first = first_of_each_task(batch.task_ids, len(tasks))
+        observed = output.image_embeds.detach()[first].masked_fill(~present[:, None], 0)
+    return TaskSums(counts, sums.detach(), references, gradients, observed), task_parameters
 
 
 def shared_gramian(model: PeftModel, gradients: TaskParameters) -> Tensor:
-    """`[N, N]`: inner products of the tasks' gradients with respect to the shared prompts (Eq. 5), in float64.
+    """`[N, N]`: inner products of the tasks' gradients with respect to what prompts and class residuals share (Eq. 5).
 
-    Rounded, the Gramian of dependent gradients would have eigenvalues that are but noise.
+    Where the tasks share neither, of what they share of the head; where they share nothing, all are 0. In float64:
+    rounded, the Gramian of dependent gradients would have eigenvalues that are but noise.
 
     Args:
         model: the JSCPT model.
@@ -181,10 +211,16 @@ def shared_gramian(model: PeftModel, gradients: TaskParameters) -> Tensor:
     """
     task_parameters = model.task_parameters()
     prompts = {tower: task_parameters[tower] for tower in TOWER_NAMES if tower in gradients}
-    if not prompts:
-        first = next(iter(gradients.values()))
-        return first.new_zeros(len(first), len(first))
-    shared = model.task_adapter.prompts.shared_gradients(prompts, {tower: gradients[tower] for tower in prompts})
+    adapter, first = model.task_adapter, next(iter(gradients.values()))
+    parts = [first.new_zeros(len(first), 0)]
+    if prompts:
+        parts.append(adapter.prompts.shared_gradients(prompts, {tower: gradients[tower] for tower in prompts}))
+    if "class_residual" in gradients:
+        parts.append(adapter.class_residual.shared_gradients(gradients["class_residual"]))
+    if not any(part.shape[1] for part in parts) and adapter.head is not None:
+        of_head = adapter.head.tensors().keys() & gradients.keys() - {*adapter.head.stacked}
+        parts += [gradients[name].flatten(1) for name in sorted(of_head)]
+    shared = torch.cat(parts, dim=1)
     shared = shared.detach() if shared.device.type == "mps" else shared.detach().double()  # which has no float64
     return shared @ shared.T
 

@@ -36,7 +36,7 @@ from .plain_arguments import own_arguments
 from .publishing import Publishing
 from .step_log import HISTORY_FILE, StepLog
 from .task_gradients import Batch, TaskSums, scheduled_gradient, shared_gramian, task_gradients
-from .weightings import make_weighting
+from .weightings import check_shared, make_weighting
 
 
 class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
@@ -58,7 +58,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         eval_dataset: images of model selection, or several such data sets by name.
         processing_class: saved beside checkpoints, as in `Trainer`.
         dev_dataset: images of D_dev, disjoint from training and model selection, with the test transform.
-        weighting: what gives the tasks' weights; default: what `args` asks for (Eqs. 4-6).
+        weighting: what gives the tasks' weights; default: what `args.weighting` asks for (Eqs. 4-6).
         kwargs: further arguments of `Trainer`. `model_init` makes model, scheduler and Ω anew for every training.
             `compute_loss_func(outputs, labels, num_items_in_batch)` takes the place of Eq. 3 and is called per task,
             with the `outputs.logits` `[b, C_i]` of `outputs.task_id`: it gives these images' mean loss, or one each.
@@ -124,6 +124,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         check_data(model, train_dataset=data, dev_dataset=self.dev_dataset, eval_dataset=self.eval_dataset)
         weighting = self._given_weighting
         if weighting is None:
+            check_shared(args, model)
             weighting = make_weighting(args, len(self.task_names))
         elif self.model_init is not None:
             weighting = copy.deepcopy(weighting)
@@ -140,6 +141,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
     def _hp_search_setup(self, trial: Any) -> None:
         """As `Trainer`'s, at the start of every training: a new model, or new arguments, want a new Ω."""
         super()._hp_search_setup(trial)
+        self.args.check()
         if self.model_init is not None:
             self._set_up()
         self._prepare_adapters()
@@ -180,6 +182,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
                 check_same_data({"train_dataset": self.train_dataset, "dev_dataset": self.dev_dataset})
                 return super().train(*args, **kwargs)
         finally:
+            self.upper_level.forget_batches()  # whose worker would otherwise wait for the garbage collector
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, StopOnInterrupt):
                     callback.restore_signals()
@@ -245,7 +248,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         gramian = shared_gramian(self.model, step.gradients) if self.weighting.needs_gramian else None
         learned = self.weighting.learned()
         try:
-            weights = self.weighting(step.signals(number, gramian))
+            weights = self.weighting(step.signals(number, (number - 1) // self._steps_per_epoch(), gramian))
         except FloatingPointError as error:  # of an aggregator
             raise FloatingPointError(f"{error} {self.save_last_good_state()}") from error
         explanation = self.weighting.log()  # before Ω changes
@@ -260,6 +263,9 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         if usable:  # without a gradient, momentum and weight decay move nothing either
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
+        if step.observed is not None:
+            tasks = step.usable.nonzero()[:, 0]
+            self.model.task_adapter.head.observe(step.observed[tasks], tasks)
         row = {"step": number, "epoch": number / self._steps_per_epoch(), "loss": step.losses}
         row |= {"weight": weights.detach(), "nonfinite": step.nonfinite, **explanation, **learned}
         row |= {f"{name}_after": value for name, value in self.weighting.learned().items()}

@@ -15,7 +15,16 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils.logging import get_log_levels_dict
 
 from jscpt_peft.choices import nearest
-from jscpt_peft.settings import Between, NonNegativeFloat, NonNegativeInt, OneOf, PositiveFloat, PositiveInt
+from jscpt_peft.settings import (
+    MOST,
+    Between,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OneOf,
+    PositiveFloat,
+    PositiveInt,
+    Rate,
+)
 
 _SEED = Annotated[int, Between(0, 2**32 - 1)]
 _DECAY = Annotated[float, Between(0, 1, open_high=True)]
@@ -25,14 +34,14 @@ ANNOTATIONS: dict[str, Any] = {
     "resume_from_checkpoint": str | bool | None,
     "accelerator_config": dict | AcceleratorConfig | str | None,
     "debug": str | list | None,
-    "max_steps": Annotated[int, Between(-1)],
+    "max_steps": Annotated[int, Between(-1, MOST)],
     "gradient_accumulation_steps": PositiveInt,
     "eval_accumulation_steps": PositiveInt | None,
     "torch_empty_cache_steps": PositiveInt | None,
-    "weight_decay": NonNegativeFloat,
+    "weight_decay": Rate,
     "adam_beta1": _DECAY,
     "adam_beta2": _DECAY,
-    "adam_epsilon": NonNegativeFloat,
+    "adam_epsilon": Annotated[float, Between(0, 1)],
     "seed": _SEED,
     "data_seed": _SEED | None,
     "logging_steps": PositiveFloat,
@@ -40,8 +49,8 @@ ANNOTATIONS: dict[str, Any] = {
     "eval_steps": NonNegativeFloat | None,
     "eval_delay": NonNegativeFloat,
     "save_total_limit": NonNegativeInt | None,
-    "dataloader_num_workers": NonNegativeInt,
-    "dataloader_prefetch_factor": PositiveInt | None,
+    "dataloader_num_workers": Annotated[int, Between(0, 1024)],
+    "dataloader_prefetch_factor": Annotated[int, Between(1, 1024)] | None,
     "dataloader_multiprocessing_context": Annotated[str, OneOf(multiprocessing.get_all_start_methods())] | None,
     "ddp_backend": Annotated[str, OneOf(["gloo", "nccl", "mpi", "ccl", "hccl", "cncl", "mccl"])] | None,
     "ddp_timeout": PositiveInt,

@@ -106,7 +106,7 @@ def test_a_file_of_other_content_is_no_manifest(changes, tmp_path):
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(right))
     assert read_manifest(path) == right
-    for text, message in [("{", "is not JSON"), ("[]", "has no 'task_set'"), ('{"task_set": "x"}', "has no 'seed'")]:
+    for text, message in [("{", "it is no JSON"), ("[]", "has no 'task_set'"), ('{"task_set": "x"}', "has no 'seed'")]:
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_manifest(path)

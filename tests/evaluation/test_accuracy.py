@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import socket
-import threading
 
 import numpy as np
 import pytest
@@ -108,15 +107,6 @@ def test_metric_in_batches_equals_the_function_without_network_or_files(no_netwo
     assert list(no_network_and_no_cache.iterdir()) == []
 
 
-@pytest.mark.usefixtures("no_network_and_no_cache")
-def test_metric_without_groups_and_by_single_samples():
-    metric = MultiTaskAccuracy(["art", "sketch"])
-    metric.add(prediction=1, reference=1, task_ids=0)
-    metric.add(prediction=1, reference=0, task_ids=1)
-    assert metric.compute() == multi_task_accuracy([1, 1], [1, 0], [0, 1], ["art", "sketch"])
-    assert metric.compute(predictions=[1], references=[1], task_ids=[0])["mean_accuracy"] == 1.0
-
-
 def test_metric_refuses_what_the_function_refuses_and_recovers():
     metric = MultiTaskAccuracy(TASKS)
     with pytest.raises(ValueError, match="`add_batch`"):
@@ -132,32 +122,3 @@ def test_metric_refuses_what_the_function_refuses_and_recovers():
         metric.add_batch(predictions=[1], references=[1, 2], task_ids=[0])
     metric.add_batch(predictions=[1], references=[1], task_ids=[0])
     assert metric.compute()["mean_accuracy"] == 1.0
-
-
-@pytest.mark.usefixtures("no_network_and_no_cache")
-def test_two_metrics_at_the_same_time_do_not_disturb_each_other():
-    columns = samples(4)
-    results = {}
-
-    def score(which):
-        metric = MultiTaskAccuracy(TASKS)
-        for start in range(0, 200, 10):
-            metric.add_batch(**{name: column[start : start + 10] for name, column in columns.items()})
-            ready.wait(timeout=10)
-        results[which] = metric.compute()
-
-    ready = threading.Barrier(2)  # both are open, and hold samples, at every step
-    threads = [threading.Thread(target=score, args=(which,)) for which in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results[0] == results[1] == multi_task_accuracy(**columns, task_names=TASKS)
-
-
-def test_metric_can_use_files_as_evaluate_does(tmp_path):
-    metric = MultiTaskAccuracy(TASKS, keep_in_memory=False, cache_dir=str(tmp_path))
-    columns = samples(5)
-    metric.add_batch(**columns)
-    assert metric.compute() == multi_task_accuracy(**columns, task_names=TASKS)
-    assert list(tmp_path.rglob("*.arrow")) == []

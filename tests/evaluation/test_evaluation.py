@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 
@@ -12,7 +11,6 @@ import pytest
 from matplotlib import style
 from matplotlib.colors import to_rgba
 from PIL import Image
-from rich.console import Console
 
 from jscpt_peft.evaluation import (
     Predictions,
@@ -22,7 +20,6 @@ from jscpt_peft.evaluation import (
     evaluation_json,
     evaluation_markdown,
     multi_task_accuracy,
-    print_evaluation,
     write_evaluation,
 )
 from jscpt_peft.evaluation.evaluation_figures import (
@@ -158,18 +155,6 @@ def test_markdown_shows_each_table_with_names_as_they_are():
     assert "at most 50 images per task (uncorrupted: 95.0)" in text
     assert "method: zero_shot." in text
     assert "****" not in text and "adapter" not in text
-
-
-def test_printed_tables_hold_the_markdown_cells():
-    found = evaluation(under=robustness())
-    console = Console(file=io.StringIO(), width=120, color_system=None)
-    print_evaluation(found, console)
-    printed = console.file.getvalue()
-    for name, row in found.tasks.iterrows():
-        assert name in printed
-        assert f"{100 * row['macro_f1']:.1f}" in printed
-    assert f"worst group ({found.worst_group['task']}, group {found.worst_group['group']})" in printed
-    assert "jpeg" in printed
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------

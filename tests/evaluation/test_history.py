@@ -4,9 +4,7 @@ import json
 import math
 import warnings
 
-import datasets
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -169,17 +167,6 @@ def test_arrays_stack_the_columns_that_all_rows_have(tmp_path):
     assert "own" not in arrays and "tasks" not in arrays
     with pytest.raises(ValueError, match="`rows` is empty"):
         history_arrays([])
-
-
-@pytest.mark.parametrize("steps", [range(1, 5), [1, 3]], ids=["updated", "never updated"])
-def test_rows_are_a_table_for_pandas_and_datasets(tmp_path, steps):
-    rows = read_history(write(tmp_path / "history.jsonl", steps))
-    table = pd.DataFrame(rows)
-    assert table["step"].tolist() == list(steps)
-    assert table["epoch"].dtype == float
-    updates = pd.json_normalize(table["scheduler"].dropna().tolist())
-    assert len(updates) == len([step for step in steps if step % 2 == 0])
-    assert datasets.Dataset.from_list(rows).to_list() == rows
 
 
 def test_of_many_tasks_rows_hold_means_and_grow_linearly(tmp_path):

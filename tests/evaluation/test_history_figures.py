@@ -20,7 +20,7 @@ from jscpt_peft.evaluation.history_figures import (
 )
 from jscpt_peft.evaluation.lines import smooth, smoothing_window, spread
 from jscpt_peft.evaluation.prompt_scheduling_figure import prompt_scheduling_figure
-from jscpt_peft.evaluation.style import COLOURS, STYLE, short_name
+from jscpt_peft.evaluation.style import STYLE
 
 NAMES = ["losses", "weights", "affinity", "gradient_cosines", "causal_effects", "prompt_scheduling"]
 
@@ -86,14 +86,8 @@ def panels_of(figure):
 
 @pytest.mark.parametrize(
     ("names", "steps"),
-    [
-        (tasks(1), 30),
-        (tasks(2), 1),
-        (tasks(4), 120),
-        (tasks(20), 30),
-        (["costs $5 of $6", "x" * 90, "Zürich_street"], 2),
-    ],
-    ids=["one task", "one step", "four tasks", "20 tasks", "odd names"],
+    [(tasks(1), 30), (tasks(20), 1), (["costs $5 of $6", "x" * 90, "Zürich_street"], 120)],
+    ids=["one task", "one step", "odd names"],
 )
 @pytest.mark.filterwarnings("error")  # such as that labels leave no room for what is drawn
 def test_figures_of_all_that_the_history_holds_are_written(tmp_path, names, steps):
@@ -151,7 +145,7 @@ def test_a_history_without_steps_is_an_error(tmp_path):
 # ---- lines over time ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 20, 21, 60])
+@pytest.mark.parametrize("count", [1, 5, 6, 21])
 def test_every_task_is_drawn_and_those_in_colour_are_named(tmp_path, count):
     """Up to five share a panel, up to 20 have one each, and of more the two highest and the two lowest are named."""
     arrays = arrays_of(tmp_path / "history.jsonl", tasks(count), 100)
@@ -193,14 +187,6 @@ def test_labels_at_the_lines_do_not_overlap_nor_leave_the_figure(tmp_path):
     assert all(box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 and box.y0 >= 0 for box in boxes)
 
 
-def test_few_steps_are_drawn_as_they_are(tmp_path):
-    arrays = arrays_of(tmp_path / "history.jsonl", tasks(2), 12)
-    (axes,) = losses_figure(arrays, tasks(2)).axes
-    np.testing.assert_array_equal(lines(axes)["task 1"], arrays["loss"][:, 1])
-    low, high = axes.get_ylim()
-    assert low <= arrays["loss"].min() <= arrays["loss"].max() <= high
-
-
 def test_updates_of_omega_are_marked_where_they_were(tmp_path):
     (axes,) = weights_figure(arrays_of(tmp_path / "history.jsonl", tasks(2), 50, every=20), tasks(2)).axes
     (marks,) = [line for line in axes.lines if line.get_marker() == "^"]
@@ -219,8 +205,7 @@ def test_weights_have_gaps_where_a_task_was_absent_and_a_line_where_all_are_equa
     assert "equal weights" not in texts(weights_figure(arrays, tasks(3)).axes[0])
 
 
-@pytest.mark.parametrize("neutral", [0.731, 0.5])
-def test_neutral_line_of_the_causal_effect(tmp_path, neutral):
+def test_neutral_line_of_the_causal_effect(tmp_path, neutral=0.731):
     arrays = arrays_of(tmp_path / "history.jsonl", tasks(2), 20)
     arrays["causal_effect"][:] = 0.9
     (axes,) = causal_effects_figure(arrays, tasks(2), neutral_effect=neutral).axes
@@ -232,8 +217,7 @@ def test_neutral_line_of_the_causal_effect(tmp_path, neutral):
 # ---- between tasks --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [affinity_figure, gradient_cosines_figure])
-@pytest.mark.parametrize("count", [3, 12])
+@pytest.mark.parametrize(("make", "count"), [(affinity_figure, 3), (gradient_cosines_figure, 12)])
 def test_heat_maps_are_means_over_some_steps_without_the_diagonal(tmp_path, make, count):
     arrays = arrays_of(tmp_path / "history.jsonl", tasks(count), 30, absent=True)
     figure = make(arrays, tasks(count))
@@ -250,13 +234,7 @@ def test_heat_maps_are_means_over_some_steps_without_the_diagonal(tmp_path, make
         assert axes.yaxis_inverted()  # row 0, the first source, on top as in the matrix
 
 
-def test_affinity_lines_are_means_of_the_other_tasks_as_sources(tmp_path):
-    arrays = arrays_of(tmp_path / "history.jsonl", tasks(3), 30, absent=True)
-    incoming = [np.nanmean([arrays["affinity"][t, j, 1] for j in (0, 2)]) for t in range(30)]
-    np.testing.assert_allclose(lines(affinity_figure(arrays, tasks(3)).axes[0])["task 1"], incoming)
-
-
-@pytest.mark.parametrize("count", [2, 3, 4, 6, 9])
+@pytest.mark.parametrize("count", [3, 9])
 def test_every_pair_has_its_gradient_cosines(tmp_path, count):
     arrays = arrays_of(tmp_path / "history.jsonl", tasks(count), 30)
     panels = panels_of(gradient_cosines_figure(arrays, tasks(count)))
@@ -287,12 +265,10 @@ def dotted(axes):
 @pytest.mark.parametrize(
     ("steps", "per_epoch", "shown_titles", "early", "late"),
     [
-        (40, 8, ["epoch 1", "epoch 5"], range(1, 9), range(33, 41)),
         (45, 8, ["epoch 1", "epoch 5"], range(1, 9), range(33, 41)),  # the sixth epoch is not whole
         (12, 8, ["epoch 0.12 to 0.75", "epoch 0.88 to 1.5"], range(1, 7), range(7, 13)),
-        (5, 20, ["epoch 0.05 to 0.15", "epoch 0.2 to 0.25"], range(1, 4), range(4, 6)),
     ],
-    ids=["whole epochs", "a last epoch begun", "one and a half", "a quarter"],
+    ids=["whole epochs", "one and a half"],
 )
 def test_prompt_scheduling_shows_every_batch_of_an_early_and_a_late_epoch(
     tmp_path, steps, per_epoch, shown_titles, early, late
@@ -306,17 +282,6 @@ def test_prompt_scheduling_shows_every_batch_of_an_early_and_a_late_epoch(
             found_steps, values = dotted(axes)
             assert list(found_steps) == list(shown)
             np.testing.assert_array_equal(values, arrays[name][np.array(shown) - 1, 1])
-
-
-def test_prompt_scheduling_shows_sixteen_batches_of_long_epochs_and_leaves_out_absent_tasks(tmp_path):
-    arrays = arrays_of(tmp_path / "history.jsonl", tasks(2), 300, per_epoch=100, absent=True)
-    panels = np.reshape(prompt_scheduling_figure(arrays, tasks(2)).axes, (3, 2))
-    assert titles(panels[0]) == ["epoch 1 (16 of 100 batches)", "epoch 3 (16 of 100 batches)"]
-    for axes in panels.flat:
-        steps, values = dotted(axes)
-        assert len(steps) == 16
-        assert {steps[0] % 100, steps[-1] % 100} == {1, 0}
-        np.testing.assert_array_equal(np.isnan(values), steps % 3 == 0)
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------
@@ -347,10 +312,3 @@ def test_spread_keeps_order_and_gap_and_moves_only_what_is_too_close(seed):
     moved, order = spread(positions, gap=0.15), np.argsort(positions)
     assert (np.diff(moved[order]) >= 0.15 - 1e-12).all()
     assert spread([0.1, 0.9, 0.5, 0.55], gap=0.1) == pytest.approx([0.1, 0.9, 0.475, 0.575])
-
-
-def test_short_names_keep_both_ends_and_dollar_signs():
-    assert short_name("sketch", 10) == "sketch"
-    assert short_name("photographs of furniture", 9) == "phot…ture"
-    assert short_name("$5") == r"\$5"
-    assert len(COLOURS) == len(set(COLOURS)) == 5

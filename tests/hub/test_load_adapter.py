@@ -17,6 +17,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from jscpt_peft.model.adapter_file import DIGEST_FILE
+
 pytestmark = pytest.mark.slow  # a process of its own loads everything once
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -133,7 +135,8 @@ def hub(adapter, other_adapter, harmful, tmp_path_factory):
     torch.save({"weight": Harmful(harmful)}, place / "adapter_model.bin")
     files = {path.name: path.read_bytes() for path in adapter.iterdir()}
     weights, config = files["adapter_model.safetensors"], json.loads(files["adapter_config.json"])
-    without = {name: content for name, content in files.items() if name != "adapter_model.safetensors"}
+    undigested = {name: content for name, content in files.items() if name != DIGEST_FILE}
+    without = {name: content for name, content in undigested.items() if name != "adapter_model.safetensors"}
     with Hub() as hub:
         hub.add("user/clip", place / "clip")
         hub.add("user/wide", place / "wide")
@@ -148,7 +151,7 @@ def hub(adapter, other_adapter, harmful, tmp_path_factory):
         hub.add("user/lora", place / "lora")
         hub.add("user/unknown-type", {**files, "adapter_config.json": json.dumps({**config, "peft_type": "NEWER"})})
         fewer = json.dumps({**config, "num_shared_tokens": config["num_shared_tokens"] - 1})
-        hub.add("user/other-tensors", {**files, "adapter_config.json": fewer})
+        hub.add("user/other-tensors", {**undigested, "adapter_config.json": fewer})
         hub.add("user/broken-json", {**files, "adapter_config.json": "<html>"})
         yield hub
 
@@ -245,14 +248,11 @@ def test_predict_shows_the_adapters_own_prediction(shown, adapter, other_adapter
     "case, words",
     [
         ("nothing", "`adapter` user/nothing: 404 Client Error. Repository Not Found"),
-        ("lora", "`adapter` user/lora is described by a LoraConfig, not by a JSCPTConfig."),
-        (
-            "unknown-type",
-            "`adapter` user/unknown-type: its adapter_config.json is no JSCPT adapter's (KeyError('NEWER'))",
-        ),
+        ("lora", "its `peft_type` is 'LORA', not 'JSCPT'"),
+        ("unknown-type", "its `peft_type` is 'NEWER', not 'JSCPT'"),
         ("other-tensors", "the adapter's weights are not those that its configuration tells of"),
-        ("broken-json", "`adapter` user/broken-json: its adapter_config.json is no JSON"),
-        ("no base", "user/nothing is not a local folder and is not a valid model identifier"),
+        ("broken-json", "adapter_config.json is no adapter's configuration (it is no JSON (line 1: Expecting value))"),
+        ("no base", "`model_name_or_path` 'user/nothing' cannot be loaded"),
     ],
 )
 def test_predict_fails_in_one_line(shown, case, words):

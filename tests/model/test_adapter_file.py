@@ -47,6 +47,7 @@ CHANGES = {
     "holds torch.int64": {"text_task": lambda each: each.long()},
     "holds torch.bool": {"mask": lambda each: each > 0},
     "is not finite": {"inner_up": spoiled},
+    r"text_task' holds 1e\+30, where nothing beyond": {"text_task": lambda each: torch.full_like(each, 1e30)},
     "vision_task' is not finite": {"vision_task": lambda each: torch.full_like(each, 1e300, dtype=torch.float64)},
 }
 
@@ -107,6 +108,31 @@ def test_damage_is_found_by_the_digest(tmp_path):
         model.save_pretrained(tmp_path)  # over it
         model.load_adapter(folder, "third")
         model.delete_adapter("third")
+
+
+def reorder_classes(folder):
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    for part in ("tasks", "class_token_ids"):
+        config[part] = {task: each[::-1] for task, each in config[part].items()}
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("changed", ["classes", "format", "digest"])
+def test_the_digest_is_of_the_configuration_and_of_what_peft_loads(tmp_path, changed):
+    """Classes in another order; digests of a file that PEFT passes over; digests that are none."""
+    prompted.prompted_clip(torch.float32).save_pretrained(tmp_path)
+    whole = (tmp_path / DIGEST_FILE).read_text()
+    if changed == "classes":
+        reorder_classes(tmp_path)
+    else:
+        text = whole.replace(WEIGHTS, "adapter_model.bin") if changed == "format" else "\x00"
+        (tmp_path / DIGEST_FILE).write_text(text)
+    name = "adapter_config.json" if changed == "classes" else WEIGHTS
+    with pytest.raises(ValueError, match=f"{name} of the adapter .* is not what was saved"):
+        PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), tmp_path)
+    (tmp_path / DIGEST_FILE).write_text(whole.splitlines()[0])  # as 0.1 wrote it
+    PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), tmp_path)
 
 
 def test_what_was_saved_last_is_what_loads(tmp_path):

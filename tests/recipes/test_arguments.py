@@ -17,6 +17,7 @@ from task_data import DataArguments
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.scheduling import AGGREGATORS
 from jscpt_peft.training import JSCPTTrainingArguments
+from jscpt_peft.training.arguments import WEIGHTINGS
 
 KINDS = (DataArguments, ModelArguments, JSCPTTrainingArguments)
 FILLED = {"tasks", "task_order", "class_token_ids", "prompt_init_token_ids", "target_modules", "base_dimensions"}
@@ -28,6 +29,7 @@ CHOICES = {
     "affinity": ["cosine", "unclipped", "clipped"],
     "affinity_direction": ["outgoing", "incoming"],
     "gradient_aggregator": [*AGGREGATORS],
+    "weighting": [*WEIGHTINGS],
     "towers": ["text", "vision", "both"],
 }
 
@@ -133,6 +135,7 @@ def test_the_base_model_of_a_task_set():
         (["--gradient_agregator", "cagrad"], "argument '--gradient_agregator'. Did you mean 'gradient_aggregator'?"),
         (["--affinity", "cosin"], "got 'cosin'. Did you mean 'cosine'?"),
         (["--gradient_aggregator", "mgda", "--no_task_scheduling"], "`task_scheduling=False` switches off"),
+        (["--method", "jscpt_cagrad", "--weighting", "uw"], "`gradient_aggregator='cagrad'` is an option of Eqs. 4-6"),
         (["--method", "cop"], "got 'cop'. Did you mean 'coop'?"),
         (["--method", "coop", "--towers", "both"], "`towers` is 'both', but method 'coop' requires 'text'"),
         (["--num_shared_tokens", "-1"], "`num_shared_tokens` must be at least 0, got -1"),

@@ -111,11 +111,10 @@ def test_amortised_cost_of_the_bi_level_loop(tasks):
     assert ratios["upper step, H = 0"] < 1.15
 
 
-@pytest.mark.parametrize(("batches", "classes"), [(2, 20), (4, 5)])
-def test_with_accumulation_fewer_images_in_the_hessian_keep_the_cost_low(batches, classes):
+def test_with_accumulation_fewer_images_in_the_hessian_keep_the_cost_low():
     """README's remedy: the images of one batch in the Hessian have one graph, which serves all products."""
     uppers = ("upper step", "upper step, hypergradient_batch_size 2")
-    costs = flops(*uppers, model="small", classes=classes, gradient_accumulation_steps=batches)
+    costs = flops(*uppers, model="small", classes=20, gradient_accumulation_steps=2)
     assert costs["full lower step"] == pytest.approx(costs["fast joint"], rel=0.05)
     ratios = benchmark.amortised(costs)
     assert ratios[uppers[1]] < 1.3 < ratios["upper step"] < 1.7
@@ -126,7 +125,8 @@ def test_steps_cost_what_those_of_the_trainer_do(tmp_path, batches):
     """By FLOPs: the benchmark's copy of the training step keeps graphs where the trainer does, and only there."""
     arguments = benchmark.BenchmarkArguments(tasks=3, images=2, gradient_accumulation_steps=batches)
     weighting = benchmark.JointScheduling(benchmark.TaskPromptScheduler(3))
-    for number, (name, options) in enumerate(benchmark.upper_variants(arguments).items()):
+    variants = list(benchmark.upper_variants(arguments).items())
+    for number, (name, options) in enumerate(variants if batches == 1 else variants[::3]):
         model = prompted.prompted_clip(torch.float32)  # a new one as the trainer's: it keeps what `[SOS]` gives
         images = [Batch(*prompted.batch(model, arguments.images, seed)) for seed in range(batches)]
         run = small_run.trainer(

@@ -199,9 +199,9 @@ def test_an_adapter_of_other_tasks_or_classes_is_refused(images, tmp_path, capsy
                 {"my photo": right, scans: right},
                 "has no task 'my photos': its tasks are my photo, scans. Did you mean",
             ),
-            ({photos: right, scans: right[::-1]}, "class 0 of task 'scans' is 'pens & ink' in task set 'folder' and"),
-            ({photos: right, scans: right[:2]}, "class 2 of task 'scans' is 'sky' in task set 'folder' and missing"),
-            ({photos: right, scans: [*right, "d"]}, "class 3 of task 'scans' is missing in task set 'folder' and 'd'"),
+            ({photos: right, scans: right[::-1]}, "(label 0 is 'pens & ink' instead of 'sky')"),
+            ({photos: right, scans: right[:2]}, "(3 classes instead of 2)"),
+            ({photos: right, scans: [*right, "d"]}, "(3 classes instead of 4)"),
         )
     ):
         adapter = save_adapter(tmp_path / str(number), tasks)
@@ -209,10 +209,7 @@ def test_an_adapter_of_other_tasks_or_classes_is_refused(images, tmp_path, capsy
     lora = get_peft_model(CLIPModel.from_pretrained(TINY_CLIP), LoraConfig(target_modules=["q_proj"]))
     lora.save_pretrained(tmp_path / "lora")
     message = fails(capsys, evaluate.main, *folder, "--adapter", tmp_path / "lora")
-    assert "is described by a LoraConfig, not by a JSCPTConfig" in message
-    (tmp_path / "0" / "adapter_config.json").write_text('{"peft_type": "NOPE"}')
-    message = fails(capsys, evaluate.main, *folder, "--adapter", tmp_path / "0")
-    assert "its adapter_config.json is no JSCPT adapter's (KeyError" in message
+    assert "its `peft_type` is 'LORA', not 'JSCPT'" in message
 
 
 # ---- the library of the same name, and processes --------------------------------------------------------------------
@@ -229,8 +226,19 @@ def test_no_recipe_needs_the_library_that_this_one_hides(tmp_path):
     assert process.stdout.split()[-2:] == [str(RECIPES / "evaluate.py"), "False"]
 
 
+# The recipe, with five drawn test images per class and task.
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(RECIPES)!r})
+import evaluate, task_data
+load = task_data.load_task_set
+task_data.load_task_set = lambda *words, **options: load(*words, test_per_class=5, **options)
+evaluate.main(sys.argv[1:])
+"""
+
+
 def launch(count, output):
-    words = [str(RECIPES / "evaluate.py"), "--method", "zero_shot", "--task_set", "shapes", "--use_cpu"]
+    words = ["-c", PROGRAM, "--method", "zero_shot", "--task_set", "shapes", "--use_cpu"]
     words += ["--output_dir", str(output), "--corruptions", "contrast", "--corruption_images", "7"]
     logs = output.with_suffix(".logs")
     codes = processes.wait(processes.launch(count, logs, words))
@@ -243,8 +251,7 @@ def launch(count, output):
 @pytest.mark.slow
 def test_two_launched_processes_find_what_one_does(tmp_path):
     found, by_two = (launch(count, tmp_path / str(count)) for count in (1, 2))
-    assert [task["images"] for task in found["tasks"].values()] == [400] * 4
-    assert found["mean"]["accuracy"] == pytest.approx(0.437, abs=0.001)  # what the README says of zero-shot CLIP
+    assert [task["images"] for task in found["tasks"].values()] == [80] * 4
     assert found["worst_group"]["accuracy"] == min(group["accuracy"] for group in found["groups"])
     assert len(found["groups"]) == 8
     assert list(found["robustness"]["corruptions"]) == ["contrast"]

@@ -13,6 +13,8 @@ from paths import TINY_CLIP
 from PIL import Image
 from recipe_runs import fails
 
+from jscpt_peft.model.adapter_file import DIGEST_FILE
+
 TASK = "sketch"  # three classes
 REMEDY = "--model_name_or_path"
 
@@ -32,6 +34,7 @@ def image(tmp_path):
 def trained_on(folder, base: str | None):
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": base}))
+    (folder / DIGEST_FILE).unlink(missing_ok=True)
     return adapter_config(str(folder), None)
 
 

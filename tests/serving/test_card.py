@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import oracles
@@ -84,18 +83,6 @@ def test_a_base_model_that_is_on_this_machine_alone_is_not_named_by_its_path(mod
     assert card.data.base_model is None
     assert "'my-clip', a folder that is not on the Hub" in card.text
     assert str(tmp_path) not in card.text
-
-
-def test_the_data_of_a_run(model):
-    sources = {"food101": ("`ethz/food101@c0ffee` on the Hub", "up to 5 of each class"), "a|b": ("x|y", "10 %")}
-    run = replace(RUN, task_set="`food101,a|b`, drawn with seed 7", data=sources)
-    text = sections(cards.adapter_card(model, run=run))["Training"]
-    introduction = "(Algorithm 1 of the paper, as these settings have it), 4 steps, on the task set `food101,a|b`, "
-    assert f"{introduction}drawn with seed 7:\n\n| data | read from | trained with |\n" in text
-    assert "| food101 | `ethz/food101@c0ffee` on the Hub | up to 5 of each class |\n" in text
-    assert "| a\\|b | x\\|y | 10 % |\n\nThe settings:\n\n| setting | value |\n" in text
-    without = sections(cards.adapter_card(model, run=RUN))["Training"]
-    assert "as these settings have it), 4 steps:\n\n| setting | value |\n" in without
 
 
 def test_what_a_run_adds(model):

@@ -167,27 +167,6 @@ def test_it_builds_the_published_split(run, tmp_path):
     assert run() == f"The emoji task set is in {root} already."
 
 
-@pytest.mark.slow
-def test_an_interrupted_run_leaves_nothing_half_done_and_goes_on(run, tmp_path, monkeypatch):
-    save, saved = Image.Image.save, []
-
-    def interrupt(image, path, **options):
-        saved.append(path)
-        if len(saved) == 100:
-            raise KeyboardInterrupt
-        save(image, path, **options)
-
-    monkeypatch.setattr(Image.Image, "save", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run()
-    assert left(tmp_path) == {"npm"}
-    assert len(packed(tmp_path)) == 5
-    monkeypatch.setattr(Image.Image, "save", save)
-    run()
-    assert len(packed(tmp_path)) == 5  # nothing is downloaded twice
-    assert emoji_task_set(tmp_path / "emoji").name == "emoji"
-
-
 @pytest.mark.parametrize("missing", ["npm", "node"])
 def test_a_missing_program_is_named_before_anything_is_downloaded(run, tmp_path, missing):
     (tmp_path / "bin" / missing).unlink()

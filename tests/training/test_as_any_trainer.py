@@ -39,21 +39,11 @@ def test_plain_arguments_and_none(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     run = small_run.trainer(tmp_path)
-    given = {
-        "output_dir": "out",
-        "max_steps": 2,
-        "weight_decay": 0.1,
-        "use_cpu": True,
-        "seed": 42,
-        "report_to": "none",
-    }
+    chosen = {"max_steps": 2, "weight_decay": 0.1, "seed": 42}
+    given = {"output_dir": "out", "use_cpu": True, "report_to": "none", **chosen}
     made = remade(run, args=TrainingArguments(**given)).args
     assert isinstance(made, JSCPTTrainingArguments)
-    assert {name: getattr(made, name) for name in ("max_steps", "weight_decay", "seed")} == {
-        "max_steps": 2,
-        "weight_decay": 0.1,
-        "seed": 42,
-    }
+    assert {name: getattr(made, name) for name in chosen} == chosen
     assert (made.learning_rate, made.optim, made.remove_unused_columns) == (1.5e-3, "sgd", False)  # the paper's
     assert remade(run, args=None).args.num_train_epochs == 50
     remade(run, args=TrainingArguments(**given, per_device_train_batch_size=2)).train()
@@ -99,20 +89,18 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_any_map_style_data_set_trains_as_the_same_images_do(tmp_path, kind):
-    pictures = {split: small_run.pictures(split) for split in ("train", "dev", "validation")}
-    made = {split: KINDS[kind](each) for split, each in pictures.items()}
-    results = []
-    for data in (pictures, made):
-        run = small_run.trainer(tmp_path / str(len(results)), max_steps=2)
-        sets = {"train_dataset": data["train"], "dev_dataset": data["dev"], "eval_dataset": data["validation"]}
-        run = JSCPTTrainer(run.model, run.args, **sets)
+def test_any_map_style_data_set_trains_as_the_same_images_do(tmp_path):
+    results = {}
+    for name, kind in {"pictures": lambda pictures: pictures, **KINDS}.items():
+        run = small_run.trainer(tmp_path / name, max_steps=2)
+        data = {split: kind(small_run.pictures(split)) for split in ("train", "dev", "validation")}
+        run = JSCPTTrainer(run.model, run.args, None, data["train"], data["validation"], dev_dataset=data["dev"])
         run.train()
-        results.append((small_run.trained_parameters(run), run.evaluate()["eval_loss"]))
-    for name, parameter in results[0][0].items():
-        assert torch.equal(parameter, results[1][0][name]), name
-    assert results[0][1] == pytest.approx(results[1][1], abs=1e-6)
+        results[name] = small_run.trained_parameters(run), run.evaluate()["eval_loss"]
+    parameters, loss = results.pop("pictures")
+    for kind, (found, its_loss) in results.items():
+        assert all(torch.equal(parameter, found[name]) for name, parameter in parameters.items()), kind
+        assert its_loss == pytest.approx(loss, abs=1e-6), kind
 
 
 def test_augmentation_stays_a_function_of_the_draw():
@@ -159,16 +147,13 @@ def weighted(outputs, labels, num_items_in_batch=None):
     return cross_entropy(outputs.logits, labels, weight=weight, reduction="sum") / num_items_in_batch
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        lambda outputs, labels, **_: cross_entropy(outputs.logits, labels),
-        lambda outputs, labels, **_: cross_entropy(outputs.logits, labels, reduction="none"),
-    ],
-    ids=["mean", "one per image"],
-)
-@pytest.mark.parametrize("hvp", ["exact", "finite_difference"])
-def test_cross_entropy_of_ones_own_is_that_of_eq_3(tmp_path, loss, hvp):
+@pytest.mark.parametrize(("reduction", "hvp"), [("mean", "exact"), ("none", "finite_difference")])
+def test_cross_entropy_of_ones_own_is_that_of_eq_3(tmp_path, reduction, hvp):
+    """Whether it gives the images' mean loss or one each."""
+
+    def loss(outputs, labels, **_):
+        return cross_entropy(outputs.logits, labels, reduction=reduction)
+
     runs = [small_run.trainer(tmp_path / name, prompted.prompted_clip(), hvp=hvp) for name in ("given", "own")]
     runs[1] = remade(runs[1], compute_loss_func=loss)
     for run in runs:

@@ -19,11 +19,18 @@ COMMON = {"max_steps": 4, "lower_steps": 2, "dev_batch_size": 2}
 VARIANTS = {
     "plain": {},
     "accumulation": {"gradient_accumulation_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01},
-    "chunks": {"hypergradient_chunk_size": 1, "gradient_aggregator": "gradvac"},
-    "half": {"hypergradient_batch_size": 2, "gradient_accumulation_steps": 2, "model": {"towers": "vision"}},
-    "differences": {"hvp": "finite_difference", "max_grad_norm": 0.5},
+    "chunks": {"hypergradient_chunk_size": 1, "gradient_aggregator": "gradvac", "model": {"towers": "vision"}},
+    "differences": {"hvp": "finite_difference", "max_grad_norm": 0.5, "hypergradient_batch_size": 2},
     "unified": {"model": {"prompts": "unified", "num_task_tokens": 0, "intervention": "adapter"}},
     "coupled": {"model": {"prompts": "coupled", "num_task_tokens": 0, "intervention": "none", "single_task": True}},
+    "projected": {
+        "model": {
+            "prompts": "projected",
+            "num_task_tokens": 0,
+            "intervention": "decoupled",
+            "decorrelation_weight": 0.0,  # a correlation is that of a batch
+        }
+    },
     "few images": {"sizes": {"train": [1, 3, 2], "dev": [1, 1, 1], "validation": [1, 2, 2]}},
 }
 
@@ -65,15 +72,9 @@ def test_two_processes_are_one_with_the_union_of_their_batches(runs, variant):
             assert together[name] == pytest.approx(alone[name], abs=1e-9), name
         for row, expected in zip(together["affinity"], alone["affinity"], strict=True):
             assert row == pytest.approx(expected, abs=1e-9)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_all_processes_hold_the_same_bits(runs, variant):
-    one, other = runs(variant, 2)
-    for part in ("parameters", "omega"):
-        for name, value in one[part].items():
-            assert torch.equal(value, other[part][name]), f"{part} {name}"
+    for part in ("parameters", "omega"):  # the same bits in both
+        for name, value in two[0][part].items():
+            assert torch.equal(value, two[1][part][name]), f"{part} {name}"
 
 
 @pytest.mark.slow
@@ -121,20 +122,16 @@ def test_a_resumed_run_is_the_one_that_never_stopped(tmp_path):
     assert histories[0] == histories[1]
 
 
-def ends_within(seconds: float, process) -> int:
-    return process.wait(seconds)
-
-
 FAULTY = {"max_steps": 50, "lower_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [3, 5])  # a plain lower step, and one that updates Ω and saves afterwards
-def test_a_process_that_dies(tmp_path, step):
+def test_a_process_that_dies(tmp_path, step=5):
+    """In a step that updates Ω and saves afterwards."""
     survivor, victim = processes.start(2, tmp_path, **FAULTY, fault="SIGKILL", step=step, rank=1, ddp_timeout=30)
-    assert ends_within(processes.TIMEOUT, victim) == -signal.SIGKILL
+    assert victim.wait(processes.TIMEOUT) == -signal.SIGKILL
     start = time.monotonic()
-    assert ends_within(60, survivor) not in (0, None)
+    assert survivor.wait(60) not in (0, None)
     assert time.monotonic() - start < 45
     said = processes.output(tmp_path, 0)
     assert "ConnectionError: process 0 of 2 has lost another one" in said
@@ -146,11 +143,11 @@ def test_a_process_that_dies(tmp_path, step):
 
 @pytest.mark.slow
 def test_a_process_that_hangs(tmp_path):
-    both = processes.start(2, tmp_path, **FAULTY, fault="slow", step=3, rank=1, ddp_timeout=10)
+    both = processes.start(2, tmp_path, **FAULTY, fault="slow", step=3, rank=1, ddp_timeout=5)
     try:
-        assert ends_within(processes.TIMEOUT, both[0]) != 0
+        assert both[0].wait(processes.TIMEOUT) != 0
         said = processes.output(tmp_path, 0)
-        assert "has lost another one, which ended or did not answer within 10 seconds (`ddp_timeout`)" in said
+        assert "has lost another one, which ended or did not answer within 5 seconds (`ddp_timeout`)" in said
         assert json.loads((tmp_path / "run" / "checkpoint-2" / "checkpoint.json").read_text())["files"]
     finally:
         both[1].kill()
@@ -190,9 +187,8 @@ def test_processes_with_other_data_are_told_so(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, name):
-    results = processes.run(2, tmp_path, **{**FAULTY, "save_steps": 100}, fault=name, step=3, rank=1)
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
+    results = processes.run(2, tmp_path, **{**FAULTY, "save_steps": 100}, fault="SIGTERM", step=3, rank=1)
     assert [result["interrupted"] for result in results] == [True, True]
     assert results[0]["steps"] == results[1]["steps"] == 4
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-4"]

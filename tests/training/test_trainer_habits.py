@@ -40,12 +40,6 @@ def test_metrics_of_ones_own(tmp_path):
     assert run.state.best_metric is None
 
 
-def test_losses_alone(tmp_path):
-    run = small_run.trainer(tmp_path, prediction_loss_only=True, **EVALUATED)
-    run.train()
-    assert {"eval_loss"} <= set(run.evaluate())
-
-
 def test_the_accuracy_is_missed_where_it_decides(tmp_path):
     options = {**EVALUATED, "save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": True}
     run = remade(small_run.trainer(tmp_path, **options), compute_metrics=lambda _: {"answer": 42.0})

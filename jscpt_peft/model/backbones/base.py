@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..class_texts import ClassTexts
+from ..heads.base import one_vector
 from ..layer import JSCPTLayer
 from ..start import Sizes
 from ..task_context import TaskContext
@@ -64,7 +65,7 @@ class SelectingProjection(JSCPTLayer):
         if task_ids is None:
             task_ids = self.resolve(None, x)
         selected = adapter.head.select(x, task_ids.to(x.device), adapter.head.task_parameters())
-        return selected.to(x.dtype)  # the base model multiplies it with its text features
+        return one_vector(selected).to(x.dtype)  # the base model multiplies it with its text features
 
 
 class Backbone(ABC):

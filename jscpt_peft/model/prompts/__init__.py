@@ -5,6 +5,7 @@ from .concatenated import ConcatenatedPrompts
 from .coupled import CoupledPrompts
 from .grouped import GroupedPrompts
 from .kronecker import KroneckerPrompts
+from .projected import ProjectedPrompts
 from .tree import TreePrompts
 from .unified import UnifiedPrompts
 
@@ -12,6 +13,7 @@ PROMPT_SOURCES: dict[str, type[PromptSource]] = {
     "concatenated": ConcatenatedPrompts,
     "coupled": CoupledPrompts,
     "kronecker": KroneckerPrompts,
+    "projected": ProjectedPrompts,
     "tree": TreePrompts,
     "unified": UnifiedPrompts,
 }
@@ -23,6 +25,7 @@ __all__ = [
     "CoupledPrompts",
     "GroupedPrompts",
     "KroneckerPrompts",
+    "ProjectedPrompts",
     "PromptSource",
     "TreePrompts",
     "UnifiedPrompts",

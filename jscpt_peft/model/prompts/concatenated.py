@@ -24,15 +24,10 @@ class ConcatenatedPrompts(PromptSource):
         self.towers = config.prompted_towers
         for tower in self.towers:
             generator = start.generator(tower)
-            depth, width = start.depth(tower), start.sizes.widths[tower]
             if config.num_shared_tokens:
-                shape = depth, config.num_shared_tokens, width
-                shared = start.normal(generator, *shape, std=config.prompt_init_std)
-                if tower == "text" and start.prompt_init is not None:
-                    shared = repeat_to_length(start.prompt_init, config.num_shared_tokens).expand(shape).clone()
-                self.share(f"{tower}_shared", shared)
+                self.share(f"{tower}_shared", start_of_shared(start, tower, generator))
             if config.num_task_tokens:
-                shape = start.num_tasks, depth, config.num_task_tokens, width
+                shape = start.num_tasks, start.depth(tower), config.num_task_tokens, start.sizes.widths[tower]
                 self.own(f"{tower}_task", start.normal(generator, *shape, std=config.prompt_init_std))
 
     def forward(self) -> dict[str, Tensor]:
@@ -51,6 +46,15 @@ class ConcatenatedPrompts(PromptSource):
         count = 0 if self.single_task else self.num_shared_tokens
         slices = [gradients[tower][:, :, :count].flatten(1) for tower in prompts]
         return torch.cat([first.new_zeros(len(first), 0), *slices], dim=1)
+
+
+def start_of_shared(start: Start, tower: str, generator: torch.Generator) -> Tensor:
+    """Shared prompts `[depth, n_s, d]` at their start: random, or for text the words of `prompt_init` per block."""
+    shape = start.depth(tower), start.config.num_shared_tokens, start.sizes.widths[tower]
+    shared = start.normal(generator, *shape, std=start.config.prompt_init_std)
+    if tower == "text" and start.prompt_init is not None:
+        return repeat_to_length(start.prompt_init, start.config.num_shared_tokens).expand(shape).clone()
+    return shared
 
 
 def repeat_to_length(embeddings: Tensor, length: int) -> Tensor:

@@ -1,0 +1,33 @@
+"""Options that some prompt sources or heads know and others do not."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from jscpt_peft.methods import METHODS
+
+# Option -> the field that chooses the part, and the parts that know the option.
+KNOWN_BY = {
+    "num_confounders": ("intervention", ("decoupled",)),
+    "num_modules": ("intervention", ("modular",)),
+    "reconstruction_weight": ("intervention", ("decoupled",)),
+    "decorrelation_weight": ("intervention", ("decoupled", "modular")),
+    "sparsity_weight": ("intervention", ("modular",)),
+    "entropy_weight": ("intervention", ("modular",)),
+    "invariance_weight": ("intervention", ("modular",)),
+    "projection_rank": ("prompts", ("projected",)),
+}
+
+
+def check_part_options(config: Any) -> None:
+    """Raises a `ValueError` that names who knows an option where the parts of a `JSCPTConfig` do not."""
+    defaults = {each.name: each.default for each in fields(config)}
+    for option, (part, knowing) in KNOWN_BY.items():
+        value, chosen = getattr(config, option), getattr(config, part)
+        if value != defaults[option] and chosen not in knowing:
+            methods = [name for name, method in METHODS.items() if method.structure.get(part) in knowing]
+            raise ValueError(
+                f"`{option}` is {value!r}, which {part}={chosen!r} does not know: leave it out, or choose "
+                f"{' or '.join(f'{part}={each!r}' for each in knowing)} (methods {', '.join(map(repr, methods))})."
+            )
