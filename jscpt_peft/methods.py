@@ -138,7 +138,7 @@ METHODS: dict[str, Method] = {
         {"prompts": "projected", "towers": "both", "num_task_tokens": 0, "intervention": "decoupled"},
         at_least={"num_shared_tokens": 1},
         original={"prompt_depth": 1},
-        training=UNIFORM,
+        training={"weighting": "loss_cosine"},
     ),
     "mt_crl": Method(
         "JSCPT's prompts before feature modules, a learned graph from tasks to modules, and invariance over "
@@ -166,7 +166,7 @@ def method_fields(name: str, hyperparameters: str = "paper", **overrides: Any) -
     for field_name, value in overrides.items():
         needed = method.structure.get(field_name, value)
         fewest = method.at_least.get(field_name)
-        if value != needed or (fewest is not None and value < fewest):
+        if (value is not needed and value != needed) or (fewest is not None and value < fewest):
             words = f"{needed!r}" if fewest is None else f"at least {fewest}"
             raise ValueError(
                 f"`{field_name}` is {value!r}, but method {name!r} requires {words}: use "

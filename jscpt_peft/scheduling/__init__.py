@@ -12,6 +12,7 @@ from .hypergradient import (
     safeguarded_inverse_hvp,
 )
 from .joint import JointScheduling
+from .loss_cosine import LossCosineScheduling
 from .scheduler import TaskPromptScheduler
 from .signals import StepSignals, UniformWeighting, Weighting
 
@@ -25,6 +26,7 @@ __all__ = [
     "GramianWeighting",
     "InverseHVP",
     "JointScheduling",
+    "LossCosineScheduling",
     "StepSignals",
     "TaskPromptScheduler",
     "UncertaintyWeighting",

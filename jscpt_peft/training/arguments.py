@@ -41,7 +41,7 @@ SCHEDULER_OPTIMIZERS = ("adam", "sgd")
 WATCHING_A_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 DEFAULT_METRIC = "mean_accuracy"
 SCHEDULER = "scheduler"
-WEIGHTINGS = (SCHEDULER, "uniform", "uw", "gradnorm", "dwa", "famo", *AGGREGATORS)
+WEIGHTINGS = (SCHEDULER, "loss_cosine", "uniform", "uw", "gradnorm", "dwa", "famo", *AGGREGATORS)
 # Option -> the weightings, or aggregators, that know it.
 WEIGHTING_OPTIONS = {
     "cagrad_c": ("cagrad",),
@@ -100,7 +100,8 @@ class JSCPTTrainingArguments(TrainingArguments):
     # ---- the tasks' weights ----
     weighting: Annotated[str, OneOf(WEIGHTINGS)] = setting(
         SCHEDULER,
-        "What weighs the tasks: scheduler (Eqs. 4-6, with the options below), uniform (plain joint training), uw "
+        "What weighs the tasks: scheduler (Eqs. 4-6, with the options below), loss_cosine "
+        "(gradient cosines and losses, with learned weights), uniform (plain joint training), uw "
         f"(uncertainty), gradnorm, dwa, famo, or by the shared gradients alone {', '.join(AGGREGATORS)} (TorchJD; "
         "needs jscpt-peft[aggregators]).",
     )
