@@ -34,8 +34,8 @@ def draw_module_graph(graph: np.ndarray, tasks: Sequence[str], output_dir: str |
     graph = np.asarray(graph, dtype=np.float64)
     if graph.ndim != 2 or len(graph) != len(tasks) or not ((graph >= 0) & (graph <= 1)).all():
         raise ValueError(
-            f"`graph` of the shape {graph.shape} must be [{len(tasks)}, modules], a row for each of `tasks`, of numbers "
-            "from 0 to 1."
+            f"`graph` of the shape {graph.shape} must be [{len(tasks)}, modules], a row for each of `tasks`, of "
+            "numbers from 0 to 1."
         )
     return write_figures(output_dir, {FILE: partial(module_graph_figure, graph, tasks)})
 
