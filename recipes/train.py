@@ -27,7 +27,7 @@ from evaluated_model import zero_shot_model
 from launched import end_with_launcher
 from peft import PeftModel, get_peft_model
 from task_data import DataArguments, load_data, make_datasets
-from transformers import CLIPModel, PrinterCallback, ProgressCallback
+from transformers import CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, write_manifest
@@ -65,14 +65,7 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
 
     zero_shot = evaluate_zero_shot(clip, source, task_set, datasets["test"], training)
     model = get_peft_model(clip, model_config(model_arguments, task_set.class_names, source, training.seed))
-    trainer = JSCPTTrainer(
-        model,
-        training,
-        train_dataset=datasets["train"],
-        dev_dataset=datasets["dev"],
-        eval_dataset=datasets["validation"],
-        processing_class=processor,
-    )
+    trainer = make_trainer(model, training, datasets, processor)
     if trainer.is_world_process_zero():
         if not resume:
             remove_checkpoints(Path(training.output_dir))  # of a run that is overwritten
@@ -93,6 +86,23 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     if training.push_to_hub:
         console.print(f"Published: {trainer.push_to_hub()}", highlight=False, soft_wrap=True)
     leave()
+
+
+def make_trainer(
+    model: PeftModel,
+    training: JSCPTTrainingArguments,
+    datasets: dict[str, ImageTaskDataset],
+    processor: CLIPImageProcessorPil,
+) -> JSCPTTrainer:
+    """The trainer of a model on the splits of a task set."""
+    return JSCPTTrainer(
+        model,
+        training,
+        train_dataset=datasets["train"],
+        dev_dataset=datasets["dev"],
+        eval_dataset=datasets["validation"],
+        processing_class=processor,
+    )
 
 
 def prepare_output(training: JSCPTTrainingArguments) -> str | bool | None:
