@@ -24,6 +24,7 @@ from arguments import ModelArguments, base_source, model_config, parse
 from base_model import load_clip, load_processor
 from cli_errors import cli_errors, console
 from evaluated_model import zero_shot_model
+from group_tasks import chosen_groups
 from launched import end_with_launcher
 from peft import PeftModel, get_peft_model
 from task_data import DataArguments, load_data, make_datasets
@@ -63,8 +64,10 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     processor = load_processor(source, clip)
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
 
+    groups = chosen_groups(clip, source, datasets["train"], model_arguments, training, bool(resume))
+    config = model_config(model_arguments, task_set.class_names, source, training.seed, groups)
     zero_shot = evaluate_zero_shot(clip, source, task_set, datasets["test"], training)
-    model = get_peft_model(clip, model_config(model_arguments, task_set.class_names, source, training.seed))
+    model = get_peft_model(clip, config)
     trainer = make_trainer(model, training, datasets, processor)
     if trainer.is_world_process_zero():
         if not resume:
