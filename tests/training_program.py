@@ -107,7 +107,7 @@ def main(
     prediction = trainer.predict(trainer.eval_dataset)
     scheduler = trainer.weighting.scheduler
     result = {
-        "parameters": small_run.trained_parameters(trainer),
+        "parameters": trainer.model.task_adapter.state_dict(),  # with what a head remembers
         "omega": {name: getattr(scheduler, name).detach() for name in ("alpha", "beta")},
         "updates": trainer.upper_level.updates,
         "steps": trainer.state.global_step,
@@ -124,4 +124,6 @@ def main(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(**json.loads(sys.argv[1]))
+    given = json.loads(sys.argv[1])
+    for options in given if isinstance(given, list) else [given]:
+        main(**options)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -14,7 +12,8 @@ from jscpt_peft.reading import one_line, read_json_object
 from jscpt_peft.settings import Between, OneOf, Rate, Tokens, Width, check_settings, setting
 
 from .class_residual import CLASS_RESIDUALS
-from .class_texts import texts_of_class
+from .config_checks import check_tasks, check_templates, check_texts, templates_of
+from .groups import check_groups
 from .heads import FEATURE_HEADS
 from .part_options import check_part_options
 from .prompts import PROMPT_SOURCES
@@ -40,6 +39,8 @@ class JSCPTConfig(PeftConfig):
         prompts: where the prompts come from, one of `jscpt_peft.model.prompts.PROMPT_SOURCES`.
         num_shared_tokens: prompt tokens that all tasks share, per prompted block and tower (the paper: 16).
         num_task_tokens: prompt tokens of each task's own, per prompted block and tower (the paper: 16).
+        groups: for prompts of groups of tasks: task name -> the name of its group (`prompts="kronecker"`) or the list
+            of the nodes above it, from the root of a tree on (`prompts="tree"`). `None`: one group of all tasks.
         prompt_depth: number of blocks, from the first, that receive prompts of their own; the last ones are carried on
             as ordinary tokens through the remaining blocks. `None`: every block (the paper).
         towers: `"both"`, `"vision"` or `"text"`: which encoders are prompted.
@@ -90,6 +91,7 @@ class JSCPTConfig(PeftConfig):
     )
     num_shared_tokens: Tokens = setting(16, "Prompt tokens that all tasks share, per prompted block.")
     num_task_tokens: Tokens = setting(16, "Prompt tokens of each task, per prompted block.")
+    groups: dict[str, str | list[str]] | None = setting(None, "Groups of tasks.", command_line=False)
     prompt_depth: Annotated[int, Between(1, 1000)] | None = setting(
         None, "Blocks with prompts of their own, from the first. Default: all."
     )
@@ -187,10 +189,15 @@ class JSCPTConfig(PeftConfig):
     def check(self) -> None:
         """Raises a `ValueError` where a field is out of its range; fields may have been set since the start."""
         check_settings(self)
-        self._check_tasks()
-        self._check_templates()
-        self._check_token_ids()
+        self.task_order = list(self.task_order or self.tasks)
+        check_tasks(self.tasks, self.task_order)
+        self.tasks = {task: list(self.tasks[task]) for task in self.task_order}
+        check_templates(self.class_template, self.tasks)
+        if self.class_token_ids is not None:
+            check_texts(self.class_token_ids, self.tasks)
+            self.class_token_ids = {task: self.class_token_ids[task] for task in self.tasks}
         check_part_options(self)
+        self.groups = check_groups(self.groups, self.tasks, self.prompts, self.single_task)
         starts = self.num_shared_tokens and "text" in TOWERS[self.towers]
         if self.prompt_init is not None and not (starts and self.prompt_init.strip()):
             raise ValueError(
@@ -202,56 +209,9 @@ class JSCPTConfig(PeftConfig):
             method_fields(self.method, **{name: getattr(self, name) for name in (*method.structure, *method.at_least)})
             check_single_task(self.method, self.single_task)
 
-    def _check_tasks(self) -> None:
-        if not self.tasks:
-            raise ValueError("`tasks` is empty: give a dict of task name -> list of class names.")
-        self.task_order = list(self.task_order or self.tasks)
-        if sorted(self.task_order) != sorted(self.tasks):
-            raise ValueError(f"`task_order` {self.task_order} must name each of `tasks` {list(self.tasks)} once.")
-        for task, names in self.tasks.items():
-            check_task_name("a name in `tasks`", task)
-            check_class_names(f"`tasks[{task!r}]`", names)
-        self.tasks = {task: list(self.tasks[task]) for task in self.task_order}
-
-    def _check_templates(self) -> None:
-        by_task = self.class_template if isinstance(self.class_template, dict) else {}
-        missing, surplus = self.tasks.keys() - by_task.keys(), by_task.keys() - self.tasks.keys()
-        if isinstance(self.class_template, dict) and (missing or surplus):
-            raise ValueError(
-                f"`class_template` is for the tasks {sorted(by_task)}: give a template for each of `tasks` "
-                f"{list(self.tasks)}, or one for all."
-            )
-        for task in self.tasks:
-            templates = self.templates(task)
-            if not templates or not all(map(_is_template, templates)):
-                raise ValueError(
-                    f"`class_template` must contain {{}} for the class name, once, got {self.class_template!r}."
-                )
-
-    def _check_token_ids(self) -> None:
-        if self.class_token_ids is None:
-            return
-        surplus = sorted(set(self.class_token_ids) - set(self.tasks))
-        if surplus:
-            raise ValueError(f"`class_token_ids` names {surplus}, which are not among `tasks` {list(self.tasks)}.")
-        for task, names in self.tasks.items():
-            given = self.class_token_ids.get(task, ())
-            if len(given) != len(names):
-                raise ValueError(
-                    f"`class_token_ids[{task!r}]` has {len(given)} entries for {len(names)} classes: give one list "
-                    "of ids per class, or leave `class_token_ids` out."
-                )
-            texts = [texts_of_class(entry) if isinstance(entry, list | tuple) else () for entry in given]
-            if not all(each and all(map(_is_text, each)) for each in texts):
-                raise ValueError(f"`class_token_ids[{task!r}]` must have a list of whole numbers for every text.")
-            if len(set(map(len, texts))) > 1:
-                raise ValueError(f"`class_token_ids[{task!r}]` must have equally many texts for every class.")
-        self.class_token_ids = {task: self.class_token_ids[task] for task in self.tasks}
-
     def templates(self, task: str) -> list[str]:
         """The templates of a task."""
-        given = self.class_template.get(task, []) if isinstance(self.class_template, dict) else self.class_template
-        return [given] if isinstance(given, str) else list(given)
+        return templates_of(self.class_template, task)
 
     @property
     def num_tokens(self) -> int:
@@ -262,42 +222,3 @@ class JSCPTConfig(PeftConfig):
     def prompted_towers(self) -> tuple[str, ...]:
         """The towers that receive prompts; none where there are no prompt tokens."""
         return TOWERS[self.towers] if self.num_tokens else ()
-
-
-def check_task_name(argument: str, name: str) -> None:
-    """Raises a `ValueError` that begins with `argument` unless this can be the name of a task."""
-    if not _is_name(name, unwanted=("Cc", "Cs")):
-        raise ValueError(f"{argument} is {name!r}: a task needs a name, without control characters.")
-
-
-def check_class_names(argument: str, names: list[str]) -> None:
-    """Raises a `ValueError` that begins with `argument` unless these can be the class names of a task."""
-    # Of a string the letters would be the classes, and a set has no order.
-    if not isinstance(names, list | tuple):
-        raise ValueError(f"{argument} is {names!r}: give a list of class names.")
-    if not names:
-        raise ValueError(f"{argument} has no class names.")
-    for name in names:
-        if not _is_name(name, unwanted=("Cs",)):
-            raise ValueError(f"{argument}: {name!r} is no name of a class; give a string of characters.")
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-    if repeated:
-        raise ValueError(f"{argument} names {repeated} more than once: class names must differ.")
-
-
-def _is_name(name: Any, unwanted: tuple[str, ...]) -> bool:
-    """Whether this is a string that says something, without characters of these Unicode categories."""
-    if not isinstance(name, str) or not name.strip():
-        return False
-    return not any(unicodedata.category(character) in unwanted for character in name)
-
-
-def _is_template(template: str) -> bool:
-    try:
-        return "{}" in template and template.format("x") != template.format("y")
-    except (AttributeError, IndexError, KeyError, ValueError):  # more than one place, or braces that are none
-        return False
-
-
-def _is_text(ids: Any) -> bool:
-    return isinstance(ids, list | tuple) and all(type(each) is int for each in ids)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .causes import check_logits
 from .class_residual import with_residual
 from .growth import add_task, train_only
 from .heads import TaskParameters
@@ -90,6 +91,7 @@ class JSCPTModel(JSCPTInjection):
 
         Raises:
             ValueError: a task id or a label is out of range, or no task is known.
+            FloatingPointError: logits are NaN, without labels and gradients; the message names the cause.
         """
         rows = self.backbone.vision.resolve(task_ids, pixel_values)
         given = task_parameters is not None
@@ -101,6 +103,8 @@ class JSCPTModel(JSCPTInjection):
         head = None if adapter is None else adapter.head
         selected = x if head is None else head.select(x, rows.ids, parameters)
         logits = self.logits(selected, class_embeds, rows)
+        if labels is None and not torch.is_grad_enabled():  # training and evaluation look at losses
+            check_logits(self, logits, pixel_values)
         output = JSCPTOutput(logits=logits, image_embeds=x, selected_embeds=selected, class_embeds=class_embeds)
         if labels is not None:
             check_labels(labels, rows.ids, self.active_jscpt_config.tasks)
@@ -224,6 +228,7 @@ class JSCPTModel(JSCPTInjection):
         class_token_ids: Sequence[Any] | None = None,
         init_from: str | None = None,
         class_template: str | list[str] | None = None,
+        group: str | list[str] | None = None,
     ) -> None:
         """Adds a task to the active adapter, the last one in the order of `task_ids`. Make trainers afterwards.
 
@@ -236,12 +241,14 @@ class JSCPTModel(JSCPTInjection):
             class_token_ids: one list per class, as in `JSCPTConfig`; `None`: the class texts are tokenised.
             init_from: a task whose prompts the new one starts from.
             class_template: the new task's template or templates; `None`: that of all tasks.
+            group: with prompts of groups, which one the new task joins, as in `JSCPTConfig.groups`; `None`: that of
+                `init_from`, or the only one.
 
         Raises:
-            ValueError: `name` is taken, a class name occurs twice or is too long, `init_from` has no prompts, or
-                `class_template` is missing. Nothing has changed then.
+            ValueError: `name` is taken, a class name occurs twice or is too long, `init_from` has no prompts,
+                `class_template` or `group` is missing, or there is no such group. Nothing has changed then.
         """
-        add_task(self, name, class_names, class_token_ids, init_from, class_template)
+        add_task(self, name, class_names, class_token_ids, init_from, class_template, group)
 
     def train_only(self, task: str | None) -> None:
         """Gradients go to one task's own parameters alone; `None`: to all of the active adapter's.

@@ -11,7 +11,7 @@ from torch import Tensor
 from .class_residual import with_residual
 from .class_texts import ClassTexts
 from .class_tokens import check_lengths, check_token_ids, class_token_ids
-from .config import check_class_names
+from .config_checks import check_class_names
 from .losses import task_logits
 from .task_rows import TaskRows
 

@@ -109,7 +109,8 @@ def task_gradients(
         output = model.classify(batch.pixel_values, rows, task_parameters=task_parameters, present_tasks_only=True)
         sums, counts = loss_sums(output.logits)
         penalties = model.penalties(output, batch.task_ids, task_parameters, loss_sums) if penalised else None
-    total = sums if penalties is None else sums + counts * penalties
+        penalties = None if penalties is None else counts * penalties
+    total = sums if penalties is None else sums + penalties
     leaves = {name: each for name, each in task_parameters.items() if each.requires_grad}
     options = {"create_graph": create_graph, "allow_unused": True, "materialize_grads": True}  # penalties' alone
     gradients = torch.autograd.grad(total.sum(), list(leaves.values()), **options)
@@ -125,7 +126,8 @@ def task_gradients(
     if head is not None and head.observes:
         present, first = first_of_each_task(batch.task_ids, len(tasks))
         observed = output.image_embeds.detach()[first].masked_fill(~present[:, None], 0)
-    return TaskSums(counts, sums.detach(), references, gradients, observed), task_parameters
+    penalties = None if penalties is None else penalties.detach()
+    return TaskSums(counts, sums.detach(), references, gradients, penalties, observed), task_parameters
 
 
 def shared_gramian(

@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import prompted
 import pytest
+
+OUTCOMES = pytest.StashKey[dict[str, dict[str, bool]]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Remembers which parametrised tests passed."""
+    report = yield
+    if hasattr(item, "callspec") and (report.when == "call" or report.failed):
+        found = item.config.stash.setdefault(OUTCOMES, {}).setdefault(item.originalname, {})
+        found[item.callspec.params.get("name")] = report.passed
+    return report
+
+
+@pytest.fixture
+def outcomes(request: pytest.FixtureRequest) -> dict[str, dict[str, bool]]:
+    """Test -> its parameter `name` -> whether it has passed in this session."""
+    return request.config.stash.get(OUTCOMES, {})
 
 
 @pytest.fixture

@@ -6,18 +6,23 @@ import copy
 import pickle
 
 import oracles
+import processes
 import prompted
 import pytest
 import small_run
 import torch
 from adapted import pictures
-from oracles import clip_adapter, concatenated, maple, mt_crl, mvlpt, projected
+from oracles import clip_adapter, concatenated, hipro, maple, mmap, mt_crl, mvlpt, projected
+from paths import ROOT, TINY_CLIP
 from peft import PeftModel, get_peft_model
-from transformers import CLIPConfig, CLIPModel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel, pipeline
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.methods import METHODS, training_options
 
+GROUPS = {"photo": "real", "clipart": "drawn", "sketch": "drawn"}
+TREE = {"photo": ["all"], "clipart": ["all", "drawn"], "sketch": ["all", "drawn"]}
 # The module in `oracles` that computes each method, and settings that fit a CLIP of three blocks.
 ORACLES = {
     "zero_shot": (concatenated, {}),
@@ -26,6 +31,8 @@ ORACLES = {
     "maple": (maple, {"num_shared_tokens": 3, "prompt_depth": 2}),
     "clip_adapter": (clip_adapter, {}),
     "mvlpt": (mvlpt, {"num_shared_tokens": 3}),
+    "mmap": (mmap, {"num_shared_tokens": 3, "num_task_tokens": 2, "groups": GROUPS}),
+    "hipro": (hipro, {"num_shared_tokens": 3, "num_task_tokens": 2, "groups": TREE}),
     "jscpt": (concatenated, {"num_shared_tokens": 3, "num_task_tokens": 2, "intervention_hidden": 4}),
     "jscpt_projected": (
         projected,
@@ -36,27 +43,46 @@ ORACLES = {
         {"num_shared_tokens": 3, "num_task_tokens": 2, "num_modules": 3, "decorrelation_weight": 0.02},
     ),
 }
-VARIANTS = {"jscpt_no_feature_selection", "jscpt_no_prompt_scheduling", "jscpt_no_task_scheduling", "jscpt_cagrad"}
+ORACLES["jscpt_no_feature_selection"] = ORACLES["jscpt"]
+# Methods that differ from JSCPT in training alone.
+VARIANTS = ["jscpt_no_prompt_scheduling", "jscpt_no_task_scheduling", "jscpt_cagrad"]
 SINGLE = [name for name, method in METHODS.items() if method.single_task]
-# Single-task forms, of a prompt source and of a head.
-CASES = [*ORACLES, "maple single", "clip_adapter single"]
+# Single-task forms, of prompt sources and of a head.
+CASES = [*ORACLES, "maple single", "clip_adapter single", "mmap single", "hipro single"]
 methods = pytest.mark.parametrize("name", CASES)
-learning = pytest.mark.parametrize("name", [name for name in CASES if name != "zero_shot"])
+LEARNING = [name for name in CASES if name != "zero_shot"]
+learning = pytest.mark.parametrize("name", LEARNING)
 NEW = {
     "class_names": ["owl", "ant"],
     "class_token_ids": [[oracles.TINY_SOS, word, oracles.TINY_EOS] for word in (5, 6)],
 }
+NEW_GROUP = {"mmap": {"group": "drawn"}, "hipro": {"group": ["all"]}}  # of the same task, where there are groups
 
 
 def test_every_method_has_an_oracle():
-    assert ORACLES.keys() | VARIANTS == METHODS.keys()
+    assert {*ORACLES, *VARIANTS} == METHODS.keys()
+    assert all(METHODS[name].structure == METHODS["jscpt"].structure for name in VARIANTS)
+
+
+def case_of(name: str) -> str:
+    """The method whose model a method, or its single-task form, has."""
+    method = name.split()[0]
+    return "jscpt" if method in VARIANTS else method
 
 
 def configuration(name: str, tasks: dict[str, list[str]] = prompted.TASKS, **options) -> JSCPTConfig:
     method, _, single = name.partition(" ")
     ids = {task: prompted.class_token_ids()[task] for task in tasks}
-    defaults = {"class_token_ids": ids, "prompt_init_std": 0.5, "single_task": bool(single), **ORACLES[method][1]}
-    return JSCPTConfig.for_method(method, tasks=tasks, **{**defaults, **options})
+    defaults = {
+        "class_token_ids": ids,
+        "prompt_init_std": 0.5,
+        "single_task": bool(single),
+        **ORACLES[case_of(name)][1],
+    }
+    options = {**defaults, **options}
+    if options["single_task"]:
+        options["groups"] = None
+    return JSCPTConfig.for_method(method, tasks=tasks, **options)
 
 
 def moved(model: PeftModel) -> PeftModel:
@@ -64,7 +90,8 @@ def moved(model: PeftModel) -> PeftModel:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for tensor in [*model.task_adapter.parameters(), *model.task_adapter.buffers()]:
-            tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator).to(tensor))
+            if tensor.is_floating_point():
+                tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator).to(tensor))
     return model
 
 
@@ -75,6 +102,8 @@ def adapted(name: str, dtype: torch.dtype = torch.float64, **options) -> PeftMod
 def stored_tensors(model: PeftModel, task: int) -> dict[str, torch.Tensor]:
     """The adapter's tensors as they are stored; in a single-task form those of one task."""
     tensors = {**dict(model.task_adapter.named_parameters()), **dict(model.task_adapter.named_buffers())}
+    if model.active_jscpt_config.groups is not None:
+        tensors["groups"] = list(model.active_jscpt_config.groups.values())
     single = model.active_jscpt_config.single_task
     return {each: tensor[task] for each, tensor in tensors.items()} if single else tensors
 
@@ -166,7 +195,7 @@ def test_grows_by_a_task(name, tmp_path):
     model = adapted(name)
     pixels, task_ids, _ = prompted.batch(model)
     before = logits(model)
-    model.add_task("birds", **NEW)
+    model.add_task("birds", **NEW, **NEW_GROUP.get(name, {}))
     with torch.no_grad():
         assert torch.equal(model.classify(pixels, task_ids).logits, before)
     new = model.classify(pixels, 3).logits[:, :2]
@@ -228,7 +257,7 @@ def test_a_base_in_bfloat16_under_an_adapter_in_float32(name):
         output.loss.backward()
 
 
-@learning
+@pytest.mark.parametrize("name", LEARNING + VARIANTS)
 def test_a_resumed_run_ends_as_an_undisturbed_one(name, tmp_path):
     options = {**training_options(name.split()[0]), "save_strategy": "steps", "save_steps": 2}
     runs = [
@@ -240,6 +269,8 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(name, tmp_path):
     whole, resumed = (small_run.trained_parameters(run) for run in runs)
     assert all(torch.equal(whole[each], resumed[each]) for each in whole)
     assert not any(torch.equal(whole[each], start[each]) for each in whole)
+    states = [dict(run.model.task_adapter.named_buffers()) for run in runs]  # what a head remembers
+    assert all(torch.equal(states[0][each], states[1][each]) for each in states[0])
 
 
 # ---- the single-task form -------------------------------------------------------------------------------------------
@@ -261,10 +292,13 @@ def test_one_run_of_single_tasks_is_a_run_per_task(name):
     pixels, task_ids, labels = prompted.batch(model)
     together = five_steps(model, (pixels, task_ids, labels))
     for position, (task, names) in enumerate(prompted.TASKS.items()):
-        one = get_peft_model(oracles.tiny_clip(), configuration(name, {task: names}))
+        # Without `single_task` a task of groups would have a group's tokens too.
+        one = configuration(name, {task: names}, single_task="groups" in ORACLES[name][1])
+        one = get_peft_model(oracles.tiny_clip(), one)
         mine = task_ids == position
         alone = five_steps(one, (pixels[mine], task_ids[mine] * 0, labels[mine]))
         for each, tensor in alone.items():
+            tensor = tensor.view_as(start[each][position])
             assert not torch.equal(tensor, start[each][position])
             torch.testing.assert_close(together[each][position], tensor, atol=1e-10, rtol=0)
 
@@ -340,3 +374,150 @@ def test_most_of_mvlpt_couples(vit_b16):
     prompts = get_peft_model(copy.deepcopy(vit_b16), config).task_adapter.prompts
     sizes = {name: parameter.numel() for name, parameter in prompts.named_parameters()}
     assert sum(sizes.values()) - sizes["text"] - sizes["vision"] == 527_488
+
+
+@pytest.mark.parametrize(("groups", "percent"), [(1, 0.0825), (2, 0.0989)])
+def test_mmap_trains_about_as_many_parameters_as_its_abstract_says(vit_b16, groups, percent, capsys):
+    """About 0.09 %, of four tasks; in how many groups is not said."""
+    tasks = {str(task): ["a", "b"] for task in range(4)}
+    options = {"class_token_ids": dict.fromkeys(tasks, CLIP_IDS["clipart"])}
+    options["groups"] = {task: str(int(task) % groups) for task in tasks}
+    model = get_peft_model(copy.deepcopy(vit_b16), JSCPTConfig.for_method("mmap", tasks, "original", **options))
+    model.print_trainable_parameters()
+    assert f"trainable%: {percent:.4f}" in capsys.readouterr().out
+
+
+# ---- what else users and neighbours rely on -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_clip():
+    return CLIPModel.from_pretrained(TINY_CLIP).eval()
+
+
+# Its predictions are means over confounders, which image features alone cannot give.
+ONE_VIEW = [name for name in CASES if name != "jscpt_projected"]
+
+
+@pytest.mark.parametrize("name", ONE_VIEW)
+def test_the_pipeline_of_transformers_gives_the_scores_of_predict(name, small_clip):
+    config = configuration(name, class_token_ids=None, tokenizer_name_or_path=str(TINY_CLIP), prompt_init_std=0.05)
+    model = moved(get_peft_model(copy.deepcopy(small_clip), config))
+    model.set_task("photo")
+    parts = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor}
+    parts = {part: kind.from_pretrained(TINY_CLIP) for part, kind in parts.items()}
+    classify = pipeline("zero-shot-image-classification", model=model.get_base_model(), **parts)
+    (template,) = config.templates("photo")
+    images = pictures(2)
+    answers = classify(images, candidate_labels=prompted.TASKS["photo"], hypothesis_template=template)
+    for answer, expected in zip(answers, model.predict(images), strict=True):
+        assert {each["label"]: each["score"] for each in answer} == pytest.approx(expected, abs=1e-5)
+
+
+def flops(compute) -> int:
+    with FlopCounterMode(display=False) as counter:
+        compute()
+    return counter.get_total_flops()
+
+
+@learning
+def test_a_step_is_one_forward_and_one_backward_of_the_towers(name, tmp_path):
+    """Whatever the method: beside that there are its own parts alone, which know no image or text."""
+    model = adapted(name, torch.float32)
+    model.get_base_model().set_attn_implementation("eager")  # whose products are counted
+    batch = prompted.batch(model)  # of as many images as a step takes
+    parameters = {
+        key: each.detach().requires_grad_(each.requires_grad) for key, each in model.task_parameters().items()
+    }
+    towers = flops(lambda: model.classify(*batch, task_parameters=parameters).loss.backward())
+    forward = flops(lambda: model.classify(*batch, task_parameters=parameters))
+    own = flops(lambda: sum(each.sum() for each in model.task_parameters().values()).backward())
+    step = flops(small_run.trainer(tmp_path, model, learn_scheduler=False, max_steps=1).train)
+    # The prompts are computed for the step, for the Gramian and for the update; the rest is N rows of gradients.
+    assert step <= towers + 5 * own + 0.05 * towers
+    assert towers <= 2 * forward  # frozen weights need no gradient
+
+
+# ---- two processes --------------------------------------------------------------------------------------------------
+
+# Penalties that are correlations or variances over a batch: processes average those of their own images.
+OF_A_BATCH = {"jscpt_projected": ("decorrelation_weight",), "mt_crl": ("decorrelation_weight", "invariance_weight")}
+# Case -> method or single-task form, and options.
+TOGETHER = {name: (name, {}) for name in LEARNING + VARIANTS}
+TOGETHER |= {name: ("jscpt", {"weighting": name}) for name in ("uw", "gradnorm", "dwa", "famo", "pcgrad", "imtl_g")}
+
+
+def trained_with(count: int, folder) -> dict[str, dict[str, torch.Tensor]]:
+    """Parameters and the weighting's state of each case after two steps of 4 images per task, by `count` processes."""
+    trained = {}
+    for case, (name, options) in TOGETHER.items():
+        options = {**training_options(name.split()[0]), "max_steps": 2, **options}
+        options |= {"per_device_train_batch_size": 4 // count, "dev_batch_size": 4 // count}
+        model = adapted(name, **dict.fromkeys(OF_A_BATCH.get(name, ()), 0.0))
+        run = small_run.trainer(folder / case, model, **options)
+        run.train()
+        state = run.weighting.state_dict()
+        trained[case] = small_run.trained_parameters(run)
+        trained[case] |= {key: each for key, each in state.items() if isinstance(each, torch.Tensor)}
+    return trained
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """`trained_with` of one process, and of each of two, which all train at the same time."""
+    folder = tmp_path_factory.mktemp("together")
+    program = [str(ROOT / "tests" / "methods_program.py"), str(folder)]
+    pair = processes.launch(2, folder / "logs", program)
+    alone = trained_with(1, folder / "alone")
+    assert processes.wait(pair) == [0, 0], processes.output(folder / "logs", 0)[-3000:]
+    return alone, *(torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TOGETHER)
+def test_two_processes_are_one_with_both_their_batches(name, both):
+    alone, first, second = (each[name] for each in both)
+    torch.testing.assert_close(first, second, atol=0, rtol=0, equal_nan=True)
+    torch.testing.assert_close(first, alone, atol=1e-10, rtol=1e-10, equal_nan=True)
+
+
+# ---- the table of docs/methods.md -----------------------------------------------------------------------------------
+
+CHECKS = {
+    "equals its oracle": test_logits_and_every_gradient_are_those_of_the_oracle,
+    "save, load": test_saved_and_loaded_beside_other_adapters,
+    "train, resume": test_a_resumed_run_ends_as_an_undisturbed_one,
+    "2 processes": test_two_processes_are_one_with_both_their_batches,
+    "one pass per step": test_a_step_is_one_forward_and_one_backward_of_the_towers,
+    "`add_task`": test_grows_by_a_task,
+    "`predict`": test_predicts,
+    "pipeline": test_the_pipeline_of_transformers_gives_the_scores_of_predict,
+    "`export_task`": test_exports,
+}
+START, END = "<!-- what the tests found -->\n\n", "\n\n<!-- end -->"
+
+
+def parameters_of(name: str, clip: CLIPModel) -> int:
+    needed = {key: value for key, value in ORACLES[case_of(name)][1].items() if key == "groups"}
+    options = {"class_token_ids": CLIP_IDS, "prompt_init_token_ids": [320, 1125], **needed}
+    config = JSCPTConfig.for_method(name, prompted.TASKS, "original", **options)
+    return get_peft_model(copy.deepcopy(clip), config).get_nb_trainable_parameters()[0]
+
+
+def test_the_table_of_the_documentation_is_what_was_found(outcomes, vit_b16):
+    if any(check.__name__ not in outcomes for check in CHECKS.values()):
+        pytest.skip("only a part of this file was run")
+    rows = [["method", *CHECKS, "parameters", "published"], [":---", *[":---:"] * len(CHECKS), "---:", "---:"]]
+    for name, method in METHODS.items():
+        found = [outcomes[check.__name__] for check in CHECKS.values()]
+        passed = [each.get(name, each.get(case_of(name))) for each in found]
+        published = "" if method.published_parameters is None else f"{method.published_parameters:,d}"
+        marks = ["yes" if each else "-" if each is None else "NO" for each in passed]
+        rows.append([f"`{name}`", *marks, f"{parameters_of(name, vit_b16):,d}", published])
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    page = ROOT / "docs" / "methods.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(START)
+    written, _, after = rest.partition(END)
+    assert "NO" not in table
+    page.write_text(before + START + table + END + after, encoding="utf-8")
+    assert written == table, "docs/methods.md told something else: its table is written anew, look at it and commit it"

@@ -36,7 +36,8 @@ class MaskMLP(FeatureHead):
             add(f"{mlp}_up_bias", start.zeros(*copies, width))
 
     def select(self, x: Tensor, task_ids: Tensor, parameters: TaskParameters) -> Tensor:
-        masked = torch.sigmoid(parameters["mask"][task_ids]) * x
+        mask = parameters["mask"].to(parameters["inner_down"].dtype)  # a fixed one is in the base model's precision
+        masked = torch.sigmoid(mask[task_ids]) * x
         return _mlp(masked + _mlp(masked, task_ids, parameters, "inner"), task_ids, parameters, "outer")
 
     def reference(self, x: Tensor, task_ids: Tensor, parameters: TaskParameters, kind: str) -> Tensor:
