@@ -65,8 +65,13 @@ def check_evaluated(arguments: EvaluatedModelArguments) -> None:
         )
 
 
-def load_evaluated(arguments: EvaluatedModelArguments, task_set: TaskSet) -> EvaluatedModel:
+def load_evaluated(arguments: EvaluatedModelArguments, task_set: TaskSet, any_classes: bool = False) -> EvaluatedModel:
     """The model that the arguments name.
+
+    Args:
+        arguments: they.
+        task_set: its tasks are evaluated.
+        any_classes: an adapter need not have been trained for its classes.
 
     Raises:
         ValueError: there is no such adapter, or it was trained for other tasks or classes.
@@ -77,7 +82,7 @@ def load_evaluated(arguments: EvaluatedModelArguments, task_set: TaskSet) -> Eva
         clip = load_clip(source)
         return EvaluatedModel(zero_shot_model(clip, source, task_set), source, list(range(len(task_set))))
     config = adapter_config(arguments.adapter, arguments.revision)
-    task_ids = known_tasks(arguments.adapter, config.tasks, task_set)
+    task_ids = known_tasks(arguments.adapter, config.tasks, task_set, any_classes)
     model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
     return EvaluatedModel(model, source, task_ids)
 
@@ -95,7 +100,7 @@ def zero_shot_model(clip: CLIPModel, source: str, task_set: TaskSet) -> PeftMode
     return get_peft_model(clip, JSCPTConfig.for_method("zero_shot", tasks=task_set.class_names, **options))
 
 
-def known_tasks(adapter: str, known: dict[str, list[str]], task_set: TaskSet) -> list[int]:
+def known_tasks(adapter: str, known: dict[str, list[str]], task_set: TaskSet, any_classes: bool = False) -> list[int]:
     """Where the task set's tasks stand among those of an adapter, found by name, `[N]`.
 
     Raises:
@@ -106,10 +111,10 @@ def known_tasks(adapter: str, known: dict[str, list[str]], task_set: TaskSet) ->
             raise ValueError(
                 f"`adapter` {adapter} has no task {name!r}: its tasks are {', '.join(known)}.{nearest(name, known)}"
             )
-        if class_names != known[name]:
+        if not any_classes and class_names != known[name]:
             raise ValueError(
                 f"task {name!r} of task set {task_set.name!r} has other classes than `adapter` {adapter} knows, or in "
                 f"another order ({first_difference(class_names, known[name])}): evaluate it on the classes it was "
-                "trained for."
+                "trained for, or name others with --classes."
             )
     return [list(known).index(name) for name in task_set.class_names]

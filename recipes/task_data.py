@@ -11,7 +11,8 @@ from typing import Annotated, ClassVar
 from transformers import CLIPImageProcessorPil
 
 from jscpt_peft.data import SPLITS, ImageTaskDataset, TaskSet, image_transform, load_task_set, read_manifest
-from jscpt_peft.settings import Between, Fraction, PositiveInt, check_settings, setting
+from jscpt_peft.data.base_to_new import SPLITTINGS
+from jscpt_peft.settings import Between, Fraction, OneOf, PositiveInt, check_settings, setting
 from jscpt_peft.training.distributed import gather_objects
 
 ASSETS = Path(__file__).parent / "assets"
@@ -38,6 +39,11 @@ class DataArguments:
     )
     train_fraction: Fraction | None = setting(None, "Part of each class's training images to use.")
     shots: PositiveInt | None = setting(None, "Training images per class.")
+    split: Annotated[str, OneOf(SPLITTINGS)] = setting(
+        "all",
+        "Classes: all, or base_to_new: train on the first half of each task's, report these, the new ones and their "
+        "harmonic mean.",
+    )
     spurious_strength: Annotated[float, Between(0, 1)] | None = setting(
         None, "shapes: correlation of background and class in training, 0 to 1."
     )
