@@ -23,6 +23,7 @@ from pathlib import Path
 
 from arguments import ModelArguments, base_source, model_config, parse
 from base_model import load_clip, load_processor
+from class_templates import templates_of
 from cli_errors import cli_errors, console
 from evaluated_model import zero_shot_model
 from launched import end_with_launcher
@@ -71,6 +72,9 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
 
     new = new_classes_in(data, whole, datasets["test"], training)
     zero_shot, on_new = evaluate_zero_shot(clip, source, task_set, datasets["test"], training, new)
+    if model_arguments.templates is not None:
+        class_template = templates_of(task_set, model_arguments.templates)
+        model_arguments = replace(model_arguments, class_template=class_template, templates=None)
     model = get_peft_model(clip, model_config(model_arguments, task_set.class_names, source, training.seed))
     trainer = JSCPTTrainer(
         model,

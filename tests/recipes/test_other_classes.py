@@ -7,18 +7,21 @@ import json
 import predict
 import pytest
 import train
+from class_templates import GENERAL
 from other_classes import class_list
 from paths import TINY_CLIP, load_recipe
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from recipe_runs import QUICK, TASKS, draw_images, fails
 from transformers import CLIPImageProcessorPil, CLIPModel
 
+from jscpt_peft import JSCPTConfig
 from jscpt_peft.data import load_task_set
 from jscpt_peft.data.base_to_new import base_classes, images_of_classes, new_classes
 from jscpt_peft.evaluation.accuracy_tables import harmonic_mean
 
 evaluate = load_recipe("evaluate")
 BASE, NEW = ["pens & ink", "red things"], ["sky"]
+ALL = [*BASE, *NEW]
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +51,18 @@ def evaluated(images, run, output, *more, file="evaluation"):
 def tested(images, run):
     """`tested(task, prompts, classes)`: accuracy by `predict` on a task's test images of these classes."""
     model = PeftModel.from_pretrained(CLIPModel.from_pretrained(TINY_CLIP), run)
+    return lambda task, prompts, classes: accuracy_of(model, images, task, prompts, classes)
+
+
+def accuracy_of(model, images, task, prompts=None, classes=ALL):
+    """Of `predict`, on a task's test images of some classes."""
     task_set = load_task_set("folder", images, seed=3)
     processor = CLIPImageProcessorPil.from_pretrained(TINY_CLIP)
     statistics = {"image_mean": processor.image_mean, "image_std": processor.image_std}
-
-    def accuracy(task, prompts, classes):
-        table = images_of_classes(task_set, dict.fromkeys(TASKS, classes))[TASKS.index(task)]
-        found = model.predict([row["image"] for row in table], task=prompts, classes=classes, **statistics)
-        right = [next(iter(each)) == classes[label] for each, label in zip(found, table["label"], strict=True)]
-        return sum(right) / len(right)
-
-    return accuracy
+    table = images_of_classes(task_set, dict.fromkeys(TASKS, classes))[TASKS.index(task)]
+    found = model.predict([row["image"] for row in table], task=prompts or task, classes=classes, **statistics)
+    right = [next(iter(each)) == classes[label] for each, label in zip(found, table["label"], strict=True)]
+    return sum(right) / len(right)
 
 
 def test_the_halves_of_a_task_set(images):
@@ -123,6 +127,22 @@ def test_prompts_of_a_task_on_images_of_another(images, run, tested, tmp_path):
     assert found[TASKS[0]] != found[TASKS[1]]  # else nobody could tell whose prompts they are
 
 
+@pytest.mark.parametrize("kind", ["own", "ensemble"])
+def test_texts_of_the_task_set(images, tmp_path, kind):
+    train.main(command(images, tmp_path / "out", *QUICK, "--max_steps", "1", "--templates", kind))
+    template = json.loads((tmp_path / "out" / "adapter_config.json").read_text())["class_template"]
+    own = "a photo of a {}."
+    expected = own if kind == "own" else [own, *GENERAL]
+    assert [template[name] for name in TASKS] == [expected] * 2
+    options = ["--method", "zero_shot", "--templates", kind, "--corruptions", "none"]
+    evaluate.main(command(images, tmp_path / "zero", *options))
+    found = json.loads((tmp_path / "zero" / "evaluation.json").read_text())["tasks"]
+    clip = CLIPModel.from_pretrained(TINY_CLIP)
+    texts = {"class_template": template, "tokenizer_name_or_path": str(TINY_CLIP)}
+    model = get_peft_model(clip, JSCPTConfig.for_method("zero_shot", tasks=dict.fromkeys(TASKS, ALL), **texts))
+    assert found["scans"]["accuracy"] == pytest.approx(accuracy_of(model, images, "scans"))
+
+
 def test_harmonic_mean():
     assert harmonic_mean(0.8, 0.4) == pytest.approx(2 / (1 / 0.8 + 1 / 0.4)) and harmonic_mean(0, 0) == 0
 
@@ -133,6 +153,7 @@ def test_mistakes_are_told_in_a_line(images, run, tmp_path, capsys):
         (["--classes", "cat,dog"], "`classes` ['cat', 'dog'] are none that task set 'folder' has test images of"),
         (["--classes", "sky,sky"], "names ['sky'] more than once"),
         (["--classes", tmp_path / "none.txt"], "none.txt cannot be read"),
+        (["--templates", "ensemble"], "an adapter has its own texts: leave it out, or pass --method zero_shot"),
         (["--classes", " , "], "has no class names"),
         (["--classes", "sky", "--split", "base_to_new"], "`classes` is 'sky', but `split` 'base_to_new' says which"),
         ([], "(3 classes instead of 2): evaluate it on the classes it was trained for, or name others with --classes"),
