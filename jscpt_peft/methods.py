@@ -119,6 +119,24 @@ METHODS: dict[str, Method] = {
         published_parameters=566_400,
         single_task=True,
     ),
+    "mmap": Method(
+        "prompts per group and per task, of both towers from one small source (MmAP-style, AAAI 2024)",
+        {"prompts": "kronecker", "towers": "both", "intervention": "none"},
+        at_least={"num_shared_tokens": 1, "num_task_tokens": 1},
+        paper={"num_shared_tokens": 16, "num_task_tokens": 16},
+        original={"num_shared_tokens": 16, "num_task_tokens": 16},
+        training=UNIFORM,
+        single_task=True,
+    ),
+    "hipro": Method(
+        "a prompt on every node of a tree of tasks (HiPro-style, CVPR 2023)",
+        {"prompts": "tree", "towers": "both", "intervention": "none"},
+        at_least={"num_shared_tokens": 1, "num_task_tokens": 1},
+        paper={"num_shared_tokens": 16, "num_task_tokens": 16},
+        original={"num_shared_tokens": 16, "num_task_tokens": 16},
+        training=UNIFORM,
+        single_task=True,
+    ),
     "jscpt": Method("joint scheduling of causal prompts and tasks (CVPR 2025)", _JSCPT),
     "jscpt_no_feature_selection": Method(
         "JSCPT with masks fixed at 0.5", {**_JSCPT, "learn_masks": False}
@@ -138,7 +156,7 @@ METHODS: dict[str, Method] = {
         {"prompts": "projected", "towers": "both", "num_task_tokens": 0, "intervention": "decoupled"},
         at_least={"num_shared_tokens": 1},
         original={"prompt_depth": 1},
-        training=UNIFORM,
+        training={"weighting": "loss_cosine"},
     ),
     "mt_crl": Method(
         "JSCPT's prompts before feature modules, a learned graph from tasks to modules, and invariance over "
@@ -166,7 +184,7 @@ def method_fields(name: str, hyperparameters: str = "paper", **overrides: Any) -
     for field_name, value in overrides.items():
         needed = method.structure.get(field_name, value)
         fewest = method.at_least.get(field_name)
-        if value != needed or (fewest is not None and value < fewest):
+        if (value is not needed and value != needed) or (fewest is not None and value < fewest):
             words = f"{needed!r}" if fewest is None else f"at least {fewest}"
             raise ValueError(
                 f"`{field_name}` is {value!r}, but method {name!r} requires {words}: use "

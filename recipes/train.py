@@ -26,18 +26,20 @@ from base_model import load_clip, load_processor
 from class_templates import templates_of
 from cli_errors import cli_errors, console
 from evaluated_model import zero_shot_model
+from group_tasks import chosen_groups
 from launched import end_with_launcher
 from other_classes import base_and_new
 from peft import PeftModel, get_peft_model
 from task_data import DataArguments, load_data, make_datasets
-from transformers import CLIPModel, PrinterCallback, ProgressCallback
+from transformers import CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, write_manifest
 from jscpt_peft.data.base_to_new import base_classes
 from jscpt_peft.data.manifest import MANIFEST_FILE
-from jscpt_peft.evaluation import draw_figures, print_results, results_table, write_results
+from jscpt_peft.evaluation import draw_figures, module_graph, print_results, results_table, write_results
 from jscpt_peft.evaluation.accuracy_tables import base_to_new_table, print_accuracies, write_accuracies
+from jscpt_peft.model.heads import FeatureModules
 from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.callbacks import StopOnInterrupt, TaskLines, TaskProgress
@@ -70,20 +72,15 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     processor = load_processor(source, clip)
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
 
-    new = new_classes_in(data, whole, datasets["test"], training)
-    zero_shot, on_new = evaluate_zero_shot(clip, source, task_set, datasets["test"], training, new)
     if model_arguments.templates is not None:
         class_template = templates_of(task_set, model_arguments.templates)
         model_arguments = replace(model_arguments, class_template=class_template, templates=None)
-    model = get_peft_model(clip, model_config(model_arguments, task_set.class_names, source, training.seed))
-    trainer = JSCPTTrainer(
-        model,
-        training,
-        train_dataset=datasets["train"],
-        dev_dataset=datasets["dev"],
-        eval_dataset=datasets["validation"],
-        processing_class=processor,
-    )
+    groups = chosen_groups(clip, source, datasets["train"], model_arguments, training, bool(resume))
+    config = model_config(model_arguments, task_set.class_names, source, training.seed, groups)
+    new = new_classes_in(data, whole, datasets["test"], training)
+    zero_shot, on_new = evaluate_zero_shot(clip, source, task_set, datasets["test"], training, new)
+    model = get_peft_model(clip, config)
+    trainer = make_trainer(model, training, datasets, processor)
     if trainer.is_world_process_zero():
         if not resume:
             remove_checkpoints(Path(training.output_dir))  # of a run that is overwritten
@@ -96,7 +93,7 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
         on_new["trained"] = new(model)
     if trainer.is_world_process_zero():
         try:
-            report(zero_shot, trained, task_set, training)
+            report(zero_shot, trained, task_set, training, model)
             if new is not None:
                 report_base_to_new(on_new, task_set, training)
             trainer.create_model_card()
@@ -108,6 +105,23 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     if training.push_to_hub:
         console.print(f"Published: {trainer.push_to_hub()}", highlight=False, soft_wrap=True)
     leave()
+
+
+def make_trainer(
+    model: PeftModel,
+    training: JSCPTTrainingArguments,
+    datasets: dict[str, ImageTaskDataset],
+    processor: CLIPImageProcessorPil,
+) -> JSCPTTrainer:
+    """The trainer of a model on the splits of a task set."""
+    return JSCPTTrainer(
+        model,
+        training,
+        train_dataset=datasets["train"],
+        dev_dataset=datasets["dev"],
+        eval_dataset=datasets["validation"],
+        processing_class=processor,
+    )
 
 
 def prepare_output(training: JSCPTTrainingArguments) -> str | bool | None:
@@ -182,7 +196,11 @@ def train(trainer: JSCPTTrainer, task_set: TaskSet, resume: str | bool | None) -
 
 
 def report(
-    zero_shot: dict[str, float], trained: dict[str, float], task_set: TaskSet, training: JSCPTTrainingArguments
+    zero_shot: dict[str, float],
+    trained: dict[str, float],
+    task_set: TaskSet,
+    training: JSCPTTrainingArguments,
+    model: PeftModel,
 ) -> None:
     """The results table on the terminal, as JSON and Markdown, and the figures."""
     table = results_table(zero_shot, trained, list(task_set.class_names), prefix="test_")
@@ -191,6 +209,10 @@ def report(
     written = write_results(table, training.output_dir, title)
     history = Path(training.output_dir, HISTORY_FILE)
     written += draw_figures(history, training.output_dir, NEUTRAL_EFFECT[training.causal_effect])
+    Path(training.output_dir, module_graph.FILE).unlink(missing_ok=True)  # of an earlier run
+    if isinstance(model.task_adapter.head, FeatureModules):
+        graph = model.task_adapter.head.graph().cpu().numpy()
+        written += module_graph.draw_module_graph(graph, list(task_set.class_names), training.output_dir)
     names = ", ".join(path.name for path in written)
     console.print(f"Adapter and results: {training.output_dir} ({names})", markup=False)
 

@@ -6,6 +6,7 @@ import oracles
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
@@ -62,6 +63,38 @@ def batch(model: PeftModel, per_task: int = 2, seed: int = 2) -> tuple[Tensor, T
     labels = torch.tensor([int(torch.randint(counts[task], (), generator=generator)) for task in task_ids])
     pixels = torch.randn(len(task_ids), 3, 32, 32, generator=generator).to(model.dtype)
     return pixels, task_ids, labels
+
+
+def losses_by_hand(model: PeftModel, embeds: Tensor, output, task_ids: Tensor, labels: Tensor) -> Tensor:
+    """Eq. 3 `[N]` of image features, with the class features of an output of `classify`."""
+    scale, losses = model.get_base_model().logit_scale.exp(), []
+    for task, names in enumerate(model.active_jscpt_config.tasks.values()):
+        x, z = normalize(embeds[task_ids == task]), normalize(output.class_embeds[task, : len(names)])
+        losses.append(cross_entropy(scale * x @ z.T, labels[task_ids == task]))
+    return torch.stack(losses)
+
+
+def task_by_task(model: PeftModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """The losses on x̄ and on x `[N]`, and each task's gradient for the shared prompts `[N, P]`, by N backwards."""
+    task_ids, labels = batch["task_ids"], batch["labels"]
+    shared = [parameter for name, parameter in model.named_parameters() if name.endswith("_shared")]
+    output = model.classify(batch["pixel_values"].to(model.dtype), task_ids)
+    losses = losses_by_hand(model, output.selected_embeds, output, task_ids, labels)
+    gradients = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in losses]
+    references = losses_by_hand(model, output.image_embeds, output, task_ids, labels)
+    flat = torch.stack([torch.cat([each.flatten() for each in task]) for task in gradients])
+    return losses.detach(), references.detach(), flat
+
+
+class TaskLosses(torch.nn.Module):
+    """Task losses `[N]` of images, as a function of the parameters for `torch.func.functional_call`."""
+
+    def __init__(self, model: PeftModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        return self.model.classify(*batch).task_losses
 
 
 def oracle_losses(model: PeftModel, pixels: Tensor, task_ids: Tensor, labels: Tensor, padded: bool = True) -> Tensor:

@@ -11,7 +11,7 @@ import prompted
 import torch
 from PIL import Image
 
-from jscpt_peft.data import ImageTaskDataset, image_transform
+from jscpt_peft.data import ImageTaskDataset, collate, image_transform
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 
 SIZES = {"train": (8, 5, 6), "validation": (3, 3, 3), "dev": (4, 4, 4), "test": (4, 3, 5)}
@@ -99,6 +99,15 @@ def remade(run: JSCPTTrainer, **keywords) -> JSCPTTrainer:
     """The run's trainer with further or other arguments."""
     data = {"train_dataset": run.train_dataset, "dev_dataset": run.dev_dataset, "eval_dataset": run.eval_dataset}
     return JSCPTTrainer(**{"model": run.model, "args": run.args, **data, **keywords})
+
+
+def batches_of(run: JSCPTTrainer, steps: int) -> list[dict[str, torch.Tensor]]:
+    """The run's training batches."""
+    sampler = run.get_train_dataloader().batch_sampler
+    return [
+        collate([run.train_dataset[key] for key in sampler.batch(step % len(sampler), step // len(sampler))])
+        for step in range(steps)
+    ]
 
 
 def trained_parameters(run: JSCPTTrainer) -> dict[str, torch.Tensor]:

@@ -107,7 +107,7 @@ def main(
     prediction = trainer.predict(trainer.eval_dataset)
     scheduler = trainer.weighting.scheduler
     result = {
-        "parameters": small_run.trained_parameters(trainer),
+        "parameters": trainer.model.task_adapter.state_dict(),  # with what a head remembers
         "omega": {name: getattr(scheduler, name).detach() for name in ("alpha", "beta")},
         "updates": trainer.upper_level.updates,
         "steps": trainer.state.global_step,

@@ -10,7 +10,8 @@ from typing import Any
 from jscpt_peft.data.benchmarks import Benchmark, plain
 from jscpt_peft.data.files import leading_out
 from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask, Source, keys_of
-from jscpt_peft.data.layout import ImageSearch
+from jscpt_peft.data.layout import classes_of, subfolders
+from jscpt_peft.data.tree import Scan
 from jscpt_peft.reading import one_line, read_json, read_text
 
 logger = logging.getLogger(__name__)
@@ -85,15 +86,16 @@ def _aircraft(benchmark: Benchmark, folder: Path) -> FoundTask:
 
 def _domain(benchmark: Benchmark, folder: Path, domain: str) -> FoundTask:
     """One domain by its lists `<domain>_{train,val,test}.txt`, or by its folder, whose images are then a pool."""
-    search = ImageSearch(folder)
-    folders = {plain(path.name): path for path in search.folders(folder)}
+    scan = Scan(folder)
+    folders = {plain(path.name): path for path in scan.entries(folder)[0]}
     images = folders.get(plain(domain))
     if images is None:
         raise FileNotFoundError(f"{folder} has no folder {domain!r}: {_belongs(benchmark)}.")
     lists = _lists(folder, domain)
     if benchmark.name != "mini_domainnet" and not any(_lists(folder, each) for each in benchmark.domains.values()):
-        items = [(key, path.name) for path in search.folders(images) for key in search.images(path)]
-        search.report()
+        classes = classes_of(subfolders(scan.folder(images), scan), scan)
+        scan.report()
+        items = [(key, name) for name, keys in classes.items() for key in keys]
         return {POOL: _by_class(benchmark, items)}
     if missing := [split for split in ("train", "test") if split not in lists]:
         raise FileNotFoundError(

@@ -4,6 +4,7 @@ from .affinity import affinity_from_gramian, gradient_cosine, inter_task_affinit
 from .balancing import FAMO, DynamicWeightAverage, GradNorm, UncertaintyWeighting
 from .effect import NEUTRAL_EFFECT, causal_effect
 from .gramian import AGGREGATORS, GradientAggregator, GramianWeighting
+from .grouping import Merge, agglomerate, task_groups, task_tree
 from .hypergradient import (
     InverseHVP,
     hessian_vector_product,
@@ -12,6 +13,7 @@ from .hypergradient import (
     safeguarded_inverse_hvp,
 )
 from .joint import JointScheduling
+from .loss_cosine import LossCosineScheduling
 from .scheduler import TaskPromptScheduler
 from .signals import StepSignals, UniformWeighting, Weighting
 
@@ -25,12 +27,15 @@ __all__ = [
     "GramianWeighting",
     "InverseHVP",
     "JointScheduling",
+    "LossCosineScheduling",
+    "Merge",
     "StepSignals",
     "TaskPromptScheduler",
     "UncertaintyWeighting",
     "UniformWeighting",
     "Weighting",
     "affinity_from_gramian",
+    "agglomerate",
     "causal_effect",
     "gradient_cosine",
     "hessian_vector_product",
@@ -38,4 +43,6 @@ __all__ = [
     "inter_task_affinity",
     "neumann_inverse_hvp",
     "safeguarded_inverse_hvp",
+    "task_groups",
+    "task_tree",
 ]

@@ -6,19 +6,21 @@ import torch
 from torch import Tensor, nn
 
 from .affinity import gradient_cosine
+from .scheduler import normalized
 from .signals import StepSignals, Weighting
 
 
 class LossCosineScheduling(Weighting):
-    """φ_i ∝ exp(α_i c_i + β_i l_i), over the usable tasks, with the sum of their number.
+    """φ_i = exp(α_i c_i + β_i l_i), normalised.
 
     c_i is the mean cosine of task i's gradient with those of the other usable tasks: tasks that agree count more, and
     one that conflicts with the others is set aside. l_i = L_i / L̄ - 1 is its loss beside their mean: what is poorly
-    learned counts more. The summary gives no formula; this one is bounded, positive and leaves equal tasks equal. It
-    weighs every step anew, not every epoch.
+    learned counts more. The summary gives no formula; this one is positive and leaves equal tasks equal. It weighs
+    every step anew, not every epoch.
 
     Args:
         num_tasks: N.
+        weight_normalization: as for `TaskPromptScheduler`.
 
     Attributes:
         alpha, beta: `[N]`, Ω; 1 at the start.
@@ -26,13 +28,14 @@ class LossCosineScheduling(Weighting):
     Example:
         >>> signals = StepSignals(1, torch.tensor([True, True]), torch.tensor([3.0, 1.0]), gramian=torch.eye(2))
         >>> LossCosineScheduling(2)(signals)
-        tensor([1.4621, 0.5379], grad_fn=<MulBackward0>)
+        tensor([1.4621, 0.5379], grad_fn=<WhereBackward0>)
     """
 
     needs_gramian = True
 
-    def __init__(self, num_tasks: int) -> None:
+    def __init__(self, num_tasks: int, weight_normalization: str = "sum") -> None:
         super().__init__()
+        self.weight_normalization = weight_normalization
         self.alpha = nn.Parameter(torch.ones(num_tasks))
         self.beta = nn.Parameter(torch.ones(num_tasks))
         self._columns: dict[str, Tensor] = {}
@@ -50,17 +53,17 @@ class LossCosineScheduling(Weighting):
             "loss_level": level.masked_fill(~usable, torch.nan),
             "gradient_cosine": cosines.masked_fill(unknown, torch.nan),
         }
-        if not bool(usable.any()):
-            return torch.zeros_like(losses)
-        scores = self.alpha * agreement.detach() + self.beta * level
-        return count * scores.masked_fill(~usable, -torch.inf).softmax(0)
+        weights = (self.alpha * agreement + self.beta * level).exp()
+        return normalized(weights, usable, self.weight_normalization)
 
     def log(self) -> dict[str, Tensor]:
+        """c, l and the gradients' cosines; nan where a task was not usable."""
         return self._columns
 
     def learned(self) -> dict[str, Tensor]:
+        """α and β."""
         return {"alpha": self.alpha.detach().clone(), "beta": self.beta.detach().clone()}
 
     def depends_on_omega(self, num_tasks: int) -> bool:
-        """A task alone has the weight 1 whatever Ω."""
+        """Of a single task c and l are 0, so that its weight is 1 whatever Ω is."""
         return num_tasks > 1

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 import torch
-from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import strtobool
@@ -27,13 +26,13 @@ from jscpt_peft.settings import (
     PositiveRate,
     Rate,
     Terms,
-    check_setting,
     check_settings,
     setting,
 )
 
 from .distributed import join_on_cpu
 from .hessian import HESSIAN_PRODUCTS
+from .optimizer_checks import check_mappings, check_optimizer
 from .trainer_settings import ANNOTATIONS, REFUSED, check_refused, check_trackers
 
 REFERENCES = ("original", "complement")
@@ -41,11 +40,8 @@ HESSIAN_PARAMETERS = ("all", "shared")
 SCHEDULER_OPTIMIZERS = ("adam", "sgd")
 WATCHING_A_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 DEFAULT_METRIC = "mean_accuracy"
-# What needs no trial: the others want packages, a model, or options of their own.
-PLAIN_OPTIMIZERS = (OptimizerNames.SGD, OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED)
-PLAIN_SCHEDULES = (SchedulerType.COSINE, SchedulerType.LINEAR, SchedulerType.CONSTANT)
 SCHEDULER = "scheduler"
-WEIGHTINGS = (SCHEDULER, "uniform", "uw", "gradnorm", "dwa", "famo", *AGGREGATORS)
+WEIGHTINGS = (SCHEDULER, "loss_cosine", "uniform", "uw", "gradnorm", "dwa", "famo", *AGGREGATORS)
 # Option -> the weightings, or aggregators, that know it.
 WEIGHTING_OPTIONS = {
     "cagrad_c": ("cagrad",),
@@ -104,14 +100,15 @@ class JSCPTTrainingArguments(TrainingArguments):
     # ---- the tasks' weights ----
     weighting: Annotated[str, OneOf(WEIGHTINGS)] = setting(
         SCHEDULER,
-        "What weighs the tasks: scheduler (Eqs. 4-6, with the options below), uniform (plain joint training), uw "
+        "What weighs the tasks: scheduler (Eqs. 4-6, with the options below), loss_cosine "
+        "(gradient cosines and losses, with learned weights), uniform (plain joint training), uw "
         f"(uncertainty), gradnorm, dwa, famo, or by the shared gradients alone {', '.join(AGGREGATORS)} (TorchJD; "
         "needs jscpt-peft[aggregators]).",
     )
-    weighting_learning_rate: PositiveFloat = setting(0.025, "Learning rate of --weighting uw, gradnorm and famo.")
-    gradnorm_alpha: NonNegativeFloat = setting(1.5, "α of --weighting gradnorm: how strongly slow tasks are pulled.")
-    dwa_temperature: PositiveFloat = setting(2.0, "T of --weighting dwa.")
-    famo_decay: NonNegativeFloat = setting(0.01, "γ of --weighting famo.")
+    weighting_learning_rate: PositiveRate = setting(0.025, "Learning rate of --weighting uw, gradnorm and famo.")
+    gradnorm_alpha: Rate = setting(1.5, "α of --weighting gradnorm: how strongly slow tasks are pulled.")
+    dwa_temperature: PositiveRate = setting(2.0, "T of --weighting dwa.")
+    famo_decay: Rate = setting(0.01, "γ of --weighting famo.")
 
     # ---- the scheduler (Eqs. 4-6) ----
     prompt_scheduling: bool = setting(True, "Weigh tasks by causal effect (Eq. 4).")
@@ -179,11 +176,7 @@ class JSCPTTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        check_settings(self, ANNOTATIONS)
-        check_refused(self)
-        check_trackers(self.report_to)
-        for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
-            _check_mapping(name, getattr(self, name))
+        self._check_each()
         if self.warmup_steps is None:
             self.warmup_steps = min(1.0 / self.num_train_epochs, 0.5) if self.max_steps <= 0 else 0.0
         on_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
@@ -195,7 +188,19 @@ class JSCPTTrainingArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"mode": mode, **(self.lr_scheduler_kwargs or {})}
         self._check_together()
         self._check_launcher()
-        self._try_optimizer()
+        check_optimizer(self)
+
+    def check(self) -> None:
+        """Raises a `ValueError` as the constructor does: arguments may have been set since."""
+        self._check_each()
+        self._check_together()
+        check_optimizer(self)
+
+    def _check_each(self) -> None:
+        check_settings(self, ANNOTATIONS)
+        check_refused(self)
+        check_trackers(self.report_to)
+        check_mappings(self)
 
     def _check_together(self) -> None:
         if self.gradient_aggregator is not None and not self.task_scheduling:
@@ -216,11 +221,6 @@ class JSCPTTrainingArguments(TrainingArguments):
                 words = [f"`weighting={each!r}`" for each in needed]
                 words += [f"`gradient_aggregator={each!r}`" for each in needed if each in AGGREGATORS]
                 raise ValueError(f"`{name}={value!r}` needs {' or '.join(words)}: leave it out.")
-        if self.activation_checkpointing and (self.activation_checkpointing_kwargs or {}).get("use_reentrant"):
-            raise ValueError(
-                "`activation_checkpointing_kwargs={'use_reentrant': True}` does not work with `torch.autograd.grad`: "
-                "use `{'use_reentrant': False}`."
-            )
 
     def _check_launcher(self) -> None:
         """What the surroundings ask for: visible GPUs, and the configuration of `accelerate launch`."""
@@ -243,22 +243,6 @@ class JSCPTTrainingArguments(TrainingArguments):
         optimizer, keywords = Trainer.get_optimizer_cls_and_kwargs(self, model)
         return optimizer, {"momentum": self.momentum, **keywords} if optimizer is torch.optim.SGD else keywords
 
-    def _try_optimizer(self) -> None:
-        """Makes an optimizer and its schedule for a single number: what they refuse is refused here."""
-        plain = self.optim in PLAIN_OPTIMIZERS and self.lr_scheduler_type in PLAIN_SCHEDULES
-        if plain and not self.optim_args and not self.lr_scheduler_kwargs:
-            return
-        try:
-            optimizer, keywords = self.optimizer()
-            optimizer = optimizer([torch.nn.Parameter(torch.zeros(1))], **keywords)
-            get_scheduler(self.lr_scheduler_type, optimizer, 1, 10, self.lr_scheduler_kwargs)
-        except Exception as error:  # each optimizer has its own
-            raise ValueError(
-                f"`optim` {self.optim.value!r} with `optim_args` {self.optim_args!r}, and `lr_scheduler_type` "
-                f"{self.lr_scheduler_type.value!r} with `lr_scheduler_kwargs` {self.lr_scheduler_kwargs!r}, cannot be "
-                f"made: {error}"
-            ) from error
-
     @property
     def needs_a_metric(self) -> bool:
         """Whether something besides keeping the best checkpoint hangs on `metric_for_best_model`."""
@@ -276,12 +260,3 @@ class JSCPTTrainingArguments(TrainingArguments):
         """Whether the graph of an undivided lower step serves the Hessian-vector products too (every M-th step)."""
         apart = self.hypergradient_batch_size is not None or self.hypergradient_chunk_size is not None
         return self.neumann_terms > 0 and self.hvp == "exact" and not apart
-
-
-def _check_mapping(argument: str, value: Any) -> None:
-    """Of a mapping that the command line writes as JSON."""
-    try:
-        mapping = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`{argument}` must be JSON, got {value!r} ({error}).") from error
-    check_setting(argument, mapping, dict | None)

@@ -90,7 +90,7 @@ class Checkpointing(Trainer):
 
         Raises:
             ValueError: the checkpoint is damaged, of another configuration or not there, or no valid one is.
-        FloatingPointError: the run ends in steps or with parameters that are not finite.
+            FloatingPointError: the run ends in steps or with parameters that are not finite.
         """
         self._good, self.nonfinite_steps, self.loaded_step = None, 0, None
         checkpoint, state, run = None, TrainerState(), Path(self.args.output_dir)

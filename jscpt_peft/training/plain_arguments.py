@@ -23,6 +23,7 @@ def own_arguments(args: TrainingArguments | None) -> JSCPTTrainingArguments:
         args: of a `Trainer`; `None`: all defaults, with `output_dir` as `Trainer` has it.
     """
     if isinstance(args, JSCPTTrainingArguments):
+        args.check()
         return args
     if args is None:
         return JSCPTTrainingArguments(output_dir="tmp_trainer")

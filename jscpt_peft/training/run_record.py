@@ -14,6 +14,7 @@ from peft import PeftConfig
 from jscpt_peft.data import read_manifest
 from jscpt_peft.data.manifest import MANIFEST_FILE, drawn_by, on_hub
 from jscpt_peft.model import JSCPTConfig
+from jscpt_peft.model.part_options import KNOWN_BY
 from jscpt_peft.reading import read_json, read_text
 from jscpt_peft.serving.card import TrainingRecord
 
@@ -34,6 +35,7 @@ FIGURES = {
     "gradient_cosines.png": "Cosines between the tasks' gradients",
     "causal_effects.png": "Causal effect of each task's selected features",
     "prompt_scheduling.png": "Prompt scheduling of one task",
+    "modules.png": "Which task takes how much from which feature module",
 }
 # Of the configuration, what says nothing of the method; the tokenizer's name may be a path of this machine.
 UNSAID = {"tokenizer_name_or_path", "target_modules", "base_model", "adapter", "weighting_class"}
@@ -97,6 +99,7 @@ def settings(adapter: JSCPTConfig, fixed: Mapping[str, Any], reproducing: Mappin
     """
     chosen = {fixed["weighting"], fixed["gradient_aggregator"]}
     unused = UNSAID | {name for name, needed in WEIGHTING_OPTIONS.items() if chosen.isdisjoint(needed)}
+    unused |= {name for name, (part, knowing) in KNOWN_BY.items() if getattr(adapter, part) not in knowing}
     simple = {
         name: value for name, value in {**vars(adapter), **fixed}.items() if isinstance(value, int | float | str)
     }
@@ -157,8 +160,13 @@ def _source(manifest: Mapping[str, Any]) -> tuple[str, str]:
     fraction, shots = drawn_by(manifest)
     if fraction is not None:
         part = f"{100 * fraction:.3g} % of each class"
+    elif isinstance(shots, Mapping):
+        few = ", ".join(f"{each:d} of each class in {task}" for task, each in shots.items())
+        part = f"all training images, but {few}"
     else:
         part = "all training images" if shots is None else f"up to {shots:d} of each class"
+    if noise := manifest["options"].get("label_noise"):
+        part += "; wrong labels: " + ", ".join(f"{100 * each:.3g} % in {task}" for task, each in noise.items())
     if not origin:
         return ORIGINS[manifest["task_set"]], part
     if on_hub(manifest):

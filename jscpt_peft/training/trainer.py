@@ -141,6 +141,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
     def _hp_search_setup(self, trial: Any) -> None:
         """As `Trainer`'s, at the start of every training: a new model, or new arguments, want a new Ω."""
         super()._hp_search_setup(trial)
+        self.args.check()
         if self.model_init is not None:
             self._set_up()
         self._prepare_adapters()

@@ -12,6 +12,7 @@ from jscpt_peft.scheduling import (
     GradNorm,
     GramianWeighting,
     JointScheduling,
+    LossCosineScheduling,
     TaskPromptScheduler,
     UncertaintyWeighting,
     UniformWeighting,
@@ -28,6 +29,8 @@ def make_weighting(args: JSCPTTrainingArguments, tasks: int) -> Weighting:
         return UniformWeighting()
     if name == SCHEDULER:
         return _joint_scheduling(args, tasks)
+    if name == "loss_cosine":
+        return LossCosineScheduling(tasks, normalization)
     if name == "uw":
         return UncertaintyWeighting(tasks, normalization, rate)
     if name == "dwa":

@@ -97,18 +97,6 @@ def test_sampling_keeps_its_promises(tmp_path):
     assert keys(folder_task_set(tmp_path, shots=2, seed=2))["art"]["train"] != shots[0]["train"]
 
 
-def test_samples_do_not_depend_on_what_else_is_loaded(tmp_path):
-    flat(tmp_path / "small", "art", cat=20, dog=10)
-    flat(tmp_path / "large", "art", cat=20, dog=10, aardvark=9)
-    flat(tmp_path / "large", "a first task", cat=20, dog=10)
-    small = keys(folder_task_set(tmp_path / "small", shots=3))["art"]
-    large = keys(folder_task_set(tmp_path / "large", shots=3))
-    known = {split: {key for key in found if "aardvark" not in key} for split, found in large["art"].items()}
-    assert known == small
-    renamed = {split: {key.replace("a first task", "art") for key in large["a first task"][split]} for split in SPLITS}
-    assert renamed != small
-
-
 def test_seeds_share_their_test_images(tmp_path):
     flat(tmp_path, "art", cat=30)
     first, second = (keys(folder_task_set(tmp_path, shots=5, seed=seed))["art"] for seed in (1, 2))
@@ -223,12 +211,14 @@ def test_a_missing_root_is_refused_with_the_layout(tmp_path):
 @pytest.mark.parametrize(
     "names",
     [
-        ("Train", "Val", "Test"),
-        ("training", "validation", "testing"),
         ("TRAIN", "dev", "TEST"),
-        ("seg_train", "seg_valid", "seg_test"),
-        ("train_set", "valset", "test-images"),
+        ("seg_train", "valset", "test-images"),
         ("train2017", "val2017", "test2017"),
+        ("Training Set", "Validation Set", "Test Set"),
+        ("train_images", "2017_val", "testData_v2"),
+        ("x_train", "x_val", "x_test"),
+        ("trainA", "valA", "testA"),
+        ("mytrain", "myvalid", "mytest"),
     ],
 )
 def test_split_folders_are_known_as_people_spell_them(names, tmp_path):
@@ -236,9 +226,18 @@ def test_split_folders_are_known_as_people_spell_them(names, tmp_path):
     task = folder_task_set(tmp_path / "data").tasks[0]
     assert task.class_names == ("cat", "dog")
     assert [len(task.split(split)) for split in SPLITS] == [7, 3, 3, 4]
-    (tmp_path / "data" / "art").rename(tmp_path / "data" / names[0])  # as a task it is questioned
-    with pytest.raises(ValueError, match=rf"has folders for splits \({names[0]}\) where its tasks should be"):
-        folder_task_set(tmp_path / "data")
+    for name in names[::2]:  # as tasks, and as classes, they are questioned
+        shutil.copytree(tmp_path / "data" / "art", tmp_path / "tasks" / name)
+        flat(tmp_path / "classes", "art", **{name: 5})
+    with pytest.raises(ValueError, match=r"has folders for splits \(.*\) where its tasks should be"):
+        folder_task_set(tmp_path / "tasks")
+    with pytest.raises(ValueError, match=r"the folders .* are named after splits, but hold images and no class"):
+        folder_task_set(tmp_path / "classes")
+
+
+def test_names_that_only_sound_like_splits_are_classes(tmp_path):
+    flat(tmp_path, "art", **dict.fromkeys(("bullet train", "test tube", "trains", "contest", "valley"), 4))
+    assert len(folder_task_set(tmp_path).tasks[0].class_names) == 5
 
 
 @pytest.mark.parametrize("folders", ["{split}/{name}", "{split}/art/{name}", "{split}/{name}/{name}"])
@@ -251,16 +250,44 @@ def test_splits_above_tasks_are_questioned(folders, tmp_path):
         folder_task_set(tmp_path)
 
 
+@pytest.mark.parametrize("strays", [0, 1])
 @pytest.mark.parametrize(
     "folders", ["animals/art/{name}", "art/seg/{name}", "art/{name}/train", "art/train/train/{name}", "a/b/art/{name}"]
 )
-def test_class_folders_of_folders_alone_are_questioned(folders, tmp_path):
-    """A root that is one level too high, or splits where they are not looked for: never classes of their own."""
+def test_class_folders_of_folders_are_questioned(folders, strays, tmp_path):
+    """A root that is one level too high, or splits where they are not looked for: never classes of their own.
+
+    Some images that have been left above change nothing.
+    """
     for name in ("cat", "dog"):
         for number in range(5):
             save(tmp_path / folders.format(name=name) / f"{number}.png")
             save(tmp_path / folders.format(name=name).replace("train", "test") / f"{number}.png")
-    with pytest.raises(ValueError, match=r"holds only folders \('.*', ...\): expected ROOT/.* one level too high\?"):
+    for folder in [path for path in tmp_path.rglob("*") if path.is_dir() and any(map(os.path.isdir, path.iterdir()))]:
+        for number in range(strays):
+            save(folder / f"stray{number}.png")
+    holds = r"(a folder for a split \('\w+'\)|mostly folders, beside 1 images)" if strays else "only folders"
+    with pytest.raises(ValueError, match=rf"holds {holds} \('.*', ...\): expected ROOT/.* one level too high\?"):
+        folder_task_set(tmp_path)
+
+
+def test_images_above_their_folders_are_questioned(tmp_path):
+    """A root that is one level too deep, in which something has been put into folders."""
+    flat(tmp_path, ".", cat=8, dog=8)
+    flat(tmp_path, "cat", thumbnails=2)
+    flat(tmp_path, "dog", thumbnails=2)
+    with pytest.raises(ValueError, match=r"cat' holds 8 images in no class folder, and 2 in folders: .* too deep\?"):
+        folder_task_set(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    flat(tmp_path, "art", cat=4)
+    deep = tmp_path / "deep" / "/".join(60 * "x")
+    save(deep / "1.png")
+    with pytest.raises(ValueError, match=r"`data_root`: '.*' lies more than 50 folders deep"):
+        folder_task_set(tmp_path)
+    monkeypatch.setattr(os, "scandir", lambda path: (_ for _ in ()).throw(PermissionError(13, "denied", str(path))))
+    with pytest.raises(ValueError, match=r"`data_root`: '.*' cannot be read \(.*denied"):
         folder_task_set(tmp_path)
 
 

@@ -91,13 +91,6 @@ def test_single_validation_images_are_shared_out_evenly():
     assert abs(len(flat(dev)) - len(flat(rest))) < 130  # 4 standard deviations
 
 
-def test_the_share_of_a_class_does_not_depend_on_other_classes():
-    sizes = (5, 1, 1, 3, 9)
-    _, _, dev = carve_dev(classes_of(*sizes), classes_of(*sizes), 1, "art")
-    _, _, fewer = carve_dev(classes_of(*sizes[:4]), classes_of(*sizes[:4]), 1, "art")
-    assert fewer == {name: dev[name] for name in fewer}
-
-
 @pytest.mark.parametrize("validation", [{}, classes_of(0, 0, 0), classes_of(1)])
 def test_without_validation_dev_comes_from_train_and_the_log_says_so(validation, caplog):
     train = classes_of(10, 1, 5)

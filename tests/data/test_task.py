@@ -66,15 +66,6 @@ def test_20_000_classes_are_built_in_time():
     assert time.perf_counter() - start < 2
 
 
-def test_validation_may_be_empty():
-    assert len(task(validation=()).validation) == 0
-
-
-def test_an_unknown_split_is_refused():
-    with pytest.raises(ValueError, match="`name` is 'val'"):
-        task().split("val")
-
-
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [

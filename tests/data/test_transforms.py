@@ -11,7 +11,6 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from jscpt_peft.data import image_transform, to_rgb
-from jscpt_peft.data.transforms import _random_box
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IDENTITY = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -125,25 +124,6 @@ def test_alpha_in_the_palette_is_laid_over_white():
     image = Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P")
     image.putpalette([10, 20, 30, 255, 40, 50, 60, 0], rawmode="RGBA")
     assert np.asarray(to_rgb(image))[0].tolist() == [[10, 20, 30], [255, 255, 255]]
-
-
-def test_animation_gives_its_first_frame(tmp_path):
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    image = saved(frames[0], tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    assert to_rgb(image).getpixel((0, 0)) == (255, 0, 0)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (2, 300), (300, 2), (64, 48), (1000, 10)])
-def test_random_box_lies_in_the_image_and_keeps_its_limits(shape):
-    width, height = shape
-    rng = random.Random(0)
-    for _ in range(200):
-        left, top, right, bottom = _random_box(width, height, rng, 0.08)
-        assert 0 <= left < right <= width
-        assert 0 <= top < bottom <= height
-        if min(shape) > 20:  # else rounding to whole pixels dominates
-            assert 0.08 * 0.9 <= (right - left) * (bottom - top) / (width * height) <= 1
-            assert 0.7 <= (right - left) / (bottom - top) <= 1.45
 
 
 def test_training_transform_depends_on_the_generator_alone():

@@ -1,6 +1,6 @@
 """Whatever is given, the answer is in words: an error that names the argument or the file, and never a raw traceback.
 
-Seeded, and bounded to a minute; `JSCPT_FUZZ_SECONDS=3600` goes on with other inputs for an hour.
+Seeded, and bounded to half a minute; `JSCPT_FUZZ_SECONDS=3600` goes on with other inputs for an hour.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from jscpt_peft.data import load_task_set
 from jscpt_peft.model.adapter_file import DIGEST_FILE
 from jscpt_peft.training import JSCPTTrainingArguments
 
-SECONDS = float(os.environ.get("JSCPT_FUZZ_SECONDS", "60"))
+SECONDS = float(os.environ.get("JSCPT_FUZZ_SECONDS", "24"))
 TESTS = 6
 SETTINGS = settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 600), pytest.mark.filterwarnings("ignore")]

@@ -23,6 +23,15 @@ def trained(tmp_path):
     return run, tmp_path / "run"
 
 
+@pytest.fixture(scope="module")
+def described(tmp_path_factory):
+    """A run, and its folder for the tests that only look at what a manifest adds to the card."""
+    output = tmp_path_factory.mktemp("described")
+    run = small_run.trainer(output, max_steps=1)
+    run.train()
+    return run, output
+
+
 def test_configuration_and_last_evaluation(trained):
     run, output = trained
     run.evaluate()
@@ -196,8 +205,8 @@ def training_section(run, output, **manifest) -> str:
     ],
     ids=["benchmarks", "folder", "shapes"],
 )
-def test_the_data_are_those_of_the_manifest(trained, task_set, options, rows):
-    text = training_section(*trained, task_set=task_set, options=options)
+def test_the_data_are_those_of_the_manifest(described, task_set, options, rows):
+    text = training_section(*described, task_set=task_set, options=options)
     assert f"on the task set `{task_set}`, drawn with seed 9:" in text
     assert re.findall(r"^\| .* \|$", text.split("The settings:")[0], re.MULTILINE)[1:] == rows
     assert "/home/me" not in text
@@ -213,9 +222,9 @@ def test_the_data_are_those_of_the_manifest(trained, task_set, options, rows):
     ],
     ids=str,
 )
-def test_another_runs_or_somebody_elses_manifest_is_passed_over(trained, manifest):
-    assert "task set" not in training_section(*trained, **manifest)
-    assert "task set" in training_section(*trained)
+def test_another_runs_or_somebody_elses_manifest_is_passed_over(described, manifest):
+    assert "task set" not in training_section(*described, **manifest)
+    assert "task set" in training_section(*described)
 
 
 def test_an_edited_card_stays(trained):

@@ -178,13 +178,11 @@ def test_meta_and_back(model, batch):
 @pytest.mark.slow
 def test_compiled_after_the_adapter():
     model = prompted.prompted_clip(torch.float32, clip=oracles.tiny_clip(layers=1, dtype=torch.float32))
-    pixels, task_ids, _ = prompted.batch(model)
+    pixels, *_ = prompted.batch(model)
     with torch.no_grad():
         given = {"input_ids": TEXT, "pixel_values": pixels, "task_ids": 0}
         compiled = torch.compile(model, backend="eager")(**given)
         assert_close(compiled.logits_per_image, model(**given).logits_per_image)
-        classify = torch.compile(model.classify, backend="eager")
-        assert_close(classify(pixels, task_ids).logits, model.classify(pixels, task_ids).logits)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -21,18 +22,28 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 from jscpt_peft.serving import export
 from jscpt_peft.serving.base_names import public_name
 
+# Beside what `tests/model/test_methods.py` exports.
 OPTIONS = {
     "every block": {},
-    "first block": {"prompt_depth": 1},
-    "two of three blocks": {"prompt_depth": 2},
-    "vision": {"towers": "vision"},
-    "text": {"towers": "text"},
-    "no intervention": {"intervention": "none"},
     "shared intervention": {"intervention_shared": True, "learn_masks": False},
-    "no prompts": {"num_shared_tokens": 0, "num_task_tokens": 0},
-    "eager": {"implementation": "eager"},
     "eager, two of three blocks": {"implementation": "eager", "prompt_depth": 2},
 }
+
+
+STATISTICS = {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.2, 0.3, 0.25)}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model and the folder of one of its tasks, which tests only add images to."""
+    model = prompted.prompted_clip(torch.float32)
+    return model, model.export_task("sketch", tmp_path_factory.mktemp("exported") / "sketch", **STATISTICS)
+
+
+@pytest.fixture
+def copied(exported, tmp_path) -> Path:
+    """A copy of that folder without the images, beside nothing."""
+    return shutil.copytree(exported[1], tmp_path / "served", ignore=shutil.ignore_patterns("picture*"))
 
 
 def load(directory: Path):
@@ -129,18 +140,11 @@ def _weights(directory: Path, part: str = "") -> int:
     return sum(tensor.nbytes for name, tensor in state.items() if name.startswith(part))
 
 
-def test_nothing_but_the_vision_tower_and_the_task_goes_along(tmp_path):
-    model = prompted.prompted_clip(torch.float32)
-    directory = model.export_task("sketch", tmp_path / "sketch")
+def test_nothing_but_the_vision_tower_and_the_task_goes_along(exported):
+    model, directory = exported
     state = torch.export.load(directory / "classifier.pt2").state_dict
-    assert {name.split(".")[0] for name in state} == {
-        "vision",
-        "projection",
-        "head_parameters",
-        "keys",
-        "values",
-        "classes",
-    }
+    parts = {"vision", "projection", "head_parameters", "keys", "values", "classes"}
+    assert {name.split(".")[0] for name in state} == parts
     assert state["classes"].shape == (20, 4)
     clip = model.get_base_model()
     tower = sum(
@@ -153,22 +157,19 @@ def test_nothing_but_the_vision_tower_and_the_task_goes_along(tmp_path):
     assert (directory / "classifier.pt2").stat().st_size < 1.1 * _weights(directory) + 250_000  # the graph
 
 
-def test_no_path_of_this_machine_is_in_it(tmp_path):
-    directory = prompted.prompted_clip().export_task("photo", tmp_path / "photo")
+def test_no_path_of_this_machine_is_in_it(copied):
     here = str(Path(export.__file__).parents[2]).encode()
-    with zipfile.ZipFile(directory / "classifier.pt2") as archive:
+    with zipfile.ZipFile(copied / "classifier.pt2") as archive:
         assert [name for name in archive.namelist() if here in archive.read(name)] == []
 
 
-def test_the_description(tmp_path):
-    model = prompted.prompted_clip(torch.float32)
-    directory = model.export_task("sketch", tmp_path / "sketch", image_mean=(0.5, 0.4, 0.3), image_std=(0.2, 0.2, 0.1))
-    about = json.loads((directory / "classifier.json").read_text())
-    assert {path.name for path in directory.iterdir()} == {"classifier.pt2", "classifier.json", "README.md"}
+def test_the_description(copied):
+    about = json.loads((copied / "classifier.json").read_text())
+    assert {path.name for path in copied.iterdir()} == {"classifier.pt2", "classifier.json", "README.md"}
     assert (about["task"], about["class_names"], about["image_size"]) == ("sketch", ["a", "b", "c", "d"], 32)
-    assert (about["image_mean"], about["image_std"]) == ([0.5, 0.4, 0.3], [0.2, 0.2, 0.1])
+    assert (about["image_mean"], about["image_std"]) == ([0.5, 0.4, 0.3], [0.2, 0.3, 0.25])
     assert (about["dtype"], about["input_dtype"], about["class_template"]) == ("float32", "float32", "{}.")
-    assert about["sha256"] == hashlib.sha256((directory / "classifier.pt2").read_bytes()).hexdigest()
+    assert about["sha256"] == hashlib.sha256((copied / "classifier.pt2").read_bytes()).hexdigest()
     assert about["versions"]["torch"] == torch.__version__
 
 
@@ -180,19 +181,17 @@ def test_the_base_model_goes_by_a_name_that_others_understand(base, name):
     assert public_name(base) == name
 
 
-def test_what_is_not_whole_is_not_loaded(tmp_path):
-    directory = prompted.prompted_clip(torch.float32).export_task("photo", tmp_path / "photo")
-    assert export.load_task(directory)[1]["task"] == "photo"
-    program = directory / "classifier.pt2"
+def test_what_is_not_whole_is_not_loaded(copied):
+    assert export.load_task(copied)[1]["task"] == "sketch"
+    program = copied / "classifier.pt2"
     program.write_bytes(program.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"classifier\.pt2 is not what classifier\.json beside it describes"):
-        export.load_task(directory)
-    assert "can run code" in (directory / "README.md").read_text()
+        export.load_task(copied)
+    assert "can run code" in (copied / "README.md").read_text()
 
 
-def test_pickles_are_refused_whoever_vouches_for_them(tmp_path):
-    directory = prompted.prompted_clip(torch.float32).export_task("photo", tmp_path / "photo")
-    program, description = directory / "classifier.pt2", directory / "classifier.json"
+def test_pickles_are_refused_whoever_vouches_for_them(copied):
+    program, description = copied / "classifier.pt2", copied / "classifier.json"
     with zipfile.ZipFile(program) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     (table,) = [name for name in entries if name.endswith("weights_config.json")]
@@ -203,7 +202,7 @@ def test_pickles_are_refused_whoever_vouches_for_them(tmp_path):
     digest = hashlib.sha256(program.read_bytes()).hexdigest()
     description.write_text(json.dumps(json.loads(description.read_text()) | {"sha256": digest}))
     with pytest.raises(ValueError, match="holds pickles"):
-        export.load_task(directory)
+        export.load_task(copied)
 
 
 def noise(width: int, height: int, mode: str) -> Image.Image:
@@ -225,25 +224,9 @@ def serve(directory: Path, real: bool = False) -> subprocess.CompletedProcess[st
     return fork_server.run(command, cwd=directory)
 
 
-STATISTICS = {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.2, 0.3, 0.25)}
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """A model and the folder of one of its tasks, which tests only add images to."""
-    model = prompted.prompted_clip(torch.float32)
-    return model, model.export_task("sketch", tmp_path_factory.mktemp("exported") / "sketch", **STATISTICS)
-
-
 @pytest.mark.parametrize(
     ("size", "mode", "file_format"),
-    [
-        ((50, 37), "RGB", "JPEG"),
-        ((21, 64), "RGB", "JPEG"),
-        ((32, 32), "RGB", "JPEG"),
-        ((50, 37), "I;16", "PNG"),
-        ((50, 37), "I;16B", "TIFF"),
-    ],
+    [((50, 37), "RGB", "JPEG"), ((21, 64), "I;16B", "TIFF"), ((50, 37), "I;16", "PNG")],
 )
 def test_the_lines_of_its_readme_give_what_predict_gives_with_torch_and_pillow_alone(
     exported, size, mode, file_format
@@ -273,20 +256,17 @@ def content(directory: Path) -> dict[str, bytes]:
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
 
 
-def test_an_earlier_export_is_replaced(tmp_path):
-    model = prompted.prompted_clip(torch.float32)
-    (tmp_path / "served").mkdir()
-    directory = model.export_task("photo", tmp_path / "served")
-    model.export_task("sketch", directory)
-    assert json.loads((directory / "classifier.json").read_text())["task"] == "sketch"
-    assert load(directory)(pixels(1, torch.float32)).shape == (1, 4)
+def test_an_earlier_export_is_replaced(exported, copied, tmp_path):
+    model, _ = exported
+    model.export_task("photo", copied)
+    assert json.loads((copied / "classifier.json").read_text())["task"] == "photo"
+    assert load(copied)(pixels(1, torch.float32)).shape == (1, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["served"]
 
 
 @pytest.mark.parametrize("where", ["json.dumps", "os.replace"])
-def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, where):
-    model = prompted.prompted_clip(torch.float32)
-    directory = model.export_task("photo", tmp_path / "served")
+def test_a_failure_leaves_what_was_there(exported, copied, tmp_path, monkeypatch, where):
+    model, directory = exported[0], copied
     before = content(tmp_path)
     replace, called = export.os.replace, []
 
@@ -308,17 +288,16 @@ def test_a_failure_leaves_what_was_there(tmp_path, monkeypatch, where):
         assert content(tmp_path) == before
 
 
-def test_a_full_disk_ends_an_export_in_one_sentence(tmp_path):
-    model = prompted.prompted_clip(torch.float32)
-    directory = model.export_task("photo", tmp_path / "served")
+def test_a_full_disk_ends_an_export_in_one_sentence(exported, copied, tmp_path):
+    model, directory = exported[0], copied
     before = content(tmp_path)
     with no_file_larger_than(10_000), pytest.raises(OSError, match=r"the export to .*/served could not be written"):
         model.export_task("sketch", directory)
     assert content(tmp_path) == before
 
 
-def test_other_files_are_never_touched(tmp_path):
-    model = prompted.prompted_clip(torch.float32)
+def test_other_files_are_never_touched(exported, tmp_path):
+    model, _ = exported
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"`directory` '.*thesis' holds something else than an earlier export"):
@@ -328,8 +307,8 @@ def test_other_files_are_never_touched(tmp_path):
     assert content(tmp_path) == {"thesis/chapter.txt": b"mine"}
 
 
-def test_bad_arguments_are_named(tmp_path):
-    model = prompted.prompted_clip(torch.float32)
+def test_bad_arguments_are_named(exported, tmp_path):
+    model, _ = exported
     with pytest.raises(ValueError, match=r"`task` 'sketsh' is not one of .*Did you mean 'sketch'\?"):
         model.export_task("sketsh", tmp_path / "new")
     with pytest.raises(ValueError, match=r"`dtype` is torch\.float16: give one of torch\.float32, "):

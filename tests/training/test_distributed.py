@@ -23,6 +23,14 @@ VARIANTS = {
     "differences": {"hvp": "finite_difference", "max_grad_norm": 0.5, "hypergradient_batch_size": 2},
     "unified": {"model": {"prompts": "unified", "num_task_tokens": 0, "intervention": "adapter"}},
     "coupled": {"model": {"prompts": "coupled", "num_task_tokens": 0, "intervention": "none", "single_task": True}},
+    "projected": {
+        "model": {
+            "prompts": "projected",
+            "num_task_tokens": 0,
+            "intervention": "decoupled",
+            "decorrelation_weight": 0.0,  # a correlation is that of a batch
+        }
+    },
     "few images": {"sizes": {"train": [1, 3, 2], "dev": [1, 1, 1], "validation": [1, 2, 2]}},
 }
 

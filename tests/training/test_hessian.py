@@ -37,16 +37,9 @@ def reference(model, batch):
     """A vector, and its product by `torch.autograd.functional.hvp` on the weighted loss of the whole batch."""
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
-    class Loss(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self):
-            return (WEIGHTS * self.model.classify(*batch).task_losses).sum()
-
     def loss(*values):
-        return functional_call(Loss(), {f"model.{n}": v for n, v in zip(named, values, strict=True)}, ())
+        given = {f"model.{n}": v for n, v in zip(named, values, strict=True)}
+        return (WEIGHTS * functional_call(prompted.TaskLosses(model), given, tuple(batch))).sum()
 
     theta = tuple(parameter.detach() for parameter in named.values())
     generator = torch.Generator().manual_seed(5)

@@ -8,10 +8,8 @@ import pytest
 import small_run
 import torch
 from full_disk import no_file_larger_than
-from torch.nn.functional import cross_entropy, normalize
 from transformers import TrainerCallback
 
-from jscpt_peft.data import collate
 from jscpt_peft.evaluation import draw_figures, history_arrays, read_history
 from jscpt_peft.training.step_log import HISTORY_FILE, StepLog
 
@@ -32,28 +30,6 @@ class Remember(TrainerCallback):
         self.steps.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
 
 
-def training_batch(run, step):
-    sampler = run.get_train_dataloader().batch_sampler
-    return collate([run.train_dataset[key] for key in sampler.batch(step % len(sampler), step // len(sampler))])
-
-
-def task_by_task(model, batch):
-    """Losses on x̄ [N] and on x [N], and the gradients of the former for the shared prompts [N, P]: N backwards."""
-    task_ids, labels = batch["task_ids"], batch["labels"]
-    shared = [parameter for name, parameter in model.named_parameters() if name.endswith("_shared")]
-    losses, references, gradients = [], [], []
-    for task, classes in enumerate(prompted.TASKS.values()):
-        output = model.classify(batch["pixel_values"].double(), task_ids)
-        mine = task_ids == task
-        loss = cross_entropy(output.logits[mine][:, : len(classes)], labels[mine])
-        gradients.append(torch.cat([each.flatten() for each in torch.autograd.grad(loss, shared, retain_graph=True)]))
-        scale = model.get_base_model().logit_scale.exp()
-        x, z = normalize(output.image_embeds[mine]), normalize(output.class_embeds[task, : len(classes)])
-        losses.append(loss.item())
-        references.append(cross_entropy(scale * x @ z.T, labels[mine]).item())
-    return np.array(losses), np.array(references), torch.stack(gradients).numpy()
-
-
 def test_losses_effects_affinities_and_cosines_are_those_of_separate_backwards(tmp_path):
     """What Figs. 1(c), 4 and 5 show, at every step of a run whose parameters and Ω move."""
     before = Remember()
@@ -62,10 +38,10 @@ def test_losses_effects_affinities_and_cosines_are_those_of_separate_backwards(t
     run.train()
     arrays = history_arrays(read_history(tmp_path / "scheduler_history.jsonl"))
 
-    again = prompted.prompted_clip(torch.float64)
+    again, batches = prompted.prompted_clip(torch.float64), small_run.batches_of(run, 5)
     for step, parameters in enumerate(before.steps):
         again.load_state_dict(parameters, strict=False)
-        losses, references, gradients = task_by_task(again, training_batch(run, step))
+        losses, references, gradients = (each.numpy() for each in prompted.task_by_task(again, batches[step]))
         norms = np.linalg.norm(gradients, axis=1)
         products = gradients @ gradients.T
         affinity = products / norms**2  # column j by the norm of g_j

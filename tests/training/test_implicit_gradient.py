@@ -86,7 +86,9 @@ class BiLevelProblem:
         parts = theta.split([shape.numel() for shape in shapes])
         values = {n: part.view(shape) for n, part, shape in zip(self.names, parts, shapes, strict=True)}
         with sdpa_kernel(SDPBackend.MATH):
-            return functional_call(Classify(self.model), {f"model.{n}": v for n, v in values.items()}, batch)
+            return functional_call(
+                prompted.TaskLosses(self.model), {f"model.{n}": v for n, v in values.items()}, batch
+            )
 
     def scheduled_loss(self, theta, weights):
         return (weights * self.losses(theta, self.lower_batch)).sum() + DAMPING / 2 * (
@@ -125,15 +127,6 @@ class BiLevelProblem:
             power_iterations=0,
         )
         return torch.cat(gradients), inverse
-
-
-class Classify(torch.nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, *batch):
-        return self.model.classify(*batch).task_losses
 
 
 def test_series_tends_to_the_closed_form(problem):

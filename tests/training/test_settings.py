@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
+from typing import Annotated, get_args, get_origin
 
+import prompted
 import pytest
+import torch
+from task_data import DataArguments
 from transformers import HfArgumentParser, TrainingArguments
 
-from jscpt_peft.training import JSCPTTrainingArguments
+from jscpt_peft import JSCPTConfig
+from jscpt_peft.settings import Between, annotations_of
+from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.trainer_settings import ANNOTATIONS, REFUSED
 
 WORKS = """
@@ -91,6 +97,23 @@ def test_what_would_do_nothing_is_refused(name):
         ({"lr_scheduler_kwargs": "[1]"}, "`lr_scheduler_kwargs` must be a mapping or None, got"),
         ({"lr_scheduler_kwargs": {"min": 1}}, "`lr_scheduler_kwargs` .* cannot be made: .*'min'"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "`lr_scheduler_type` 'warmup_stable_decay' .* cannot be made"),
+        ({"lr_scheduler_kwargs": {"num_cycles": math.nan}}, r"`lr_scheduler_kwargs\['num_cycles'\]` must be a finite"),
+        ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"x": 1}}, "does nothing with `lr_scheduler_type="),
+        ({"optim_args": "nestrov=True"}, "the optimizer 'sgd' takes no 'nestrov': leave it out"),
+        ({"optim": "adamw_torch", "optim_args": "fused=1"}, "the optimizer 'adamw_torch' takes no 'fused'"),
+        ({"optim_args": "dampening=nan"}, "gives 'dampening' nan: it must be finite"),
+        ({"optim_args": "dampening=0.1,dampening=0"}, "gives 'dampening' twice"),
+        ({"optim": "adamw_torch", "momentum": 0.5}, "`momentum=0.5` does nothing with `optim='adamw_torch'`"),
+        ({"adam_beta1": 0.5}, "`adam_beta1=0.5` does nothing with `optim='sgd'`"),
+        ({"activation_checkpointing_kwargs": {"early_stop": False}}, "nothing without `activation_checkpointing`"),
+        *(
+            ({"activation_checkpointing": True, f"{kind}_checkpointing_kwargs": given}, f"`.*{kind}_.*{message}")
+            for kind in ("activation", "gradient")
+            for given, message in (({"reentrant": 0}, "mean 'use_reentrant'"), ({"use_reentrant": 1}, "does not work"))
+        ),
+        ({"learning_rate": 1e300}, "`learning_rate` must be at most 10000, got 1e"),
+        ({"num_train_epochs": 1e300}, "`num_train_epochs` must be at most 1000000000"),
+        ({"dataloader_num_workers": 10**9}, "`dataloader_num_workers` must be at most 1024"),
         ({"optim_args": "nesterov"}, "`optim_args` 'nesterov'.* cannot be made"),
         ({"optim": "galore_adamw"}, "`optim` 'galore_adamw' .* cannot be made"),
     ],
@@ -98,6 +121,34 @@ def test_what_would_do_nothing_is_refused(name):
 def test_values_are_checked_where_they_are_given(options, message):
     with pytest.raises(ValueError, match=message):
         arguments(**options)
+
+
+def test_values_that_are_set_later_are_checked_by_the_trainer(tmp_path):
+    args = arguments(output_dir=str(tmp_path))
+    args.check()
+    args.learning_rate = math.nan
+    with pytest.raises(ValueError, match="`learning_rate` must be a finite number, got nan"):
+        JSCPTTrainer(prompted.prompted_clip(torch.float32), args)
+    args.learning_rate = 0.1
+    trainer = JSCPTTrainer(prompted.prompted_clip(torch.float32), args)
+    args.lower_steps = 2.5
+    with pytest.raises(ValueError, match=r"`lower_steps` must be a whole number, got 2\.5"):
+        trainer.train()
+
+
+def numbers(annotation):
+    """The numbers that an annotation lets grow without bounds."""
+    if get_origin(annotation) is Annotated:
+        bounds = [each for each in annotation.__metadata__ if isinstance(each, Between)]
+        return numbers(annotation.__origin__) if all(math.isinf(each.high) for each in bounds) else []
+    return [annotation] * (annotation in (int, float)) + [e for inner in get_args(annotation) for e in numbers(inner)]
+
+
+@pytest.mark.parametrize("kind", [JSCPTConfig, JSCPTTrainingArguments, DataArguments])
+def test_every_number_has_an_upper_bound(kind):
+    inherited = ANNOTATIONS if issubclass(kind, TrainingArguments) else {}
+    unbounded = {name for name, annotation in (annotations_of(kind) | inherited).items() if numbers(annotation)}
+    assert unbounded <= {"init_seed", "local_rank", "prompt_init_token_ids", "base_dimensions", *REFUSED}
 
 
 def test_right_values_are_taken_as_they_are():

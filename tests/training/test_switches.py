@@ -38,25 +38,15 @@ SWITCHES = {
 def known(tmp_path_factory):
     """Losses and gradients of the first step, in float64: one backward a task."""
     run = small_run.trainer(tmp_path_factory.mktemp("known"), prompted.prompted_clip(torch.float64))
-    batch = next(iter(run.get_train_dataloader()))
-    model, tasks, labels = run.model, batch["task_ids"], batch["labels"]
-    output = model.classify(batch["pixel_values"].double(), tasks, labels)
-    parameters = dict(model.named_parameters())
-    shared = [parameter for name, parameter in parameters.items() if name.endswith("_shared")]
-    gradients = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in output.task_losses]
-    mask = torch.sigmoid(next(parameter for name, parameter in parameters.items() if name.endswith(".mask")))
-
-    def losses(embeds):
-        logits = model.logits(embeds, output.class_embeds, tasks)
-        each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-        return [each[tasks == task].mean().item() for task in range(3)]
-
-    return {
-        "selected": output.task_losses.tolist(),
-        "original": losses(output.image_embeds),
-        "complement": losses((1 - mask[tasks]) * output.image_embeds),
-        "gradients": torch.stack([torch.cat([g.flatten() for g in task]) for task in gradients]),
-    }
+    batch, model = next(iter(run.get_train_dataloader())), run.model
+    losses, references, gradients = prompted.task_by_task(model, batch)
+    tasks, labels = batch["task_ids"], batch["labels"]
+    with torch.no_grad():
+        output = model.classify(batch["pixel_values"].double(), tasks)
+        views = (1 - torch.sigmoid(model.task_parameters()["mask"])[tasks]) * output.image_embeds
+        complement = prompted.losses_by_hand(model, views, output, tasks, labels)
+    known = {"selected": losses, "original": references, "complement": complement}
+    return {**{name: each.tolist() for name, each in known.items()}, "gradients": gradients}
 
 
 def sigmoid(value):

@@ -10,6 +10,8 @@ from jscpt_peft.model.prompts import PromptSource
 from jscpt_peft.training.task_gradients import Batch, scheduled_gradient, shared_gramian, task_gradients, task_products
 
 VARIANTS = [{}, {"prompt_depth": 1}, {"intervention_shared": True}, {"num_task_tokens": 0}, {"towers": "text"}]
+VARIANTS += [{"intervention": "modular", "num_modules": 3}]
+VARIANTS += [{"intervention": "decoupled", "prompts": "projected", "num_task_tokens": 0}]
 
 
 def trainable(model):
@@ -24,7 +26,8 @@ def separate_gradients(model, batch):
     """The slow way: a forward and a backward a task, `[N, P]`."""
     rows = []
     for task in range(len(model.task_names)):
-        loss = model.classify(*batch).task_losses[task]
+        output = model.classify(*batch)
+        loss = output.task_losses[task] + (0 if output.penalties is None else output.penalties[task])
         rows.append(flat(torch.autograd.grad(loss, trainable(model), allow_unused=True, materialize_grads=True)))
     return torch.stack(rows)
 
@@ -35,11 +38,11 @@ def test_one_backward_equals_one_a_task(options):
     batch = prompted.batch(model)
     separate = separate_gradients(model, batch)
     sums, _ = task_gradients(model, Batch(*batch))
-    step, views = sums.means(), model.task_parameters()
+    step = sums.means()
     for task, reference in enumerate(separate):
         weights = torch.zeros(3, dtype=torch.float64)
         weights[task] = 1
-        single = flat(scheduled_gradient(views, trainable(model), step.gradients, weights))
+        single = flat(scheduled_gradient(model.task_parameters(), trainable(model), step.gradients, weights))
         torch.testing.assert_close(single, reference, atol=1e-12, rtol=1e-10)
     torch.testing.assert_close(step.losses, model.classify(*batch).task_losses)
 

@@ -18,47 +18,15 @@ from jscpt_peft.training import JSCPTTrainer
 from jscpt_peft.training.callbacks import StopOnInterrupt
 
 
-def batches_of(run, steps):
-    """The training batches that the run will see."""
-    sampler = run.get_train_dataloader().batch_sampler
-    return [
-        collate([run.train_dataset[key] for key in sampler.batch(step % len(sampler), step // len(sampler))])
-        for step in range(steps)
-    ]
-
-
 def trainable(model):
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def manual_schedule(model, batch, losses):
+def manual_schedule(model, batch):
     """Ω at its start, Δ and A (Eqs. 4-5), from N separate backwards."""
-    output = model.classify(batch["pixel_values"].to(model.dtype), batch["task_ids"])
-    shared = [parameter for name, parameter in model.named_parameters() if name.endswith("_shared")]
-    gradients = torch.stack(
-        [torch.cat([g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True)]) for loss in losses]
-    )
-    with torch.no_grad():
-        logits = model.logits(output.image_embeds, output.class_embeds, batch["task_ids"])
-        references = torch.stack(
-            [
-                torch.nn.functional.cross_entropy(
-                    logits[batch["task_ids"] == task], batch["labels"][batch["task_ids"] == task]
-                )
-                for task in range(len(losses))
-            ]
-        )
-    effect = causal_effect(references, losses.detach())
+    losses, references, gradients = prompted.task_by_task(model, batch)
+    effect = causal_effect(references, losses)
     return TaskPromptScheduler(len(losses)).double(), effect, inter_task_affinity(gradients)
-
-
-class TaskLosses(torch.nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, *batch):
-        return self.model.classify(*batch).task_losses
 
 
 @pytest.mark.parametrize("scheduling", [False, True])
@@ -74,11 +42,11 @@ def test_lower_steps_are_momentum_sgd_on_the_scheduled_loss(tmp_path, scheduling
     )
     model = prompted.prompted_clip(torch.float64)
     optimizer = torch.optim.SGD(trainable(model), lr=0.05, momentum=0.9)
-    for batch in batches_of(run, 4):
+    for batch in small_run.batches_of(run, 4):
         losses = model.classify(batch["pixel_values"].double(), batch["task_ids"], batch["labels"]).task_losses
         weights = torch.ones(3)
         if scheduling:
-            scheduler, effect, affinity = manual_schedule(model, batch, losses)
+            scheduler, effect, affinity = manual_schedule(model, batch)
             weights = scheduler(effect, affinity).detach()
         optimizer.zero_grad()
         (weights * losses).sum().backward()
@@ -190,7 +158,7 @@ def test_update_of_omega_is_that_of_the_written_out_series(tmp_path, which):
         **options,
     )
     run.weighting.scheduler.double()
-    batch = batches_of(run, 1)[0]
+    batch = small_run.batches_of(run, 1)[0]
     dev_sampler = TaskBalancedBatchSampler([4, 4, 4], 2, seed=run.args.seed + 1)
     dev_batch = collate([run.upper_level.dev_dataset[key] for key in dev_sampler.batch(0)])
 
@@ -204,11 +172,10 @@ def test_update_of_omega_is_that_of_the_written_out_series(tmp_path, which):
     def losses(values, chosen):
         named = {f"model.{name}": value for name, value in zip(parameters, values, strict=True)}
         inputs = (chosen["pixel_values"].double(), chosen["task_ids"], chosen["labels"])
-        return torch.func.functional_call(TaskLosses(model), named, inputs)
+        return torch.func.functional_call(prompted.TaskLosses(model), named, inputs)
 
     theta = tuple(parameter.detach() for parameter in parameters.values())
-    now = model.classify(batch["pixel_values"].double(), batch["task_ids"], batch["labels"]).task_losses
-    scheduler, effect, affinity = manual_schedule(model, batch, now)
+    scheduler, effect, affinity = manual_schedule(model, batch)
     weights = scheduler(effect, affinity)
     dev = torch.autograd.functional.jacobian(lambda *t: losses(t, dev_batch).sum(), theta)
     term, total = dev, dev

@@ -1,0 +1,57 @@
+"""The table of a paper: methods in rows, mean ± standard deviation, the best in bold and the second underlined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from .tables import percent
+
+MEAN = "mean"
+
+
+def summarise(runs: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over seeds.
+
+    Args:
+        runs: a row for each run and task, with `method`, `seed`, `task` and `accuracy` in [0, 1].
+
+    Returns:
+        A row for each method, in the order of `runs`; columns (task or `MEAN`, `"mean"` | `"std"`). `std` is that of a
+        sample, nan of a single seed.
+    """
+    wide = runs.pivot_table(index=["method", "seed"], columns="task", values="accuracy", sort=False)
+    wide[MEAN] = wide.mean(axis=1)
+    return wide.groupby("method", sort=False).agg(["mean", "std"])
+
+
+def comparison_markdown(summary: pd.DataFrame, further: Mapping[str, Mapping[str, str]]) -> str:
+    """A summary as GitHub Markdown, accuracies in per cent.
+
+    Args:
+        summary: of `summarise`.
+        further: columns beside it: header -> method -> cell; a method that is left out has none.
+    """
+    names = list(summary.columns.get_level_values(0).unique())
+    lines = [["method", *names, *further], [":---", *["---:"] * (len(names) + len(further))]]
+    cells = {name: _marked(summary[name]) for name in names}
+    for method in summary.index:
+        extra = [column.get(method, "") for column in further.values()]
+        lines.append([method, *(cells[name][method] for name in names), *extra])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _marked(column: pd.DataFrame) -> dict[str, str]:
+    """The cells of one column; equal means as printed are equally good."""
+    shown = {method: percent(value) for method, value in column["mean"].items()}
+    ranks = sorted({float(text) for text in shown.values() if text != "n/a"}, reverse=True)
+    cells = {}
+    for method, text in shown.items():
+        spread = column["std"][method]
+        cell = text if pd.isna(spread) else f"{text} ± {percent(spread)}"
+        if text != "n/a" and len(ranks) > 1:
+            place = ranks.index(float(text))
+            cell = {0: f"**{cell}**", 1: f"<u>{cell}</u>"}.get(place, cell)
+        cells[method] = cell
+    return cells

@@ -1,0 +1,123 @@
+"""One run of a table: a training and one evaluation, kept in a folder of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from arguments import ModelArguments, base_source, model_config, parse
+from base_model import load_clip, load_processor
+from evaluated_model import zero_shot_model
+from peft import get_peft_model
+from task_data import DataArguments, load_data, make_datasets
+from train import make_trainer
+from transformers import PrinterCallback, ProgressCallback
+from transformers.utils.logging import disable_progress_bar
+
+from jscpt_peft.data import ImageTaskDataset, TaskSet, read_column
+from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
+
+ZERO_SHOT = "zero_shot"
+RESULT = "result.json"
+KINDS = (DataArguments, ModelArguments, JSCPTTrainingArguments)
+QUIET = ("--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "true", "--report_to", "none")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is done in a run.
+
+    Attributes:
+        setting, method: place in the table.
+        words: arguments of recipes/train.py, all but the following.
+        learning_rate: 0 where nothing is trained.
+        seed: of data and training.
+        split: `"validation"`, by which the learning rate is chosen, or `"test"`.
+    """
+
+    setting: str
+    method: str
+    words: tuple[str, ...]
+    learning_rate: float
+    seed: int
+    split: str
+
+    def folder(self, output: Path) -> Path:
+        """Where it is kept; other arguments have another folder."""
+        digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:8]
+        words = f"{self.setting} {self.method} {self.split} {self.seed} {digest}".replace("--", "").split()
+        return output / "runs" / "-".join(words).replace("/", "_")
+
+    def result(self, output: Path) -> dict[str, Any] | None:
+        """What `measure` has found, if it is done."""
+        path = self.folder(output) / RESULT
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def parsed(words: Sequence[str], method: str) -> tuple[DataArguments, ModelArguments, JSCPTTrainingArguments]:
+    """What recipes/train.py makes of the arguments; zero-shot CLIP, which it does not train, is but a name here."""
+    name, *further = method.split()
+    named = [] if name == ZERO_SHOT else ["--method", name]
+    return parse(KINDS, "", [*words, *named, *further, *QUIET])
+
+
+def measure(run: Run, output: Path) -> None:
+    """Trains and evaluates, unless that is done; a result is there as a whole or not at all."""
+    if run.result(output) is not None:
+        return
+    disable_progress_bar()
+    folder = run.folder(output)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was broken off
+    words = [*run.words, "--learning_rate", str(run.learning_rate), "--seed", str(run.seed)]
+    data, model_arguments, training = parsed([*words, "--output_dir", str(folder)], run.method)
+    task_set = load_data(data, training.seed)
+    source = base_source(model_arguments.model_name_or_path)
+    clip = load_clip(source)
+    processor = load_processor(source, clip)
+    datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
+    if run.method == ZERO_SHOT:
+        trainer = JSCPTTrainer(zero_shot_model(clip, source, task_set), training)
+    else:
+        model = get_peft_model(clip, model_config(model_arguments, task_set.class_names, source, training.seed))
+        trainer = make_trainer(model, training, datasets, processor)
+    for noisy in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(noisy)
+    started = perf_counter()
+    if run.method != ZERO_SHOT:
+        trainer.train()
+    seconds = perf_counter() - started
+    result = {
+        **asdict(run),
+        "trainable_parameters": trainer.model.get_nb_trainable_parameters()[0],
+        "steps": trainer.state.global_step,
+        "train_seconds": seconds,
+        "device": torch.cuda.get_device_name() if training.device.type == "cuda" else training.device.type,
+        **_answers(trainer, task_set, datasets[run.split], run.split),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{RESULT}.part"
+    part.write_text(json.dumps(result), encoding="utf-8")
+    part.replace(folder / RESULT)
+
+
+def _answers(trainer: JSCPTTrainer, task_set: TaskSet, images: ImageTaskDataset, split: str) -> dict[str, Any]:
+    """Which images are classified rightly, `"101..."` per task in their order, and which images these are."""
+    prediction = trainer.predict(images)
+    right = prediction.predictions.argmax(-1) == prediction.label_ids[0]
+    ends = np.cumsum([len(part) for part in task_set.split(split)])[:-1]
+    by_task = dict(zip(task_set.class_names, np.split(right, ends), strict=True))
+    keys = [read_column(part, "key") for part in task_set.split(split)]
+    return {
+        "accuracy": {task: float(each.mean()) for task, each in by_task.items()},
+        "worst_group": prediction.metrics.get("test_worst_group_accuracy"),
+        "right": {task: "".join(map(str, each.astype(int))) for task, each in by_task.items()},
+        "images": hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16],
+    }

@@ -1,0 +1,186 @@
+"""Makes one table of methods: trains every method with every seed, and tells how sure the differences are.
+
+    python recipes/reproduce.py --table icons --output_dir outputs/icons
+    python recipes/reproduce.py --table icons --methods jscpt "coop --single_task" "jscpt --class_residual both" \
+        --seeds 1 2 3 --max_steps 100
+    python recipes/reproduce.py --table office_home --data_root DATA
+
+A method is a name with further arguments of recipes/train.py; arguments that are not listed below go to every run. The
+learning rate of each method is chosen on validation images, by the same grid for all, with the same steps and images
+of a step. Test images are seen once, by the runs with the chosen rates. After an interruption the same command goes
+on. Writes results.parquet (a row for each run and task) and results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from cli_errors import cli_errors, console
+from measured_run import ZERO_SHOT, Run, measure, parsed
+from reproduced_tables import TABLES
+
+from jscpt_peft.choices import check_choice
+from jscpt_peft.evaluation.comparison import comparison_markdown, summarise
+from jscpt_peft.evaluation.intervals import paired_interval
+from jscpt_peft.evaluation.tables import markdown_table, points
+
+SEARCH_SEED = 0  # of the runs by which learning rates are chosen
+FACTORS = (0.3, 1.0, 3.0)
+
+
+def main(command_line: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", required=True, choices=TABLES)
+    parser.add_argument("--settings", nargs="+", help="parts of the table; default: all")
+    parser.add_argument("--methods", nargs="+", help="rows of the table, in quotes with arguments; default: all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--factors", nargs="+", type=float, default=FACTORS, help="of the learning rate; 1 tries none")
+    parser.add_argument("--reference", default="jscpt", help="the method that others are compared with")
+    parser.add_argument("--output_dir", type=Path, help="default: outputs/reproduce/TABLE")
+    parser.add_argument(
+        "--processes", type=int, help="runs at a time, of one thread each; default: one per CPU or GPU"
+    )
+    options, everywhere = parser.parse_known_args(command_line)
+    with cli_errors():
+        reproduce(options, everywhere)
+
+
+def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
+    """Does what is missing of a table, and writes the table anew after every run."""
+    table, output = TABLES[options.table], options.output_dir or Path("outputs", "reproduce", options.table)
+    for setting in options.settings or ():
+        check_choice("settings", setting, table.settings)
+    searches = {}
+    for setting in options.settings or table.settings:
+        words = (*shlex.split(table.settings[setting]), *everywhere)
+        for method in options.methods or table.methods:  # parses all, so that a wrong word is told at once
+            searches[setting, method] = candidates(setting, method, words, options.factors)
+    output.mkdir(parents=True, exist_ok=True)
+    with run_all(options.processes or torch.cuda.device_count() or os.cpu_count() or 1, output) as do:
+        do([run for runs in searches.values() if len(runs) > 1 for run in runs], "learning rates")
+        chosen = [best(runs, output) for runs in searches.values()]
+        finals = [replace(run, seed=seed, split="test") for seed in options.seeds for run in chosen]
+        do(finals, "test", lambda: write_tables(options, output, finals))
+    write_tables(options, output, finals)
+    console.print((output / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+
+
+def candidates(setting: str, method: str, words: tuple[str, ...], factors: Sequence[float]) -> list[Run]:
+    """Runs with the learning rates to choose among: the method's own on this task set, times each factor."""
+    _, _, training = parsed([*words, "--output_dir", "unused"], method)
+    rates = [0.0] if method == ZERO_SHOT else [float(f"{training.learning_rate * factor:.3g}") for factor in factors]
+    return [Run(setting, method, words, rate, SEARCH_SEED, "validation") for rate in rates]
+
+
+def best(runs: Sequence[Run], output: Path) -> Run:
+    """The run with the highest mean validation accuracy, the first of several."""
+    if len(runs) == 1:
+        return runs[0]
+    return max(runs, key=lambda run: np.mean(list(run.result(output)["accuracy"].values())))
+
+
+@contextmanager
+def run_all(processes: int, output: Path) -> Iterator[Callable[..., None]]:
+    """Within, what does runs, so many at a time, and calls a function after each; one process is this one."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    spawn = get_context("spawn")
+    pool = ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) if processes > 1 else None
+
+    def do(runs: Sequence[Run], title: str, after: Callable[[], Any] = lambda: None) -> None:
+        missing = [run for run in runs if run.result(output) is None]
+        if pool is None:
+            done = (measure(run, output) for run in missing)
+        else:
+            done = (each.result() for each in as_completed([pool.submit(measure, run, output) for run in missing]))
+        for number, _ in enumerate(done, 1):
+            console.print(f"{title}: {len(runs) - len(missing) + number} of {len(runs)} runs")
+            after()
+
+    try:
+        yield do
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+def collect(runs: Sequence[Run], output: Path) -> pd.DataFrame:
+    """The results that are there, tidy: a row for each run and task."""
+    rows = []
+    for run in runs:
+        result = run.result(output)
+        if result is not None:
+            alike = {**result, "words": shlex.join(result["words"])}
+            by_task = {name: alike.pop(name) for name in ("accuracy", "right")}
+            for task in by_task["accuracy"]:
+                rows.append({**alike, "task": task, **{name: each[task] for name, each in by_task.items()}})
+    return pd.DataFrame(rows)
+
+
+def write_tables(options: argparse.Namespace, output: Path, runs: Sequence[Run]) -> None:
+    """`results.parquet`, and `results.md` with a table for each setting and the differences from the reference."""
+    results = collect(runs, output)
+    if results.empty:
+        return
+    results.to_parquet(output / "results.parquet")
+    published, text = TABLES[options.table].published, f"# {options.table}\n"
+    for setting, part in results.groupby("setting", sort=False):
+        summary = summarise(part)
+        by_method = part.groupby("method", sort=False)
+        seconds = by_method["train_seconds"].mean().where(by_method["steps"].mean() > 0, 0)
+        columns = {
+            "learning rate": by_method["learning_rate"].first().map("{:g}".format),
+            "parameters": by_method["trainable_parameters"].first().map("{:,}".format),
+            "ms per step": (1000 * seconds / by_method["steps"].mean()).map("{:.0f}".format),
+            "training, s": seconds.map("{:.0f}".format),
+        }
+        if setting in published:
+            columns = {"published mean": published[setting], **columns}
+        if part["worst_group"].notna().any():
+            columns = {"worst group": (100 * by_method["worst_group"].mean()).map("{:.1f}".format), **columns}
+        table = comparison_markdown(summary, {name: dict(column) for name, column in columns.items()})
+        steps, seeds = part["steps"].max(), ", ".join(map(str, sorted(part["seed"].unique())))
+        text += f"\n## {setting}\n\nTest accuracy in %; {steps} steps, seeds {seeds}.\n\n{table}\n"
+        if options.reference in summary.index and len(summary) > 1:
+            text += f"\n{differences(part, options.reference)}\n"
+    (output / "results.md").write_text(text, encoding="utf-8")
+
+
+def differences(part: pd.DataFrame, reference: str) -> str:
+    """Each method's mean minus the reference's, in points, with its interval, over the seeds that both have."""
+    rows = []
+    pivot = part.pivot(index=["task", "seed"], columns="method", values="right")
+    alike = part.groupby("method")["images"].nunique().max() == 1
+    for method in part["method"].unique():
+        both = pivot[[method, reference]].dropna() if method != reference else pivot[:0]
+        if both.empty:
+            continue
+        by_task = [
+            np.stack([_bits(one) - _bits(other) for one, other in zip(each[method], each[reference], strict=True)])
+            for _, each in both.groupby("task", sort=False)
+        ]
+        found = paired_interval(by_task, same_images=alike)
+        rows.append([method, points(found.difference), f"{points(found.low)} to {points(found.high)}"])
+    return markdown_table([f"minus {reference}", "points", "95 % interval"], rows)
+
+
+def _bits(text: str) -> np.ndarray:
+    return np.array([*text], dtype=float)
+
+
+if __name__ == "__main__":
+    main()
