@@ -267,7 +267,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         row = {"step": number, "epoch": number / self._steps_per_epoch(), **step.columns()}
         row |= {"weight": weights.detach(), **explanation, **learned}
         row |= {f"{name}_after": value for name, value in self.weighting.learned().items()}
-        row["gradient_norm"] = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        row["gradient_norm"] = torch.nn.utils.get_total_norm(gradients)
         self.step_log.append({**row, "scheduler": upper})
 
     def _steps_per_epoch(self) -> int:

@@ -36,14 +36,6 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def in_blocks(model, per_task=2) -> Batch:
-    """A batch as the trainer's sampler and `Batch.checked` make it."""
-    pixels, task_ids, labels = prompted.batch(model, per_task)
-    order = task_ids.argsort(stable=True)
-    inputs = {"pixel_values": pixels[order], "task_ids": task_ids[order], "labels": labels[order]}
-    return Batch.checked(inputs, model.active_jscpt_config.tasks, torch.device("cpu"))
-
-
 def operations(model, batch) -> Operations:
     task_gradients(model, batch, "original")  # what is kept is made
     with results_held(), Operations() as counted:
@@ -54,7 +46,7 @@ def operations(model, batch) -> Operations:
 @pytest.mark.parametrize("options", [{}, {"prompt_depth": 2, "towers": "text"}], ids=str)
 def test_forward_and_backward_are_one_graph(options):
     model = prompted.prompted_clip(**options)
-    batch = in_blocks(model)
+    batch = prompted.batch_in_blocks(model)
     eager, _ = task_gradients(model, batch, "original")
 
     def step(pixels, task_ids, labels):
@@ -71,7 +63,7 @@ def test_forward_and_backward_are_one_graph(options):
 
 def test_a_batch_in_blocks_is_never_looked_at_and_gives_what_a_mixed_one_does():
     model = prompted.prompted_clip()
-    batch = in_blocks(model)
+    batch = prompted.batch_in_blocks(model)
     assert batch.known.each == 2
     counted = operations(model, batch)
     assert not counted.kernels.keys() & set(LOOKS)
@@ -84,7 +76,7 @@ def test_a_batch_in_blocks_is_never_looked_at_and_gives_what_a_mixed_one_does():
 
 def kernels(layers, **options) -> int:
     model = prompted.prompted_clip(clip=oracles.tiny_clip(layers=layers), **options)
-    return operations(model, in_blocks(model)).kernels.total()
+    return operations(model, prompted.batch_in_blocks(model)).kernels.total()
 
 
 def test_number_of_kernels():
@@ -97,7 +89,7 @@ def test_number_of_kernels():
 def test_the_forward_pass_makes_the_unavoidable_products_alone():
     """Prompts once per task, a class's own words, and behind the last attention the position that is read."""
     model = prompted.prompted_clip()
-    batch, texts = in_blocks(model), model.base_model.class_features.texts
+    batch, texts = prompted.batch_in_blocks(model), model.base_model.class_features.texts
     prompts = {tower: each.detach() for tower, each in model.task_parameters().items()}
     model.class_embeds()  # what `[SOS]` gives is kept
     clip = model.get_base_model().config
