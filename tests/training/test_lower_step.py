@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import oracles
 import prompted
 import pytest
 import small_run
@@ -68,13 +69,17 @@ def arguments(tmp_path):
 
 
 def test_compiled_blocks(arguments):
-    model = prompted.prompted_clip()
+    """Blocks of one shape share one graph, however many they are."""
+    model = prompted.prompted_clip(clip=oracles.tiny_clip(layers=5))
     batch = prompted.batch_in_blocks(model)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     plain, compiled = (
         LowerStep(model, arguments(compile_blocks=backend), True, nullcontext, None)(batch, keep=False)[0]
         for backend in (None, "aot_eager")
     )
     same(compiled, plain)
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
 
 
 def test_a_run_on_a_cpu_says_that_it_records_no_steps(tmp_path, caplog):
