@@ -119,6 +119,24 @@ METHODS: dict[str, Method] = {
         published_parameters=566_400,
         single_task=True,
     ),
+    "mmap": Method(
+        "prompts per group and per task, of both towers from one small source (MmAP-style, AAAI 2024)",
+        {"prompts": "kronecker", "towers": "both", "intervention": "none"},
+        at_least={"num_shared_tokens": 1, "num_task_tokens": 1},
+        paper={"num_shared_tokens": 16, "num_task_tokens": 16},
+        original={"num_shared_tokens": 16, "num_task_tokens": 16},
+        training=UNIFORM,
+        single_task=True,
+    ),
+    "hipro": Method(
+        "a prompt on every node of a tree of tasks (HiPro-style, CVPR 2023)",
+        {"prompts": "tree", "towers": "both", "intervention": "none"},
+        at_least={"num_shared_tokens": 1, "num_task_tokens": 1},
+        paper={"num_shared_tokens": 16, "num_task_tokens": 16},
+        original={"num_shared_tokens": 16, "num_task_tokens": 16},
+        training=UNIFORM,
+        single_task=True,
+    ),
     "jscpt": Method("joint scheduling of causal prompts and tasks (CVPR 2025)", _JSCPT),
     "jscpt_no_feature_selection": Method(
         "JSCPT with masks fixed at 0.5", {**_JSCPT, "learn_masks": False}

@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from class_templates import TEMPLATES
 from peft import PeftConfig
 from task_data import ASSETS, DataArguments
 from transformers import HfArgumentParser
@@ -20,8 +21,9 @@ from jscpt_peft import JSCPTConfig
 from jscpt_peft.choices import nearest
 from jscpt_peft.data.benchmarks import TASK_SET_MEMBERS
 from jscpt_peft.methods import HYPERPARAMETERS, METHODS, method_fields, training_options
+from jscpt_peft.model.groups import check_grouping
 from jscpt_peft.reading import one_line, read_json, read_text
-from jscpt_peft.settings import Name, OneOf, annotations_of, check_setting, setting
+from jscpt_peft.settings import Name, OneOf, PositiveInt, annotations_of, check_setting, setting
 from jscpt_peft.training.trainer_settings import ANNOTATIONS
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -75,15 +77,39 @@ OWN_ARGUMENTS = [
         Annotated[str, OneOf(HYPERPARAMETERS)],
         setting("paper", f"Whose --method takes: {' or '.join(HYPERPARAMETERS)}."),
     ),
+    (
+        "templates",
+        Annotated[str, OneOf(TEMPLATES)] | None,
+        setting(
+            None,
+            "Texts of classes: own (each task's own template, as CoOp's of its ten data sets), or ensemble (the means "
+            "of that and seven general ones). Default: --class_template for all.",
+        ),
+    ),
+    (
+        "groups",
+        str | None,
+        setting(
+            None,
+            "mmap, hipro: which tasks share prompts, a YAML or JSON file of task: group, or task: [nodes from the "
+            "root]; auto: by the tasks' gradients, as recipes/group_tasks.py. Default: all tasks.",
+        ),
+    ),
+    ("num_groups", PositiveInt | None, setting(None, "auto, mmap: number of groups. Default: by the distances.")),
+    ("tree_levels", PositiveInt | None, setting(None, "auto, hipro: nodes above a task, at most. Default: 2.")),
+    ("warm_up_batches", PositiveInt, setting(16, "auto: batches of all tasks that the gradients come from.")),
 ]
+GROUPS = str | annotations_of(JSCPTConfig)["groups"]
 
 
 def _check_model(self: ModelArguments) -> None:
     for name, annotation, _ in OWN_ARGUMENTS:
-        check_setting(name, getattr(self, name), annotation)
+        check_setting(name, getattr(self, name), GROUPS if name == "groups" else annotation)
     if self.method == "zero_shot":
         raise ValueError("`method` 'zero_shot' has nothing to train: use recipes/evaluate.py --method zero_shot.")
-    of_tasks = self.class_template if isinstance(self.class_template, dict) else ["task"]
+    if self.groups is not None:
+        check_grouping(self.groups, self.prompts, self.single_task)
+    of_tasks = next((each for each in (self.class_template, self.groups) if isinstance(each, dict)), ["task"])
     model_config(self, {task: ["class"] for task in of_tasks}, source="", seed=0)  # of any tasks: it checks the rest
 
 
@@ -98,14 +124,23 @@ ModelArguments = make_dataclass(
 )
 
 
-def model_config(arguments: ModelArguments, tasks: dict[str, list[str]], source: str, seed: int) -> JSCPTConfig:
+def model_config(
+    arguments: ModelArguments,
+    tasks: dict[str, list[str]],
+    source: str,
+    seed: int,
+    groups: dict[str, Any] | None = None,
+) -> JSCPTConfig:
     """The adapter's configuration: the one place where arguments become a `JSCPTConfig`.
+
+    `groups` are those of the file that the arguments name, or of the tasks' gradients.
 
     Raises:
         ValueError: a value is out of its range, or would make another method than the one that is named.
     """
     options = {name: getattr(arguments, name) for name, *_ in config_fields(JSCPTConfig)}
     options |= {"tasks": tasks, "tokenizer_name_or_path": source, "init_seed": seed}
+    options["groups"] = groups if isinstance(arguments.groups, str) else arguments.groups
     if arguments.method is None:
         return JSCPTConfig(**options)
     return JSCPTConfig.for_method(arguments.method, hyperparameters=arguments.hyperparameters, **options)
@@ -172,6 +207,7 @@ class RecipeParser(HfArgumentParser):
             found |= annotations_of(each)
             if each is ModelArguments:
                 found |= {name: annotations_of(JSCPTConfig)[name] for name, *_ in config_fields(JSCPTConfig)}
+                found["groups"] = GROUPS
         return found | ANNOTATIONS
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:

@@ -34,8 +34,20 @@ class Table:
 
 
 TABLES = {
-    "icons": Table({"clean": "--task_set icons"}),
-    "shapes": Table({"clean": "--task_set shapes", "biased": "--task_set shapes --spurious_strength 0.9"}),
+    "icons": Table(
+        {
+            "clean": "--task_set icons",
+            "wrong labels": "--task_set icons --label_noise duotone=0.7,colour=0.7",
+            "few in one": "--task_set icons --shots colour=1",
+        }
+    ),
+    "shapes": Table(
+        {
+            "clean": "--task_set shapes",
+            "biased": "--task_set shapes --spurious_strength flat=0,outline=0.95,chalk=0.95,mosaic=0.95",
+            "wrong labels": "--task_set shapes --label_noise chalk=0.7,mosaic=0.7",
+        }
+    ),
     "emoji": Table({"clean": "--task_set emoji"}),
     "office_home": Table(
         {f"{part:.0%}": f"--task_set office_home --train_fraction {part}" for part in (0.1, 0.2)},

@@ -6,16 +6,20 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from transformers import CLIPImageProcessorPil
 
 from jscpt_peft.data import SPLITS, ImageTaskDataset, TaskSet, image_transform, load_task_set, read_manifest
-from jscpt_peft.settings import Between, Fraction, Name, PositiveInt, check_settings, setting
+from jscpt_peft.data.base_to_new import SPLITTINGS
+from jscpt_peft.data.splits import check_amount
+from jscpt_peft.data.unequal import with_label_noise, with_shots
+from jscpt_peft.settings import Between, Fraction, Name, OneOf, PositiveInt, check_settings, setting
 from jscpt_peft.training.distributed import gather_objects
 
 ASSETS = Path(__file__).parent / "assets"
 ICONS = ASSETS / "icons"
+Probability = Annotated[float, Between(0, 1)]
 
 
 @dataclass
@@ -37,16 +41,49 @@ class DataArguments:
         None, "Branch, tag or commit of the benchmarks' Hub repositories in place of the pinned ones."
     )
     train_fraction: Fraction | None = setting(None, "Part of each class's training images to use.")
-    shots: PositiveInt | None = setting(None, "Training images per class.")
-    spurious_strength: Annotated[float, Between(0, 1)] | None = setting(
-        None, "shapes: correlation of background and class in training, 0 to 1."
+    # What `str` stands for, one value or task=value with commas between, is read below.
+    shots: PositiveInt | str | dict[str, PositiveInt] | None = setting(
+        None, "Training images per class: of all tasks, or of some, as in outline=2,solid=8."
+    )
+    split: Annotated[str, OneOf(SPLITTINGS)] = setting(
+        "all",
+        "Classes: all, or base_to_new: train on the first half of each task's, report these, the new ones and their "
+        "harmonic mean.",
+    )
+    spurious_strength: Probability | str | dict[str, Probability] | None = setting(
+        None, "shapes: correlation of background and class in training, 0 to 1, or per task: flat=0,chalk=0.95."
+    )
+    label_noise: Probability | str | dict[str, Probability] | None = setting(
+        None, "Probability of a wrong label in training: of all tasks, or of some, as in chalk=0.7."
     )
     manifest: Name | None = setting(None, "Re-use the split of this manifest.json.")
     smallest_crop: Fraction = setting(0.08, "Smallest part of a training image's area that a random crop keeps.")
     skip_bad_images: bool = setting(False, "Skip images that cannot be read.")
 
     def __post_init__(self) -> None:
+        for name, kind in {"shots": int, "spurious_strength": float, "label_noise": float}.items():
+            setattr(self, name, by_task(name, getattr(self, name), kind))
         check_settings(self)
+
+
+def by_task(argument: str, value: Any, kind: type) -> Any:
+    """`4` of `"4"` and `{"chalk": 0.7}` of `"chalk=0.7"`; whatever is no string as it is.
+
+    Raises:
+        ValueError: it is neither, or names a task twice.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        if "=" not in value:
+            return kind(value)
+        pairs = [[word.strip() for word in part.rsplit("=", 1)] for part in value.split(",")]
+        values = {task: kind(number) for task, number in pairs}
+    except ValueError as error:
+        raise ValueError(f"`{argument}` must be one number or task=number,task=number, got {value!r}.") from error
+    if len(values) < len(pairs):
+        raise ValueError(f"`{argument}` {value!r} names a task twice.")
+    return values
 
 
 def load_data(data: DataArguments, seed: int) -> TaskSet:
@@ -58,7 +95,16 @@ def load_data(data: DataArguments, seed: int) -> TaskSet:
     }
     given = {name: value for name, value in options.items() if value is not None}
     data_root = data.data_root or (str(ICONS) if data.task_set == "icons" else None)
-    task_set = load_task_set(data.task_set, data_root, data.train_fraction, data.shots, seed, **given)
+    shots, noise = data.shots, data.label_noise
+    if isinstance(shots, dict):
+        check_amount(data.train_fraction, 1, given.get("manifest"))
+        task_set = load_task_set(data.task_set, data_root, seed=seed, **given)
+        task_set = with_shots(task_set, shots, seed)
+    else:
+        task_set = load_task_set(data.task_set, data_root, data.train_fraction, shots, seed, **given)
+    if noise is not None:
+        noise = noise if isinstance(noise, dict) else dict.fromkeys(task_set.class_names, noise)
+        task_set = with_label_noise(task_set, noise, seed)
     sources = None if data.data_root else task_set.manifest["options"].get("sources")
     content = json.dumps([task_set.manifest["tasks"], sources]).encode()
     if len(set(gather_objects(hashlib.sha256(content).hexdigest()))) > 1:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from .accuracy import multi_task_accuracy
 from .calibration import Reliability, reliability
 from .confusion import confusion_matrix, macro_f1
+from .dendrogram import draw_dendrogram
 from .evaluation import Evaluation, Predictions, Robustness, evaluate_predictions
 from .evaluation_figures import draw_evaluation
 from .evaluation_tables import evaluation_json, evaluation_markdown, print_evaluation, write_evaluation
@@ -23,6 +24,7 @@ __all__ = [
     "Robustness",
     "SchedulerHistory",
     "confusion_matrix",
+    "draw_dendrogram",
     "draw_evaluation",
     "draw_figures",
     "evaluate_predictions",

@@ -13,6 +13,7 @@ from jscpt_peft.settings import Between, OneOf, Rate, Tokens, Width, check_setti
 
 from .class_residual import CLASS_RESIDUALS
 from .config_checks import check_tasks, check_templates, check_texts, templates_of
+from .groups import check_groups
 from .heads import FEATURE_HEADS
 from .part_options import check_part_options
 from .prompts import PROMPT_SOURCES
@@ -38,6 +39,8 @@ class JSCPTConfig(PeftConfig):
         prompts: where the prompts come from, one of `jscpt_peft.model.prompts.PROMPT_SOURCES`.
         num_shared_tokens: prompt tokens that all tasks share, per prompted block and tower (the paper: 16).
         num_task_tokens: prompt tokens of each task's own, per prompted block and tower (the paper: 16).
+        groups: for prompts of groups of tasks: task name -> the name of its group (`prompts="kronecker"`) or the list
+            of the nodes above it, from the root of a tree on (`prompts="tree"`). `None`: one group of all tasks.
         prompt_depth: number of blocks, from the first, that receive prompts of their own; the last ones are carried on
             as ordinary tokens through the remaining blocks. `None`: every block (the paper).
         towers: `"both"`, `"vision"` or `"text"`: which encoders are prompted.
@@ -88,6 +91,7 @@ class JSCPTConfig(PeftConfig):
     )
     num_shared_tokens: Tokens = setting(16, "Prompt tokens that all tasks share, per prompted block.")
     num_task_tokens: Tokens = setting(16, "Prompt tokens of each task, per prompted block.")
+    groups: dict[str, str | list[str]] | None = setting(None, "Groups of tasks.", command_line=False)
     prompt_depth: Annotated[int, Between(1, 1000)] | None = setting(
         None, "Blocks with prompts of their own, from the first. Default: all."
     )
@@ -193,6 +197,7 @@ class JSCPTConfig(PeftConfig):
             check_texts(self.class_token_ids, self.tasks)
             self.class_token_ids = {task: self.class_token_ids[task] for task in self.tasks}
         check_part_options(self)
+        self.groups = check_groups(self.groups, self.tasks, self.prompts, self.single_task)
         starts = self.num_shared_tokens and "text" in TOWERS[self.towers]
         if self.prompt_init is not None and not (starts and self.prompt_init.strip()):
             raise ValueError(

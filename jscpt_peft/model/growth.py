@@ -11,6 +11,7 @@ from transformers import CLIPConfig
 from .class_tokens import check_token_ids, class_token_ids
 from .config import JSCPTConfig
 from .config_checks import check_class_names, check_task_name
+from .groups import grown_groups
 from .task_context import task_index
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def add_task(
     token_ids: Sequence | None,
     init_from: str | None,
     class_template: str | list[str] | None,
+    group: str | list[str] | None = None,
 ) -> None:
     """Adds a task to the active adapter, or changes nothing; arguments and errors as for `JSCPTModel.add_task`."""
     source = None if init_from is None else task_index(init_from, model.task_names, "init_from")
@@ -34,7 +36,9 @@ def add_task(
             f"(`num_task_tokens` is {model.active_jscpt_config.num_task_tokens}): leave it out."
         )
     # A configuration of its own: the user may have made another adapter with the same object.
-    config = grown_config(model.active_jscpt_config, model.model.config, name, class_names, token_ids, class_template)
+    config, base = model.active_jscpt_config, model.model.config
+    groups = grown_groups(config, name, group, init_from)
+    config = grown_config(config, base, name, class_names, token_ids, class_template, groups)
     added = model.start_adapter(config, num_tasks=1, added_task=name)  # checks that the texts fit
     # What can fail is done.
     adapter.append(added, source)
@@ -51,6 +55,7 @@ def grown_config(
     class_names: Sequence[str],
     token_ids: Sequence | None,
     class_template: str | list[str] | None,
+    groups: dict[str, str | list[str]] | None = None,
 ) -> JSCPTConfig:
     """The configuration with one task more, the last one.
 
@@ -70,7 +75,7 @@ def grown_config(
             )
         template = {**{task: config.templates(task) for task in config.tasks}, name: class_template}
     fields = {"tasks": {**config.tasks, name: names}, "task_order": [*config.task_order, name]}
-    grown = replace(config, **fields, class_template=template, class_token_ids=None)
+    grown = replace(config, **fields, class_template=template, class_token_ids=None, groups=groups)
     ids = class_token_ids(grown, base, name, names) if token_ids is None else list(token_ids)
     grown = replace(grown, class_token_ids={**config.class_token_ids, name: ids})
     check_token_ids(grown, base)

@@ -229,6 +229,7 @@ class JSCPTModel(JSCPTInjection):
         class_token_ids: Sequence[Any] | None = None,
         init_from: str | None = None,
         class_template: str | list[str] | None = None,
+        group: str | list[str] | None = None,
     ) -> None:
         """Adds a task to the active adapter, the last one in the order of `task_ids`. Make trainers afterwards.
 
@@ -241,12 +242,14 @@ class JSCPTModel(JSCPTInjection):
             class_token_ids: one list per class, as in `JSCPTConfig`; `None`: the class texts are tokenised.
             init_from: a task whose prompts the new one starts from.
             class_template: the new task's template or templates; `None`: that of all tasks.
+            group: with prompts of groups, which one the new task joins, as in `JSCPTConfig.groups`; `None`: that of
+                `init_from`, or the only one.
 
         Raises:
-            ValueError: `name` is taken, a class name occurs twice or is too long, `init_from` has no prompts, or
-                `class_template` is missing. Nothing has changed then.
+            ValueError: `name` is taken, a class name occurs twice or is too long, `init_from` has no prompts,
+                `class_template` or `group` is missing, or there is no such group. Nothing has changed then.
         """
-        add_task(self, name, class_names, class_token_ids, init_from, class_template)
+        add_task(self, name, class_names, class_token_ids, init_from, class_template, group)
 
     def train_only(self, task: str | None) -> None:
         """Gradients go to one task's own parameters alone; `None`: to all of the active adapter's.

@@ -4,6 +4,7 @@ from .affinity import affinity_from_gramian, gradient_cosine, inter_task_affinit
 from .balancing import FAMO, DynamicWeightAverage, GradNorm, UncertaintyWeighting
 from .effect import NEUTRAL_EFFECT, causal_effect
 from .gramian import AGGREGATORS, GradientAggregator, GramianWeighting
+from .grouping import Merge, agglomerate, task_groups, task_tree
 from .hypergradient import (
     InverseHVP,
     hessian_vector_product,
@@ -27,12 +28,14 @@ __all__ = [
     "InverseHVP",
     "JointScheduling",
     "LossCosineScheduling",
+    "Merge",
     "StepSignals",
     "TaskPromptScheduler",
     "UncertaintyWeighting",
     "UniformWeighting",
     "Weighting",
     "affinity_from_gramian",
+    "agglomerate",
     "causal_effect",
     "gradient_cosine",
     "hessian_vector_product",
@@ -40,4 +43,6 @@ __all__ = [
     "inter_task_affinity",
     "neumann_inverse_hvp",
     "safeguarded_inverse_hvp",
+    "task_groups",
+    "task_tree",
 ]

@@ -2,5 +2,6 @@
 
 from .arguments import JSCPTTrainingArguments
 from .trainer import JSCPTTrainer
+from .warm_up import warm_up_cosines
 
-__all__ = ["JSCPTTrainer", "JSCPTTrainingArguments"]
+__all__ = ["JSCPTTrainer", "JSCPTTrainingArguments", "warm_up_cosines"]

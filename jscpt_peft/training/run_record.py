@@ -160,8 +160,13 @@ def _source(manifest: Mapping[str, Any]) -> tuple[str, str]:
     fraction, shots = drawn_by(manifest)
     if fraction is not None:
         part = f"{100 * fraction:.3g} % of each class"
+    elif isinstance(shots, Mapping):
+        few = ", ".join(f"{each:d} of each class in {task}" for task, each in shots.items())
+        part = f"all training images, but {few}"
     else:
         part = "all training images" if shots is None else f"up to {shots:d} of each class"
+    if noise := manifest["options"].get("label_noise"):
+        part += "; wrong labels: " + ", ".join(f"{100 * each:.3g} % in {task}" for task, each in noise.items())
     if not origin:
         return ORIGINS[manifest["task_set"]], part
     if on_hub(manifest):

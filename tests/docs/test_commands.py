@@ -11,7 +11,14 @@ from paths import ROOT, load_recipe
 COMMANDS = {" ".join(words): words for page in PAGES for words in commands(page)}
 PLACEHOLDERS = {"SEED": "1"}
 # What a program does first with its arguments.
-FIRST = {"train": "run", "evaluate": "run", "predict": "predict", "export": "export", "benchmark": "main"}
+FIRST = {
+    "train": "run",
+    "evaluate": "run",
+    "predict": "predict",
+    "export": "export",
+    "benchmark": "main",
+    "group_tasks": "run",
+}
 
 
 class Accepted(BaseException):

@@ -26,6 +26,7 @@ PROMPTS, MASKS, MLPS = (1 + N) * L * 16 * (D_V + D_L), N * D, N * 2 * (2 * 8 * D
 WHOLE = PROMPTS + MASKS + MLPS
 MAP = D_L * D_V + D_V  # MaPLe's, from a text token to a vision token
 BLOCK = 12 * 128**2 + 13 * 128 + 2 * 128 * (D_V + D_L) + 2 * 128 + D_V + D_L  # MVLPT's, of width 128, and its maps
+MMAP = (1 + N) * L * (16 * 128 + (D_V + D_L) // 128)  # a source of width 128 and a factor per tower
 LEARNED = {
     "zero_shot": 0,
     "coop": 8_192,
@@ -35,6 +36,8 @@ LEARNED = {
     "clip_adapter": 2 * 512 * 128,
     "mvlpt": 16 * (D_L + L * D_V) + BLOCK,
     "mvlpt original": 4 * (D_L + L * D_V) + BLOCK,
+    "mmap": MMAP,
+    "hipro": PROMPTS,  # without groups a root and a leaf per task
     "jscpt": WHOLE,
     "jscpt_no_feature_selection": WHOLE - MASKS,
     "jscpt_no_prompt_scheduling": WHOLE,

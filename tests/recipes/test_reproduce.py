@@ -33,7 +33,7 @@ def command(images, output, *more):
         JSCPT,
     ]
     data = ["--task_set", "folder", "--data_root", str(images)]
-    return ["--table", "icons", *grid, "--output_dir", str(output), *data, *QUICK, *more]
+    return ["--table", "icons", "--settings", "clean", *grid, "--output_dir", str(output), *data, *QUICK, *more]
 
 
 def results(output) -> pd.DataFrame:

@@ -80,12 +80,11 @@ def test_split_is_used_again(finished_run, images, tmp_path):
 
 
 def test_another_method_trains(images, tmp_path):
-    words = command(images, tmp_path / "coop", "--max_steps", "2", "--method", "coop")
-    for name in ("--num_shared_tokens", "--num_task_tokens"):
-        del words[words.index(name) : words.index(name) + 2]
+    words = command(images, tmp_path, "--max_steps", "2", "--method", "mt_crl", "--num_modules", "3")
     train.main(words)
-    config = json.loads((tmp_path / "coop" / "adapter_config.json").read_text())
-    assert (config["method"], config["towers"], config["num_shared_tokens"]) == ("coop", "text", 16)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["method"], config["intervention"], config["num_modules"]) == ("mt_crl", "modular", 3)
+    assert (tmp_path / "modules.png").exists() and not (tmp_path / "affinity.png").exists()
 
 
 def test_resume_from_the_last_checkpoint(images, tmp_path, capsys):

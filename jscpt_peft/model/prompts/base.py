@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,10 @@ class PromptSource(TaskModule):
     computes the prompts from `tensors()` in `forward`. Growing by a task, training one task alone, saving, loading and
     exporting follow from that. Name it in `PROMPT_SOURCES`, and choose it by `JSCPTConfig(prompts=...)`.
 
+    Attributes:
+        grouping: what `JSCPTConfig.groups` gives this source: per task the name of its `"group"` or its path in a
+            `"tree"`; `None`: nothing.
+
     Example:
         >>> class TaskPrompts(PromptSource):
         ...     def __init__(self, start):
@@ -26,6 +32,8 @@ class PromptSource(TaskModule):
         ...     def forward(self):
         ...         return {"text": self.tensors()["prompts"]}
     """
+
+    grouping: ClassVar[str | None] = None
 
     def forward(self) -> dict[str, Tensor]:
         """Prompts as each task sees them: tower -> `[N, depth, n, d]`; a tower without prompts is left out.

@@ -1,0 +1,151 @@
+"""Groups tasks by their gradients: for MmAP-style prompts disjoint groups, for HiPro-style ones a tree.
+
+    python recipes/group_tasks.py --method hipro --task_set shapes --output_dir outputs/groups
+    accelerate launch recipes/train.py --method hipro --groups outputs/groups/groups.yaml --output_dir outputs/hipro
+
+A pass over a few training batches gives the cosines of the tasks' gradients with respect to prompts that all share;
+nothing is trained. Writes groups.yaml, which may be edited, and dendrogram.png. `recipes/train.py --groups auto` does
+the same before it trains.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from arguments import ModelArguments, base_source, parse
+from base_model import load_clip, load_processor
+from cli_errors import cli_errors, console
+from peft import get_peft_model
+from rich.table import Table
+from task_data import DataArguments, load_data, make_datasets
+from transformers import CLIPModel
+
+from jscpt_peft import JSCPTConfig
+from jscpt_peft.data import ImageTaskDataset
+from jscpt_peft.evaluation import draw_dendrogram
+from jscpt_peft.model.groups import check_grouping
+from jscpt_peft.model.prompts import PROMPT_SOURCES
+from jscpt_peft.scheduling import agglomerate, task_groups, task_tree
+from jscpt_peft.settings import check_setting
+from jscpt_peft.training import JSCPTTrainingArguments, warm_up_cosines
+from jscpt_peft.training.distributed import by_first_process, leave
+
+AUTO = "auto"
+GROUPS_FILE = "groups.yaml"
+
+
+def main(command_line: list[str] | None = None) -> None:
+    kinds = (DataArguments, ModelArguments, JSCPTTrainingArguments)
+    data, model_arguments, training = parse(kinds, __doc__, command_line)
+    with cli_errors():
+        run(data, model_arguments, training)
+
+
+def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
+    check_grouping(AUTO, model_arguments.prompts, model_arguments.single_task)
+    task_set = load_data(data, training.seed)
+    source = base_source(model_arguments.model_name_or_path)
+    clip = load_clip(source)
+    processor = load_processor(source, clip)
+    images = make_datasets(task_set, processor, data.smallest_crop, training.seed)["train"]
+    group_tasks(clip, source, images, model_arguments, training)
+    leave()
+
+
+def chosen_groups(
+    clip: CLIPModel,
+    source: str,
+    images: ImageTaskDataset,
+    arguments: ModelArguments,
+    training: JSCPTTrainingArguments,
+    resume: bool,
+) -> dict[str, Any] | None:
+    """The groups that `--groups` names: a file's, or those of the gradients, which a resumed run has stored."""
+    stored = Path(training.output_dir, GROUPS_FILE)
+    if arguments.groups == AUTO and not (resume and stored.exists()):
+        return group_tasks(clip, source, images, arguments, training)
+    if not isinstance(arguments.groups, str):
+        return arguments.groups
+    return read_groups(str(stored) if arguments.groups == AUTO else arguments.groups)
+
+
+def group_tasks(
+    clip: CLIPModel,
+    source: str,
+    images: ImageTaskDataset,
+    arguments: ModelArguments,
+    training: JSCPTTrainingArguments,
+) -> dict[str, Any]:
+    """The tasks' groups, or their tree, by the gradients of shared prompts at their start; written and drawn too.
+
+    Args:
+        clip: the base model; it stays as it is.
+        source: its name or path.
+        images: of training.
+        arguments: what prompts they are for, and how many groups or levels.
+        training: batch size, seed and output directory.
+    """
+    tasks = dict(zip(images.task_names, images.class_names, strict=True))
+    same = {name: getattr(arguments, name) for name in ("class_template", "prompt_depth", "prompt_init_std")}
+    config = JSCPTConfig(
+        tasks=tasks,
+        num_shared_tokens=max(1, arguments.num_shared_tokens),
+        num_task_tokens=0,
+        intervention="none",
+        tokenizer_name_or_path=source,
+        init_seed=training.seed,
+        **same,
+    )
+    model = get_peft_model(clip, config).to(training.device)
+    per_batch = training.per_device_train_batch_size
+    cosines = warm_up_cosines(
+        model, images, arguments.warm_up_batches, per_batch, training.seed, training.dataloader_num_workers
+    )
+    model.unload()
+    merges = agglomerate(cosines)
+    if PROMPT_SOURCES[arguments.prompts].grouping == "tree":
+        groups = task_tree(merges, list(tasks), arguments.tree_levels)
+    else:
+        groups = task_groups(merges, list(tasks), arguments.num_groups)
+
+    def write() -> None:
+        output = Path(training.output_dir)
+        output.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(groups, sort_keys=False, allow_unicode=True, default_flow_style=None)
+        (output / GROUPS_FILE).write_text(text, encoding="utf-8")
+        draw_dendrogram(output / "dendrogram.png", merges, groups)
+        table = Table(title="Cosines of the tasks' gradients")
+        for heading in ("task", *tasks, "group"):
+            table.add_column(heading)
+        for task, row in zip(tasks, cosines.tolist(), strict=True):
+            group = groups[task]
+            table.add_row(
+                task, *(f"{each:.2f}" for each in row), group if isinstance(group, str) else " > ".join(group)
+            )
+        console.print(table)
+        console.print(f"Groups: {output} ({GROUPS_FILE}, dendrogram.png)", markup=False, soft_wrap=True)
+
+    by_first_process(write)
+    return groups
+
+
+def read_groups(path: str) -> dict[str, Any]:
+    """Groups of tasks from a YAML or JSON file.
+
+    Raises:
+        ValueError: it cannot be read, or holds something else.
+    """
+    try:
+        groups = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"`groups` is {path!r}, which cannot be read ({error}): give {AUTO!r}, or a YAML or JSON file."
+        ) from error
+    check_setting(f"groups in {path}", groups, dict[str, str | list[str]])
+    return groups
+
+
+if __name__ == "__main__":
+    main()
