@@ -99,6 +99,8 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
                 "which is called per task."
             )
         args = own_arguments(args)
+        if not isinstance(weighting, Weighting | None):
+            raise TypeError(f"`weighting` is a {type(weighting).__name__}: give a `Weighting`, or name one in `args`.")
         kwargs.setdefault("compute_metrics", self.multi_task_accuracy)
         # Metrics of one's own, losses alone and several data sets have no mean accuracy to compare by.
         others = kwargs["compute_metrics"] != self.multi_task_accuracy or isinstance(eval_dataset, dict)
