@@ -9,6 +9,8 @@ from jscpt_peft.methods import METHODS
 
 # Option -> the field that chooses the part, and the parts that know the option.
 KNOWN_BY = {
+    "intervention_shared": ("intervention", ("mask_mlp",)),
+    "learn_masks": ("intervention", ("mask_mlp",)),
     "num_confounders": ("intervention", ("decoupled",)),
     "num_modules": ("intervention", ("modular",)),
     "reconstruction_weight": ("intervention", ("decoupled",)),
