@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 
@@ -132,3 +133,28 @@ def test_unreadable_images_are_named_or_skipped(tmp_path, capsys, caplog):
         path.write_bytes(path.read_bytes()[:60])
     message = fails(capsys, train.main, *command(images, tmp_path / "x"))
     assert "sky" in message and "cannot be read" in message
+
+
+@pytest.mark.parametrize(
+    ("output", "root", "message"),
+    [
+        ("images/out", "images", "lies in `data_root`"),
+        ("images", "images", "lies in `data_root`"),
+        ("out", "out/images", "lies in `output_dir`"),
+        ("file", "images", "`output_dir` .* is no folder"),
+        ("file/out", "images", "`output_dir` .* cannot be made"),
+        ("base", "images", "holds a model"),
+        ("new/out", "nowhere", "`data_root` .* does not exist"),
+    ],
+)
+def test_an_output_that_would_harm_or_cannot_be_is_refused(tmp_path, capsys, output, root, message):
+    """And no folder is left behind."""
+    (tmp_path / "file").touch()
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").touch()
+    if root != "nowhere":
+        (tmp_path / root / "task" / "class").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    command = ["--task_set", "folder", "--data_root", tmp_path / root, "--output_dir", tmp_path / output]
+    said = fails(capsys, train.main, *command, "--overwrite_output_dir", "--use_cpu")
+    assert re.search(message, said) and sorted(tmp_path.rglob("*")) == before
