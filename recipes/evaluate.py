@@ -25,6 +25,7 @@ from arguments import ModelArguments, parse
 from base_model import load_processor
 from cli_errors import cli_errors, console
 from evaluated_model import EvaluatedModelArguments, check_evaluated, load_evaluated
+from output_folder import output_folder
 from PIL import Image
 from rich.progress import track
 from task_data import DataArguments
@@ -79,7 +80,7 @@ class EvaluationArguments(JSCPTTrainingArguments):
 def main(command_line: list[str] | None = None) -> None:
     kinds = (DataArguments, EvaluatedModelArguments, EvaluationArguments)
     data, model_arguments, arguments = parse(kinds, __doc__, command_line, shown=SHOWN, left_out=OF_TRAINING)
-    with cli_errors():
+    with cli_errors(), output_folder(arguments.output_dir, data):
         run(data, model_arguments, arguments)
 
 
@@ -137,7 +138,6 @@ def prepare_output(arguments: EvaluationArguments) -> None:
     output = Path(arguments.output_dir)
     if output.is_dir() and any(output.iterdir()) and not arguments.overwrite_output_dir:
         raise ValueError(f"`output_dir` {output} is not empty: choose another, or pass --overwrite_output_dir.")
-    output.mkdir(parents=True, exist_ok=True)
 
 
 # ---- predictions ----------------------------------------------------------------------------------------------------

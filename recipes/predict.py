@@ -7,6 +7,7 @@ python recipes/predict.py --adapter user/name --revision v2 --task art photo.jpg
 from __future__ import annotations
 
 import argparse
+import os.path
 from pathlib import Path
 
 from adapter import add_adapter_arguments, load_for_task
@@ -39,8 +40,8 @@ def predict(arguments: argparse.Namespace) -> list[dict[str, float]]:
     if arguments.top < 1:
         raise ValueError(f"`--top` is {arguments.top}: give the number of classes to print, at least 1.")
     for path in arguments.images:
-        if not path.is_file():
-            raise ValueError(f"image {path} does not exist.")
+        if not os.path.isfile(path):  # `Path.is_file` would raise where the name is too long
+            raise ValueError(f"image {path} does not exist, or is no file.")
     model, task, processor = load_for_task(arguments)
     statistics = {"image_mean": processor.image_mean, "image_std": processor.image_std}
     return model.predict(arguments.images, task=task, **statistics)  # reads them one batch after the other

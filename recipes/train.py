@@ -26,6 +26,7 @@ from cli_errors import cli_errors, console
 from evaluated_model import zero_shot_model
 from group_tasks import chosen_groups
 from launched import end_with_launcher
+from output_folder import output_folder
 from peft import PeftModel, get_peft_model
 from task_data import DataArguments, load_data, make_datasets
 from transformers import CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
@@ -48,7 +49,7 @@ def main(command_line: list[str] | None = None) -> None:
     end_with_launcher()
     kinds = (DataArguments, ModelArguments, JSCPTTrainingArguments)
     data, model_arguments, training = parse(kinds, __doc__, command_line)
-    with cli_errors():
+    with cli_errors(), output_folder(training.output_dir, data):
         run(data, model_arguments, training)
 
 
