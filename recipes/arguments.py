@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from class_templates import TEMPLATES
 from peft import PeftConfig
 from task_data import ASSETS, DataArguments
 from transformers import HfArgumentParser
@@ -75,6 +76,15 @@ OWN_ARGUMENTS = [
         "hyperparameters",
         Annotated[str, OneOf(HYPERPARAMETERS)],
         setting("paper", f"Whose --method takes: {' or '.join(HYPERPARAMETERS)}."),
+    ),
+    (
+        "templates",
+        Annotated[str, OneOf(TEMPLATES)] | None,
+        setting(
+            None,
+            "Texts of classes: own (each task's own template, as CoOp's of its ten data sets), or ensemble (the means "
+            "of that and seven general ones). Default: --class_template for all.",
+        ),
     ),
     (
         "groups",

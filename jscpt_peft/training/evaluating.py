@@ -49,9 +49,13 @@ class EvaluatingTrainer(Trainer):
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As `Trainer`'s, likewise; a data set of other tasks or classes than the model's is refused."""
-        check_tasks("test_dataset", test_dataset, self.model.active_jscpt_config.tasks)
+        check_tasks("test_dataset", test_dataset, self.tested_tasks())
         options = {"batch_size": self.args.eval_batch_size}
         return self.accelerator.prepare(make_loader(test_dataset, self.args, self.data_collator, **options))
+
+    def tested_tasks(self) -> dict[str, list[str]]:
+        """Task -> the classes that labels of images to evaluate number. For subclasses."""
+        return self.model.active_jscpt_config.tasks
 
     def prediction_step(
         self, _model: torch.nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, **_: Any
