@@ -92,7 +92,9 @@ class JSCPTConfig(PeftConfig):
     )
     num_shared_tokens: Tokens = setting(16, "Prompt tokens that all tasks share, per prompted block.")
     num_task_tokens: Tokens = setting(16, "Prompt tokens of each task, per prompted block.")
-    groups: dict[str, str | list[str]] | None = setting(None, "Groups of tasks.", command_line=False)
+    groups: dict[str, str | list[str]] | None = setting(
+        None, "Task -> its group (mmap), or the nodes above it (hipro). Default: one group of all.", command_line=False
+    )
     prompt_depth: Annotated[int, Between(1, 1000)] | None = setting(
         None, "Blocks with prompts of their own, from the first. Default: all."
     )
