@@ -143,6 +143,8 @@ class ImageTaskDataset(torch.utils.data.Dataset):
         class_names: Mapping[str, Sequence[str]] | Sequence[Sequence[str] | None] | None = None,
         jpeg_side: int | None = None,
     ) -> None:
+        if not datasets:
+            raise ValueError("`datasets` is empty: give one of every task.")
         grouped = ["group" in dataset.column_names for dataset in datasets]
         if any(grouped) and not all(grouped):
             raise ValueError(

@@ -110,7 +110,12 @@ class TaskContext:
             return task_ids.checked(rows, task_names)
         if task_ids is None:
             task_ids = self._default_task(task_names)
-        ids = torch.as_tensor(task_ids, device=device).reshape(-1)
+        try:
+            ids = torch.as_tensor(task_ids, device=device).reshape(-1)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`task_ids` is {task_ids!r}: give whole numbers, positions in {list(task_names)}."
+            ) from error
         if ids.numel() == 1:
             ids = ids.expand(rows)
         return TaskRows.of(ids).checked(rows, task_names)

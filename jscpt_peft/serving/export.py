@@ -170,11 +170,14 @@ def export_task(
         The folder.
 
     Raises:
-        ValueError: there is no such task, or another `dtype`.
+        ValueError: there is no such task, another `dtype`, or no mean or standard deviation of three channels.
         OSError: it could not be written; what was there is as it was.
         NotADirectoryError, FileExistsError: `directory` is a file, or holds something else than an earlier export.
     """
+    from jscpt_peft.data.transforms import check_statistics  # here, since `datasets` takes seconds to import
+
     task_id = task_index(task, model.task_names)
+    image_mean, image_std = check_statistics(image_mean, image_std)
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` is {dtype}: give one of {', '.join(map(str, DTYPES))}.")
     directory = Path(directory).resolve()
@@ -185,8 +188,11 @@ def export_task(
     input_dtype = torch.promote_types(dtype, torch.float32)
     class_names = model.active_jscpt_config.tasks[task]
     program = _program(classifier, torch.zeros(2, 3, size, size, dtype=input_dtype))
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as aside:
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"`directory` {str(directory)!r} cannot be made ({one_line(error)}): name another.") from error
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as aside:
         whole = Path(aside, "whole")
         whole.mkdir()
         buffer = io.BytesIO()  # straight into a file, a full disk would abort the process
@@ -264,9 +270,9 @@ def _program(classifier: TaskClassifier, example: torch.Tensor) -> torch.export.
 
 
 def _check_directory(directory: Path) -> None:
-    if directory.exists() and not directory.is_dir():
+    if os.path.exists(directory) and not directory.is_dir():
         raise NotADirectoryError(f"`directory` {str(directory)!r} is a file: name a folder.")
-    held = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    held = {path.name for path in directory.iterdir()} if os.path.isdir(directory) else set()
     if held and not {PROGRAM, DESCRIPTION} <= held <= {PROGRAM, DESCRIPTION, MANUAL}:
         raise FileExistsError(
             f"`directory` {str(directory)!r} holds something else than an earlier export: name an empty or a new one."
