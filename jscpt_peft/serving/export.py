@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from jscpt_peft.model.backbones.attention import KeysValues, block, keys_values
 from jscpt_peft.model.losses import averaged_over_views
 from jscpt_peft.model.task_context import deterministic, task_index
+from jscpt_peft.model.task_rows import TaskRows
 from jscpt_peft.reading import one_line, read_json_object
 
 from .base_names import public_name
@@ -129,16 +130,16 @@ class TaskClassifier(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Logits `[B, C]` of images `[B, 3, H, W]`, normalised as CLIP's processor does."""
         hidden = self.vision.pre_layrnorm(self.vision.embeddings(pixel_values))
-        zeros = torch.zeros_like(hidden[:, 0, 0], dtype=torch.long)  # [B]: the only task, and the position of [CLS]
+        rows = TaskRows.one_task(hidden)
         last = len(self.vision.encoder.layers) - 1
         for index, layer in enumerate(self.vision.encoder.layers):
             prefix = KeysValues(self.keys[index], self.values[index]) if index < self.num_prefixed else None
             if self.carrying and index == self.num_prefixed:
-                hidden = torch.cat([hidden[:, :1], self.carried[zeros], hidden[:, 1:]], dim=1)
-            hidden = block(layer, hidden, prefix, zeros, read_out=zeros if index == last else None)
+                hidden = torch.cat([hidden[:, :1], rows.spread(self.carried), hidden[:, 1:]], dim=1)
+            hidden = block(layer, hidden, prefix, rows, read_out=0 if index == last else None)
         selected = self.projection(self.vision.post_layernorm(hidden[:, 0]))
         if self.select is not None:
-            selected = self.select(selected, zeros, self.head_parameters)
+            selected = self.select(selected, rows.ids, self.head_parameters)
         logits = F.normalize(selected.to(self.classes.dtype), dim=-1) @ self.classes
         return logits if logits.dim() == 2 else averaged_over_views(logits)
 
