@@ -135,6 +135,15 @@ def test_the_digest_is_of_the_configuration_and_of_what_peft_loads(tmp_path, cha
     PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), tmp_path)
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, DIGEST_FILE])
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name):
+    prompted.prompted_clip(torch.float32).save_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name} of the adapter .* is no file"):
+        PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), tmp_path)
+
+
 def test_what_was_saved_last_is_what_loads(tmp_path):
     model = prompted.prompted_clip(torch.float32)
     model.save_pretrained(tmp_path)
