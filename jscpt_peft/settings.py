@@ -7,6 +7,7 @@ Annotations say what fields may hold: `seed: int`, `prompt_depth: PositiveInt | 
 from __future__ import annotations
 
 import math
+import reprlib
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
@@ -37,6 +38,14 @@ class Between:
             raise ValueError(f"`{argument}` must be {words} {self.high}, got {value}.")
 
 
+class NotBlank:
+    """Of a path or a name that is given at all: an empty one would mean the working directory, or nothing."""
+
+    def check(self, argument: str, value: str) -> None:
+        if not value.strip():
+            raise ValueError(f"`{argument}` is {value!r}: name something, or leave it out.")
+
+
 class OneOf:
     """The choices for a word; what a program adds to them later counts too."""
 
@@ -46,6 +55,8 @@ class OneOf:
     def check(self, argument: str, value: str) -> None:
         check_choice(argument, value, self.choices)
 
+
+Name = Annotated[str, NotBlank()]
 
 MOST = 1_000_000_000
 """More steps, images, seconds or epochs than any run has: beyond it is a slip, and what follows would overflow."""
@@ -63,6 +74,9 @@ BatchSize = Annotated[int, Between(1, 65_536)]
 # What multiplies parameters: above it nothing finite is left of them.
 Rate = Annotated[float, Between(0, 10_000)]
 PositiveRate = Annotated[float, Between(0, 10_000, open_low=True)]
+
+_short = reprlib.Repr()  # of values that may be as large, or as often within themselves, as they like
+_short.maxstring = _short.maxother = _short.maxlong = 100
 
 NAMES = {
     int: "a whole number",
@@ -118,9 +132,9 @@ def check_setting(argument: str, value: Any, annotation: Any) -> None:
     if kind is None:
         for choices in filter(_is_enumeration, kinds if isinstance(value, str) else ()):
             check_choice(argument, value, [each.value for each in choices])
-        text = repr(value)
-        text = text if len(text) <= 100 else text[:97] + "..."
-        raise ValueError(f"`{argument}` must be {' or '.join(map(_named, kinds))}, got {text}.")
+        raise ValueError(f"`{argument}` must be {' or '.join(map(_named, kinds))}, got {_short.repr(value)}.")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"`{argument}` must be without null characters, got {_short.repr(value)}.")
     inner = get_args(kind)
     if get_origin(kind) is Annotated:
         inner[1].check(argument, value)

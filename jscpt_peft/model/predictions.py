@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from jscpt_peft.settings import BatchSize, check_setting
+
 from .task_context import deterministic, task_index
 from .unseen_classes import unseen_class_embeds, unseen_logits
 
@@ -40,13 +42,12 @@ def predict(
     """Probabilities of classes for each image, best first; arguments as for `JSCPTModel.predict`."""
     from jscpt_peft.data import image_transform  # here, since `datasets` takes seconds to import
 
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size}: give the number of images to encode together, at least 1.")
+    check_setting("batch_size", batch_size, BatchSize)
     if isinstance(images, str) or not isinstance(images, Iterable):
         images = [images]
     device = model.model.device
     task_id = None if task is None else task_index(task, model.task_names)
-    task_id = int(model.backbone.context.resolve(task_id, 1, model.task_names, device))
+    (task_id,) = model.backbone.context.resolve(task_id, 1, model.task_names, device).tasks
     task = model.task_names[task_id]
     transform = image_transform(model.model.config.vision_config.image_size, image_mean, image_std, train=False)
     precision = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()  # the caller's own stays on

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ from .class_texts import ClassTexts
 from .class_tokens import check_lengths, check_token_ids, class_token_ids
 from .config_checks import check_class_names
 from .losses import task_logits
+from .task_context import task_index
+from .task_rows import TaskRows
 
 if TYPE_CHECKING:
     from .tuner import JSCPTModel
@@ -45,8 +47,26 @@ def unseen_class_embeds(model: JSCPTModel, task: str, class_names: Sequence[str]
     return with_residual(embeds, adapter.class_residual.of_names(position, labels, names))
 
 
+def class_embeds_among(model: JSCPTModel, classes: Mapping[str, Sequence[str]]) -> tuple[Tensor, list[int], Tensor]:
+    """Features `[N, C, D]` of the given classes of some tasks, zero for others, and their numbers, for `task_logits`.
+
+    Args:
+        model: knows the N tasks.
+        classes: task -> class names.
+
+    Raises:
+        ValueError: the model has no such task; or as `unseen_class_embeds`.
+    """
+    found = {task_index(task, model.task_names): unseen_class_embeds(model, task, classes[task]) for task in classes}
+    counts = [len(found.get(task, ())) for task in range(len(model.task_names))]
+    first = next(iter(found.values()))
+    embeds = first.new_zeros(len(counts), max(counts), first.shape[-1])
+    for task, each in found.items():
+        embeds[task, : len(each)] = each
+    return embeds, counts, torch.tensor(counts, device=first.device)
+
+
 def unseen_logits(model: JSCPTModel, embeds: Tensor, class_embeds: Tensor) -> Tensor:
     """Logits `[B, C]` of image features `[B, D]`, x̄, over classes `[C, D]` (Eq. 1)."""
-    one_task = torch.zeros(len(embeds), dtype=torch.long, device=embeds.device)
-    count = one_task.new_tensor([len(class_embeds)])
-    return task_logits(embeds, class_embeds[None], count, one_task, model.backbone.logits)
+    rows, count = TaskRows.one_task(embeds), len(class_embeds)
+    return task_logits(embeds, class_embeds[None], [count], rows.ids.new_tensor([count]), rows, model.backbone.logits)

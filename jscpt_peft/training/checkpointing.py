@@ -24,10 +24,10 @@ from .arguments import JSCPTTrainingArguments
 from .bilevel import UpperLevel
 from .configuration import fixed_configuration, reproducing_configuration
 from .distributed import by_first_process, gather_objects, wait_for_all
-from .nonfinite import Snapshot
+from .nonfinite import Snapshot, problem_of, remedy_of
 from .resuming import checkpoint_to_resume
 from .step_log import StepLog
-from .task_gradients import TaskMeans
+from .task_sums import TaskMeans
 
 logger = logging.get_logger(__name__)
 
@@ -113,7 +113,7 @@ class Checkpointing(Trainer):
             self.check_end()
             return output
         finally:
-            self.args.save_total_limit = self._limit
+            self.args.save_total_limit, self.is_in_train = self._limit, False
 
     def set_initial_training_values(self, *args: Any) -> tuple[Any, ...]:
         """As `Trainer`'s; no epoch is left where the checkpoint is that of the last step, which it would exceed."""
@@ -219,9 +219,13 @@ class Checkpointing(Trainer):
 
     # ---- steps that are not finite ----------------------------------------------------------------------------------
 
-    def guard(self, step: TaskMeans) -> None:
-        """Counts steps in a row in which a task is not finite; its weight is zero, and too many stop the run."""
-        if not bool(step.nonfinite.any()):
+    def guard(self, step: TaskMeans) -> int:
+        """Counts steps in a row in which a task is not finite; its weight is zero, and too many stop the run.
+
+        It is the one place where a lower step waits for the device. Returns the number of usable tasks.
+        """
+        usable, nonfinite = torch.stack([step.usable, step.nonfinite]).tolist()
+        if not any(nonfinite):
             self.nonfinite_steps = 0
             # The parameters have just shown that they are good: the update that follows may spoil them.
             head = self.model.task_adapter.head
@@ -229,34 +233,34 @@ class Checkpointing(Trainer):
             others += [head] if head is not None and head.observes else []
             snapshot = Snapshot(self.trainable_parameters(), others)
             self._good = snapshot, self.state.global_step, self.state.epoch or 0.0
-            return
+            return sum(usable)
         self.nonfinite_steps += 1
-        tasks = [name for name, wrong in zip(self.task_names, step.nonfinite, strict=True) if wrong]
+        tasks = [name for name, wrong in zip(self.task_names, nonfinite, strict=True) if wrong]
         logger.warning(
             f"Step {self.state.global_step + 1}: loss or gradient of {tasks} is not finite; weight 0 in this step "
             f"({self.nonfinite_steps} in a row)."
         )
         if self.nonfinite_steps >= self.args.max_nonfinite_steps:
+            remedy = remedy_of(self.model.base_model, self._good is None, tasks)
             raise FloatingPointError(
                 f"The loss of {tasks} was not finite in {self.nonfinite_steps} steps in a row "
-                f"(`max_nonfinite_steps`). {self.save_last_good_state()} Lower `learning_rate`, or look at these "
-                "tasks' images."
+                f"(`max_nonfinite_steps`). {self.save_last_good_state()} {remedy}"
             )
+        return sum(usable)
 
     def _spoiled(self) -> str | None:
         """What is wrong with the state after the last step, if anything."""
         if self.nonfinite_steps:
             return f"tasks were not finite in the last {self.nonfinite_steps} steps"
-        learned = (*self.trainable_parameters(), *self.weighting.parameters())
-        return None if all(bool(each.isfinite().all()) for each in learned) else "parameters are not finite"
+        return problem_of([*self.trainable_parameters(), *self.weighting.parameters()])
 
     def check_end(self) -> None:
         """Raises a `FloatingPointError` where a run ends in a state that is no result; the last good one is kept."""
         reason = self._spoiled()
         if reason is not None:
-            step = self.state.global_step
+            step, remedy = self.state.global_step, remedy_of(self.model.base_model, self._good is None)
             raise FloatingPointError(
-                f"The run ends with step {step}, but {reason}. {self.save_last_good_state()} Lower `learning_rate`."
+                f"The run ends with step {step}, but {reason}. {self.save_last_good_state()} {remedy}"
             )
 
     def save_last_good_state(self) -> str:

@@ -141,6 +141,18 @@ def test_the_bank_takes_the_first_image_of_each_task_and_forgets_the_oldest():
     assert head.bank is kept  # it is the other tasks' too
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_what_any_trainer_calls_counts_penalties_and_observes_in_training(training):
+    model = model_of("jscpt_projected").train(training)
+    pixels, task_ids, labels = prompted.batch(model)
+    expected, bank = model.classify(pixels, task_ids, labels), model.task_adapter.head.bank
+    summed = (expected.loss_sums + 2 * expected.penalties).sum() / 6
+    with torch.set_grad_enabled(training):
+        loss = model(pixel_values=pixels, task_ids=task_ids, labels=labels, num_items_in_batch=6).loss
+    torch.testing.assert_close(loss, summed if training else expected.loss_sums.sum() / 6)
+    assert (model.task_adapter.head.bank is bank) is not training
+
+
 # ---- what invariance is for -----------------------------------------------------------------------------------------
 
 
@@ -208,6 +220,10 @@ def test_invariance_beats_joint_training_where_a_spurious_feature_turns():
     [
         ({"method": "coop", "num_modules": 4}, r"`num_modules` is 4, which intervention='none' does not know.*mt_crl"),
         ({"method": "mt_crl", "num_confounders": 4}, r"`num_confounders` is 4.*intervention='decoupled'.*projected"),
+        (
+            {"method": "clip_adapter", "learn_masks": False},
+            r"`learn_masks` is False.*'mask_mlp'.*'jscpt'",
+        ),
         ({"method": "jscpt", "projection_rank": 2}, r"`projection_rank` is 2.*'concatenated' does not know"),
         ({"method": "mt_crl", "num_modules": 21}, r"`num_modules` is 21 .* at most 20 modules"),
         ({"method": "mt_crl", "invariance_weight": math.nan}, r"`invariance_weight` must be a finite number"),
