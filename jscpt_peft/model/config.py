@@ -199,7 +199,6 @@ class JSCPTConfig(PeftConfig):
         if self.class_token_ids is not None:
             check_texts(self.class_token_ids, self.tasks)
             self.class_token_ids = {task: self.class_token_ids[task] for task in self.tasks}
-        check_part_options(self)
         self.groups = check_groups(self.groups, self.tasks, self.prompts, self.single_task)
         starts = self.num_shared_tokens and "text" in TOWERS[self.towers]
         if self.prompt_init is not None and not (starts and self.prompt_init.strip()):
@@ -211,6 +210,7 @@ class JSCPTConfig(PeftConfig):
             method = METHODS[self.method]
             method_fields(self.method, **{name: getattr(self, name) for name in (*method.structure, *method.at_least)})
             check_single_task(self.method, self.single_task)
+        check_part_options(self)
 
     def templates(self, task: str) -> list[str]:
         """The templates of a task."""
