@@ -116,9 +116,6 @@ class TaskContext:
             raise ValueError(
                 f"`task_ids` is {task_ids!r}: give whole numbers, positions in {list(task_names)}."
             ) from error
-        if ids.numel() and (ids.is_floating_point() or ids.dtype == torch.bool):
-            raise ValueError(f"`task_ids` has dtype {ids.dtype}: give whole numbers, positions in {list(task_names)}.")
-        ids = ids.long()
         if ids.numel() == 1:
             ids = ids.expand(rows)
         return TaskRows.of(ids).checked(rows, task_names)

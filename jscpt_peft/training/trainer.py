@@ -39,7 +39,7 @@ from .publishing import Publishing
 from .step_log import HISTORY_FILE, StepLog
 from .task_gradients import Batch, scheduled_gradient, shared_gramian
 from .task_sums import TaskSums
-from .weightings import check_shared, make_weighting
+from .weightings import chosen_weighting
 
 
 class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
@@ -99,8 +99,6 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
                 "which is called per task."
             )
         args = own_arguments(args)
-        if not isinstance(weighting, Weighting | None):
-            raise TypeError(f"`weighting` is a {type(weighting).__name__}: give a `Weighting`, or name one in `args`.")
         kwargs.setdefault("compute_metrics", self.multi_task_accuracy)
         # Metrics of one's own, losses alone and several data sets have no mean accuracy to compare by.
         others = kwargs["compute_metrics"] != self.multi_task_accuracy or isinstance(eval_dataset, dict)
@@ -127,11 +125,8 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         model, args, data = check_model(self.model), self.args, self.train_dataset
         self.task_names, self.adapter_name = model.task_names, model.active_adapter
         check_data(model, train_dataset=data, dev_dataset=self.dev_dataset, eval_dataset=self.eval_dataset)
-        weighting = self._given_weighting
-        if weighting is None:
-            check_shared(args, model)
-            weighting = make_weighting(args, len(self.task_names))
-        elif self.model_init is not None:
+        weighting = chosen_weighting(self._given_weighting, args, model)
+        if self.model_init is not None:
             weighting = copy.deepcopy(weighting)
         # Ω in float32, or better where θ is.
         precision = torch.promote_types(next(model.get_base_model().parameters()).dtype, torch.float32)
