@@ -162,7 +162,11 @@ def test_a_step_costs_what_one_of_jscpt_with_as_many_tokens_costs(method):
             model.classify(*prompted.batch(model)).loss.backward()
         return counter.get_total_flops()
 
-    plain = prompted.prompted_clip(intervention="none")  # with 3 + 2 tokens too
+    tokens = {"num_shared_tokens": 3, "num_task_tokens": 2}
+    config = JSCPTConfig(
+        tasks=prompted.TASKS, class_token_ids=prompted.class_token_ids(), intervention="none", **tokens
+    )
+    plain = get_peft_model(oracles.tiny_clip(), config)
     assert flops(adapted(method)) == flops(plain)
 
 
