@@ -37,7 +37,9 @@ def class_token_ids(tasks: dict[str, list[str]] = TASKS) -> dict[str, list[list[
 
 def config(**options) -> JSCPTConfig:
     """A configuration that needs no tokenizer; `options` replace its fields."""
-    options = {"tasks": TASKS, "num_shared_tokens": 3, "num_task_tokens": 2, "intervention_hidden": 4, **options}
+    options = {"tasks": TASKS, "num_shared_tokens": 3, "num_task_tokens": 2, **options}
+    if options.get("intervention", "mask_mlp") in ("mask_mlp", "decoupled"):
+        options = {"intervention_hidden": 4, **options}
     return JSCPTConfig(**{"class_token_ids": class_token_ids(options["tasks"]), "prompt_init_std": 0.5, **options})
 
 
