@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence, Set
@@ -24,6 +23,7 @@ from jscpt_peft.choices import check_choice, nearest
 from jscpt_peft.data.benchmarks import TASK_SET_MEMBERS
 from jscpt_peft.methods import HYPERPARAMETERS, METHODS, method_fields, training_options
 from jscpt_peft.model.groups import check_grouping
+from jscpt_peft.reading import one_line, read_json, read_text
 from jscpt_peft.settings import OneOf, PositiveInt, annotations_of, check_setting, setting
 from jscpt_peft.training.trainer_settings import ANNOTATIONS
 
@@ -179,7 +179,7 @@ def with_method(own: dict[str, Any], name: str, hyperparameters: str = "paper") 
     check_choice("method", name, (*METHODS, *OUTSIDE))
     if name in OUTSIDE:
         of_adapters = {each for each, *_ in (*config_fields(JSCPTConfig), *OWN_ARGUMENTS)} - {"model_name_or_path"}
-        return {**{each: value for each, value in own.items() if each not in of_adapters}, **OUTSIDE[name]}
+        return {**{each: value for each, value in own.items() if each not in of_adapters}, **OUTSIDE[name][hyperparameters]}
     method = {**method_fields(name, hyperparameters), **training_options(name, hyperparameters)}
     if hyperparameters == "original":
         return {**own, **method}
@@ -200,7 +200,15 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 
 
 class YAMLLoader(yaml.SafeLoader):
-    """Takes `1e-3` for a number, as YAML 1.2 does."""
+    """Takes `1e-3` for a number, as YAML 1.2 does, and a key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, key) is not key:
+                problem = f"it has the key {key.value!r} twice"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 YAMLLoader.add_implicit_resolver(
@@ -324,13 +332,17 @@ def _said(arguments: list[str], *names: str) -> dict[str, str]:
 
 def _read(path: Path, parser: RecipeParser, left_out: Set[str]) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=YAMLLoader)
+        values = read_json(path) if path.suffix == ".json" else yaml.load(read_text(path), Loader=YAMLLoader)
         values = {} if values is None else values
     except FileNotFoundError:
         parser.error(f"the configuration file {path} does not exist.")
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        parser.error(f"{path} cannot be read: {error}")
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        parser.error(f"{path} cannot be read: {line}{error.problem or error.context}")
+    except RecursionError:
+        parser.error(f"{path} cannot be read: it is nested too deeply")
+    except Exception as error:  # of the file, or of one of YAML's constructors, which know no common base
+        parser.error(f"{path} cannot be read: {one_line(error)}")
     if not isinstance(values, dict):
         parser.error(f"{path} must hold `argument: value` pairs, got {type(values).__name__}.")
     known, annotations = parser.names | left_out, parser.annotations

@@ -30,6 +30,7 @@ from base_model import load_processor
 from cli_errors import cli_errors, console
 from evaluated_model import EvaluatedModelArguments, check_evaluated, load_evaluated
 from other_classes import OtherClassesTrainer, base_and_new, class_list, cross_domain, predict
+from output_folder import output_folder
 from PIL import Image
 from rich.progress import track
 from task_data import DataArguments
@@ -92,7 +93,7 @@ class EvaluationArguments(JSCPTTrainingArguments):
 def main(command_line: list[str] | None = None) -> None:
     kinds = (DataArguments, EvaluatedModelArguments, EvaluationArguments)
     data, model_arguments, arguments = parse(kinds, __doc__, command_line, shown=SHOWN, left_out=OF_TRAINING)
-    with cli_errors():
+    with cli_errors(), output_folder(arguments.output_dir, data):
         run(data, model_arguments, arguments)
 
 
@@ -166,7 +167,6 @@ def prepare_output(arguments: EvaluationArguments) -> None:
     output = Path(arguments.output_dir)
     if output.is_dir() and any(output.iterdir()) and not arguments.overwrite_output_dir:
         raise ValueError(f"`output_dir` {output} is not empty: choose another, or pass --overwrite_output_dir.")
-    output.mkdir(parents=True, exist_ok=True)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ python recipes/predict.py --adapter outputs/mine --task art --classes cat,dog,ow
 from __future__ import annotations
 
 import argparse
+import os.path
 from pathlib import Path
 
 from adapter import add_adapter_arguments, load_for_task
@@ -42,8 +43,8 @@ def predict(arguments: argparse.Namespace) -> list[dict[str, float]]:
     if arguments.top < 1:
         raise ValueError(f"`--top` is {arguments.top}: give the number of classes to print, at least 1.")
     for path in arguments.images:
-        if not path.is_file():
-            raise ValueError(f"image {path} does not exist.")
+        if not os.path.isfile(path):  # `Path.is_file` would raise where the name is too long
+            raise ValueError(f"image {path} does not exist, or is no file.")
     model, task, processor = load_for_task(arguments)
     statistics = {"image_mean": processor.image_mean, "image_std": processor.image_std}
     classes = None if arguments.classes is None else class_list(arguments.classes)

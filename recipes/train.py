@@ -29,6 +29,7 @@ from evaluated_model import zero_shot_model
 from group_tasks import chosen_groups
 from launched import end_with_launcher
 from other_classes import base_and_new
+from output_folder import output_folder
 from outside import outside_trainer
 from outside_methods import OUTSIDE
 from peft import PeftModel, get_peft_model
@@ -58,7 +59,7 @@ def main(command_line: list[str] | None = None) -> None:
     end_with_launcher()
     kinds = (DataArguments, ModelArguments, JSCPTTrainingArguments)
     data, model_arguments, training = parse(kinds, __doc__, command_line)
-    with cli_errors():
+    with cli_errors(), output_folder(training.output_dir, data):
         run(data, model_arguments, training)
 
 

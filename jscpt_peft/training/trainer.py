@@ -263,11 +263,9 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         if usable:  # without a gradient, momentum and weight decay move nothing either
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
-        if step.observed is not None:
-            tasks = step.usable.nonzero()[:, 0]
-            self.model.task_adapter.head.observe(step.observed[tasks], tasks)
-        row = {"step": number, "epoch": number / self._steps_per_epoch(), "loss": step.losses}
-        row |= {"weight": weights.detach(), "nonfinite": step.nonfinite, **explanation, **learned}
+        step.show(self.model.task_adapter.head)
+        row = {"step": number, "epoch": number / self._steps_per_epoch(), **step.columns()}
+        row |= {"weight": weights.detach(), **explanation, **learned}
         row |= {f"{name}_after": value for name, value in self.weighting.learned().items()}
         row["gradient_norm"] = torch.stack([gradient.norm() for gradient in gradients]).norm()
         self.step_log.append({**row, "scheduler": upper})
