@@ -10,5 +10,5 @@ _ADAMW = {"optim": "adamw_torch", "weight_decay": 1e-2}
 # original ones belong to thousands of steps on ViT-B/16, the others to hundreds on a small CLIP.
 OUTSIDE: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "clip_lora": {"paper": {**_ADAMW, "learning_rate": 3e-3}, "original": {**_ADAMW, "learning_rate": 2e-4}},
-    "linear_probe": dict.fromkeys(("paper", "original"), {**_ADAMW, "learning_rate": 1e-3}),
+    "linear_probe": {whose: {**_ADAMW, "learning_rate": 1e-3} for whose in ("paper", "original")},
 }
