@@ -24,7 +24,7 @@ from jscpt_peft.data.benchmarks import TASK_SET_MEMBERS
 from jscpt_peft.methods import HYPERPARAMETERS, METHODS, method_fields, training_options
 from jscpt_peft.model.groups import check_grouping
 from jscpt_peft.reading import one_line, read_json, read_text
-from jscpt_peft.settings import OneOf, PositiveInt, annotations_of, check_setting, setting
+from jscpt_peft.settings import Name, OneOf, PositiveInt, annotations_of, check_setting, setting
 from jscpt_peft.training.trainer_settings import ANNOTATIONS
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -63,7 +63,7 @@ def _plain(annotation: Any) -> Any:
 OWN_ARGUMENTS = [
     (
         "model_name_or_path",
-        str | None,
+        Name | None,
         setting(
             None, f"A CLIPModel: Hub id or folder, or {' or '.join(BUNDLED)} of the recipes. Default: {BUNDLED[0]}."
         ),

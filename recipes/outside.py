@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, collate
 from jscpt_peft.model.losses import JSCPTOutput, mean_losses, task_loss_sums
+from jscpt_peft.model.task_rows import TaskRows
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.evaluating import EvaluatingTrainer
 
@@ -70,7 +71,7 @@ class OutsideModel(nn.Module):
 
     def forward(self, pixel_values: Tensor, task_ids: Tensor, labels: Tensor, **_: Any) -> dict[str, Tensor]:
         logits = self.classify(pixel_values, task_ids).logits
-        losses = mean_losses(*task_loss_sums(logits, labels, task_ids, len(self.tasks)))
+        losses = mean_losses(*task_loss_sums(logits, labels, TaskRows.of(task_ids), len(self.tasks)))
         return {"loss": losses.nansum(), "logits": logits}
 
     def learned(self) -> dict[str, Tensor]:

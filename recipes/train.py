@@ -15,6 +15,7 @@ results.md (accuracy per task, before and after), scheduler_history.jsonl and fi
 
 from __future__ import annotations
 
+import os.path
 import sys
 from collections.abc import Callable
 from copy import copy
@@ -178,6 +179,8 @@ def prepare_output(training: JSCPTTrainingArguments) -> str | bool | None:
         if not (output.is_dir() and any(output.glob(f"*{PREFIX_CHECKPOINT_DIR}-*"))):
             raise ValueError(f"`resume_from_checkpoint` is 'last', but `output_dir` {output} holds no checkpoint.")
         resume = True
+    if isinstance(resume, str) and not os.path.isdir(resume):
+        raise ValueError(f"`resume_from_checkpoint` {resume!r} is no folder: name a checkpoint's, or `last`.")
     if resume is None and output.is_dir() and any(output.iterdir()) and not training.overwrite_output_dir:
         raise ValueError(
             f"`output_dir` {output} is not empty: choose another, pass --overwrite_output_dir, or go on with "

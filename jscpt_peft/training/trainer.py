@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput
 
 from jscpt_peft.data import TaskBalancedBatchSampler, collate
 from jscpt_peft.data.by_task import by_task
+from jscpt_peft.model.heads import TaskParameters
 from jscpt_peft.model.losses import mean_losses
 from jscpt_peft.scheduling import Weighting
 
@@ -28,15 +29,17 @@ from .checkpointing import Checkpointing
 from .data_checks import check_data, check_model, check_same_data
 from .distributed import by_first_process, process_index, world_size
 from .evaluating import EvaluatingTrainer
-from .hessian import KeptGraph, kept_graph
+from .hessian import KeptGraph
 from .loading import make_loader
 from .lost_processes import lost_processes_named
+from .lower_step import LowerStep
 from .output_lock import output_lock
 from .plain_arguments import own_arguments
 from .publishing import Publishing
 from .step_log import HISTORY_FILE, StepLog
-from .task_gradients import Batch, TaskSums, scheduled_gradient, shared_gramian, task_gradients
-from .weightings import check_shared, make_weighting
+from .task_gradients import Batch, scheduled_gradient, shared_gramian
+from .task_sums import TaskSums
+from .weightings import chosen_weighting
 
 
 class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
@@ -122,11 +125,8 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         model, args, data = check_model(self.model), self.args, self.train_dataset
         self.task_names, self.adapter_name = model.task_names, model.active_adapter
         check_data(model, train_dataset=data, dev_dataset=self.dev_dataset, eval_dataset=self.eval_dataset)
-        weighting = self._given_weighting
-        if weighting is None:
-            check_shared(args, model)
-            weighting = make_weighting(args, len(self.task_names))
-        elif self.model_init is not None:
+        weighting = chosen_weighting(self._given_weighting, args, model)
+        if self.model_init is not None:
             weighting = copy.deepcopy(weighting)
         # Ω in float32, or better where θ is.
         precision = torch.promote_types(next(model.get_base_model().parameters()).dtype, torch.float32)
@@ -150,6 +150,8 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
     def _forget(self, trial: Any = None) -> None:
         """Nothing is left over from a run that was broken off."""
         self.stop_asked = self.stop_agreed = False
+        options = self.weighting.needs_reference, self.compute_loss_context_manager, self.compute_loss_func
+        self.lower_step = LowerStep(self.model, self.args, *options)
         self._sums: TaskSums | None = None
         self._batches: list[Batch] = []  # of a step that updates Ω
         history = Path(self._get_output_dir(trial), HISTORY_FILE) if self.is_world_process_zero() else None
@@ -213,25 +215,17 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # a schedule-free one, which evaluation has switched over
             self.optimizer.train()
-        batch = Batch.of(self._prepare_inputs(inputs))
+        batch = Batch.checked(inputs, model.active_jscpt_config.tasks, self.args.device)
         upper = self.upper_level.due(self.state.global_step + 1)
-        kept = None
-        reference = self.args.reference if self.weighting.needs_reference else None
-        if upper and self.args.keeps_lower_graph and self.current_gradient_accumulation_steps == 1:
-            kept = kept_graph(self.model, batch, reference, self.compute_loss_func)
-            sums = kept.sums.detach()
-        else:
-            context = self.compute_loss_context_manager()
-            sums, _ = task_gradients(
-                self.model, batch, reference, forward_context=context, own_loss=self.compute_loss_func
-            )
+        keep = upper and self.args.keeps_lower_graph and self.current_gradient_accumulation_steps == 1
+        sums, task_parameters, kept = self.lower_step(batch, keep)
         if upper:
             self._batches.append(batch)
         self._sums = sums if self._sums is None else self._sums + sums
         if self.accelerator.sync_gradients:
             step, self._sums = self._sums, None
             batches, self._batches = self._batches, []
-            self._finish_step(step, batches, kept)
+            self._finish_step(step, task_parameters, batches, kept)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
@@ -239,27 +233,30 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         finite = losses.where(losses.isfinite(), torch.nan)  # one task's NaN is not the others'
         return finite.nanmean() / self.current_gradient_accumulation_steps
 
-    def _finish_step(self, sums: TaskSums, batches: list[Batch], kept: KeptGraph | None) -> None:
+    def _finish_step(
+        self, sums: TaskSums, task_parameters: TaskParameters, batches: list[Batch], kept: KeptGraph | None
+    ) -> None:
         """Eqs. 4-6 and 9 for the whole step of all processes; where it updates Ω, first Eqs. 10-11."""
         sums, self.stop_agreed = sums.over_processes(self.stop_asked)
         step = sums.means()
-        self.guard(step)
-        number = self.state.global_step + 1
-        gramian = shared_gramian(self.model, step.gradients) if self.weighting.needs_gramian else None
+        usable = self.guard(step)
+        number, needed = self.state.global_step + 1, self.weighting.needs_gramian
+        gramian = shared_gramian(self.model, step.gradients, task_parameters) if needed else None
         learned = self.weighting.learned()
         try:
             weights = self.weighting(step.signals(number, (number - 1) // self._steps_per_epoch(), gramian))
         except FloatingPointError as error:  # of an aggregator
             raise FloatingPointError(f"{error} {self.save_last_good_state()}") from error
         explanation = self.weighting.log()  # before Ω changes
-        upper, usable = None, int(step.usable.sum())
+        upper = None
         if batches and self.weighting.depends_on_omega(usable):
             damping = self.args.neumann_damping
             if damping is None:  # what the optimizer applies, which a resumed run has from its checkpoint
                 damping = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)
             upper = self.upper_level.update(self.model, batches, kept, step, weights, damping)
+            task_parameters = self.model.task_parameters()  # differences have moved θ there and back
         parameters = self.trainable_parameters()
-        gradients = scheduled_gradient(self.model.task_parameters(), parameters, step.gradients, weights.detach())
+        gradients = scheduled_gradient(task_parameters, parameters, step.gradients, weights.detach())
         if usable:  # without a gradient, momentum and weight decay move nothing either
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
@@ -294,5 +291,6 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to the training logs what Algorithm 1 did since the last one, and writes the scheduler's history."""
+        self.lower_step.look()
         self.step_log.flush()
         super().log({**logs, **self.step_log.drain()} if "loss" in logs else logs, start_time)

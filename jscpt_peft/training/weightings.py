@@ -22,6 +22,21 @@ from jscpt_peft.scheduling import (
 from .arguments import SCHEDULER, JSCPTTrainingArguments
 
 
+def chosen_weighting(given: Weighting | None, args: JSCPTTrainingArguments, model: PeftModel) -> Weighting:
+    """The weighting that a trainer was given, or what its arguments name.
+
+    Raises:
+        TypeError: what was given is none.
+        ValueError: the tasks are to be weighed by the gradients of what they share, and share nothing.
+    """
+    if given is None:
+        check_shared(args, model)
+        return make_weighting(args, len(model.task_names))
+    if not isinstance(given, Weighting):
+        raise TypeError(f"`weighting` is a {type(given).__name__}: give a `Weighting`, or name one in `args`.")
+    return given
+
+
 def make_weighting(args: JSCPTTrainingArguments, tasks: int) -> Weighting:
     """What `args.weighting` names, for so many tasks."""
     name, normalization, rate = args.weighting, args.weight_normalization, args.weighting_learning_rate
