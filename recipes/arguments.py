@@ -179,7 +179,8 @@ def with_method(own: dict[str, Any], name: str, hyperparameters: str = "paper") 
     check_choice("method", name, (*METHODS, *OUTSIDE))
     if name in OUTSIDE:
         of_adapters = {each for each, *_ in (*config_fields(JSCPTConfig), *OWN_ARGUMENTS)} - {"model_name_or_path"}
-        return {**{each: value for each, value in own.items() if each not in of_adapters}, **OUTSIDE[name]}
+        of_all = {each: value for each, value in own.items() if each not in of_adapters}
+        return {**of_all, **OUTSIDE[name][hyperparameters]}
     method = {**method_fields(name, hyperparameters), **training_options(name, hyperparameters)}
     if hyperparameters == "original":
         return {**own, **method}
