@@ -32,10 +32,11 @@ from .hessian import KeptGraph, kept_graph
 from .loading import make_loader
 from .lost_processes import lost_processes_named
 from .output_lock import output_lock
+from .own_steps import OwnSteps
 from .plain_arguments import own_arguments
 from .publishing import Publishing
 from .step_log import HISTORY_FILE, StepLog
-from .task_gradients import Batch, TaskSums, scheduled_gradient, shared_gramian, task_gradients
+from .task_gradients import Batch, TaskSums, shared_gramian, task_gradients
 from .weightings import check_shared, make_weighting
 
 
@@ -101,6 +102,8 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         others = kwargs["compute_metrics"] != self.multi_task_accuracy or isinstance(eval_dataset, dict)
         if (others or args.prediction_loss_only) and not args.needs_a_metric:
             args.metric_for_best_model = None
+        self._own_steps = OwnSteps(args)
+        kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), SaveAfterEvaluation(), self._own_steps]
         super().__init__(
             model=model,
             args=args,
@@ -114,7 +117,6 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         self.dev_dataset = by_task("dev_dataset", dev_dataset)
         self._given_weighting = weighting
         self._set_up()
-        self.add_callback(SaveAfterEvaluation())
         self._forget()
 
     def _set_up(self) -> None:
@@ -258,18 +260,16 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
             if damping is None:  # what the optimizer applies, which a resumed run has from its checkpoint
                 damping = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)
             upper = self.upper_level.update(self.model, batches, kept, step, weights, damping)
-        parameters = self.trainable_parameters()
-        gradients = scheduled_gradient(self.model.task_parameters(), parameters, step.gradients, weights.detach())
-        if usable:  # without a gradient, momentum and weight decay move nothing either
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
+        gradients = self._own_steps.gradients(self.model, step, weights.detach())
+        for parameter, gradient in gradients.items() if usable else ():  # without one, momentum moves nothing either
+            parameter.grad = gradient
         if step.observed is not None:
             tasks = step.usable.nonzero()[:, 0]
             self.model.task_adapter.head.observe(step.observed[tasks], tasks)
         row = {"step": number, "epoch": number / self._steps_per_epoch(), "loss": step.losses}
         row |= {"weight": weights.detach(), "nonfinite": step.nonfinite, **explanation, **learned}
         row |= {f"{name}_after": value for name, value in self.weighting.learned().items()}
-        row["gradient_norm"] = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        row["gradient_norm"] = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
         self.step_log.append({**row, "scheduler": upper})
 
     def _steps_per_epoch(self) -> int:
