@@ -7,6 +7,7 @@ Annotations say what fields may hold: `seed: int`, `prompt_depth: PositiveInt | 
 from __future__ import annotations
 
 import math
+import reprlib
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
@@ -64,6 +65,9 @@ BatchSize = Annotated[int, Between(1, 65_536)]
 Rate = Annotated[float, Between(0, 10_000)]
 PositiveRate = Annotated[float, Between(0, 10_000, open_low=True)]
 
+_short = reprlib.Repr()  # of values that may be as large, or as often within themselves, as they like
+_short.maxstring = _short.maxother = _short.maxlong = 100
+
 NAMES = {
     int: "a whole number",
     float: "a finite number",
@@ -118,9 +122,7 @@ def check_setting(argument: str, value: Any, annotation: Any) -> None:
     if kind is None:
         for choices in filter(_is_enumeration, kinds if isinstance(value, str) else ()):
             check_choice(argument, value, [each.value for each in choices])
-        text = repr(value)
-        text = text if len(text) <= 100 else text[:97] + "..."
-        raise ValueError(f"`{argument}` must be {' or '.join(map(_named, kinds))}, got {text}.")
+        raise ValueError(f"`{argument}` must be {' or '.join(map(_named, kinds))}, got {_short.repr(value)}.")
     inner = get_args(kind)
     if get_origin(kind) is Annotated:
         inner[1].check(argument, value)

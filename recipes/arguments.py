@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence, Set
@@ -13,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from class_templates import TEMPLATES
 from peft import PeftConfig
 from task_data import ASSETS, DataArguments
 from transformers import HfArgumentParser
@@ -22,6 +22,7 @@ from jscpt_peft.choices import nearest
 from jscpt_peft.data.benchmarks import TASK_SET_MEMBERS
 from jscpt_peft.methods import HYPERPARAMETERS, METHODS, method_fields, training_options
 from jscpt_peft.model.groups import check_grouping
+from jscpt_peft.reading import one_line, read_json, read_text
 from jscpt_peft.settings import OneOf, PositiveInt, annotations_of, check_setting, setting
 from jscpt_peft.training.arguments import AUTO, Auto
 from jscpt_peft.training.trainer_settings import ANNOTATIONS
@@ -76,6 +77,15 @@ OWN_ARGUMENTS = [
         "hyperparameters",
         Annotated[str, OneOf(HYPERPARAMETERS)],
         setting("paper", f"Whose --method takes: {' or '.join(HYPERPARAMETERS)}."),
+    ),
+    (
+        "templates",
+        Annotated[str, OneOf(TEMPLATES)] | None,
+        setting(
+            None,
+            "Texts of classes: own (each task's own template, as CoOp's of its ten data sets), or ensemble (the means "
+            "of that and seven general ones). Default: --class_template for all.",
+        ),
     ),
     (
         "groups",
@@ -173,7 +183,15 @@ def _or_auto(kind: type) -> Callable[[str], Any]:
 
 
 class YAMLLoader(yaml.SafeLoader):
-    """Takes `1e-3` for a number, as YAML 1.2 does."""
+    """Takes `1e-3` for a number, as YAML 1.2 does, and a key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, yaml.Node] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and seen.setdefault(key.value, key) is not key:
+                problem = f"it has the key {key.value!r} twice"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 YAMLLoader.add_implicit_resolver(
@@ -300,13 +318,17 @@ def _said(arguments: list[str], *names: str) -> dict[str, str]:
 
 def _read(path: Path, parser: RecipeParser, left_out: Set[str]) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=YAMLLoader)
+        values = read_json(path) if path.suffix == ".json" else yaml.load(read_text(path), Loader=YAMLLoader)
         values = {} if values is None else values
     except FileNotFoundError:
         parser.error(f"the configuration file {path} does not exist.")
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        parser.error(f"{path} cannot be read: {error}")
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        parser.error(f"{path} cannot be read: {line}{error.problem or error.context}")
+    except RecursionError:
+        parser.error(f"{path} cannot be read: it is nested too deeply")
+    except Exception as error:  # of the file, or of one of YAML's constructors, which know no common base
+        parser.error(f"{path} cannot be read: {one_line(error)}")
     if not isinstance(values, dict):
         parser.error(f"{path} must hold `argument: value` pairs, got {type(values).__name__}.")
     known, annotations = parser.names | left_out, parser.annotations

@@ -175,7 +175,7 @@ def lower_sums(model: PeftModel, batches: Sequence[Batch], dtype: str) -> TaskSu
 
 
 def weigh(model: PeftModel, weighting: Weighting, step: TaskMeans) -> Tensor:
-    return weighting(step.signals(1, shared_gramian(model, step.gradients)))
+    return weighting(step.signals(1, 0, shared_gramian(model, step.gradients)))
 
 
 def lower_step(model: PeftModel, weighting: Weighting, batches: Sequence[Batch], dtype: str) -> tuple[Tensor, ...]:

@@ -4,11 +4,15 @@
     python recipes/evaluate.py --adapter user/name --task_set office_home --bf16 --output_dir outputs/eval
     python recipes/evaluate.py --method zero_shot --task_set shapes --corruptions none --output_dir outputs/zero_shot
     accelerate launch recipes/evaluate.py --adapter outputs/mine --task_set shapes --output_dir outputs/eval
+    python recipes/evaluate.py --adapter outputs/mine --task_set shapes --classes star,moon --output_dir outputs/eval
+    python recipes/evaluate.py --adapter outputs/base --task_set shapes --split base_to_new --output_dir outputs/eval
+    python recipes/evaluate.py --adapter outputs/mine --task_set shapes --cross_domain --output_dir outputs/eval
 
 Writes evaluation.json and evaluation.md (accuracy, macro-F1 and calibration by task, mean, worst task and its most
 frequent confusions, worst group where the data know groups, accuracy under common corruptions), figures of them and
 manifest.json (which images were tested). An adapter is tested on the split that it was trained with, where it is of
-this task set and no option asks for another one; and never on images that it was trained with.
+this task set and no option asks for another one; and never on images that it was trained with. --split base_to_new
+adds a table of base and new classes, --cross_domain one of every task's prompts on every task's images.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -25,6 +29,8 @@ from arguments import ModelArguments, parse
 from base_model import load_processor
 from cli_errors import cli_errors, console
 from evaluated_model import EvaluatedModelArguments, check_evaluated, load_evaluated
+from other_classes import OtherClassesTrainer, base_and_new, class_list, cross_domain, predict
+from output_folder import output_folder
 from PIL import Image
 from rich.progress import track
 from task_data import DataArguments
@@ -32,7 +38,8 @@ from tested_images import check_output, load_tested, own_split
 from transformers import ProgressCallback
 
 from jscpt_peft.choices import check_choice
-from jscpt_peft.data import ImageTaskDataset, Task, TaskSet, image_transform, read_column, to_rgb, write_manifest
+from jscpt_peft.data import ImageTaskDataset, TaskSet, image_transform, read_column, to_rgb, write_manifest
+from jscpt_peft.data.base_to_new import base_classes, images_of_classes
 from jscpt_peft.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from jscpt_peft.data.manifest import MANIFEST_FILE
 from jscpt_peft.data.splits import ranked
@@ -44,6 +51,7 @@ from jscpt_peft.evaluation import (
     print_evaluation,
     write_evaluation,
 )
+from jscpt_peft.evaluation.accuracy_tables import base_to_new_table, print_accuracies, write_accuracies
 from jscpt_peft.settings import PositiveInt, setting
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.distributed import by_first_process, leave
@@ -59,6 +67,12 @@ class EvaluationArguments(JSCPTTrainingArguments):
 
     _argument_group_name: ClassVar[str] = "evaluation"
     corruptions: str = setting("all", f"all, none, or some with commas between: {', '.join(CORRUPTIONS)}.")
+    classes: str | None = setting(
+        None,
+        "Choose among these classes instead of the task's own, with commas between, or a file with one per line; "
+        "images of other classes are left out.",
+    )
+    cross_domain: bool = setting(False, "Also evaluate every task's prompts on every task's test images.")
     corruption_images: PositiveInt = setting(100, "Images of each task under each corruption and severity.")
     overwrite_output_dir: bool = setting(False, "Write into an output directory in use.")
 
@@ -79,7 +93,7 @@ class EvaluationArguments(JSCPTTrainingArguments):
 def main(command_line: list[str] | None = None) -> None:
     kinds = (DataArguments, EvaluatedModelArguments, EvaluationArguments)
     data, model_arguments, arguments = parse(kinds, __doc__, command_line, shown=SHOWN, left_out=OF_TRAINING)
-    with cli_errors():
+    with cli_errors(), output_folder(arguments.output_dir, data):
         run(data, model_arguments, arguments)
 
 
@@ -90,28 +104,41 @@ def run(data: DataArguments, model_arguments: EvaluatedModelArguments, arguments
     tested = load_tested(data, own, arguments.seed, console)
     task_set = tested.task_set
     by_first_process(lambda: check_output(arguments.output_dir, task_set.manifest))
-    evaluated = load_evaluated(model_arguments, task_set)
+    tasks = tested_tasks(data, arguments, task_set)
+    known = base_classes(task_set) if data.split == "base_to_new" else task_set
+    evaluated = load_evaluated(model_arguments, known, any_classes=arguments.classes is not None)
     processor = load_processor(evaluated.source, evaluated.model.get_base_model())
     size = processor.crop_size["height"]
     transform = image_transform(size, processor.image_mean, processor.image_std, train=False)
-    tests = task_set.split("test")
+    class_names, tests = {task.name: list(task.class_names) for task in tasks}, [task.test for task in tasks]
 
     console.print(
-        f"{sum(map(len, tests))} test images of {len(task_set)} tasks, {tested} ...", markup=False, soft_wrap=True
+        f"{sum(map(len, tests))} test images of {len(tasks)} tasks, {tested} ...", markup=False, soft_wrap=True
     )
-    trainer = JSCPTTrainer(evaluated.model, arguments, compute_metrics=None)
+    if arguments.classes is None:
+        trainer = JSCPTTrainer(evaluated.model, arguments, compute_metrics=None)
+    else:
+        trainer = OtherClassesTrainer(evaluated.model, arguments, class_names)
     make_images = partial(ImageTaskDataset, transform=transform, task_ids=evaluated.task_ids)
     predictions = predict(trainer, make_images(tests))
+    tables = []
+    if data.split == "base_to_new":
+        found = base_and_new(evaluated.model, arguments, task_set, transform, evaluated.task_ids)
+        table = base_to_new_table({"accuracy": found}, list(class_names))
+        tables.append((table, "Base and new classes: test accuracy in %", "base_to_new", "task"))
+    if arguments.cross_domain:
+        table = cross_domain(evaluated.model, arguments, tasks, transform)
+        tables.append((table, "Prompts of a task (row) on images of another: in %", "cross_domain", "prompts"))
     robustness, examples = None, []
     if arguments.chosen_corruptions:
         trainer.remove_callback(ProgressCallback)  # one line shows the progress of them all
-        robustness = measure_robustness(trainer, task_set, predictions, make_images, size)
+        robustness = measure_robustness(trainer, tasks, predictions, make_images, size)
         first = to_rgb(tests[0][0]["image"])
         examples = corrupted_examples(first, arguments.chosen_corruptions, size, arguments.seed)
     if arguments.process_index == 0:
         evaluation = evaluate_predictions(
             predictions,
-            task_set.class_names,
+            class_names,
             evaluated_model={
                 "method": model_arguments.method,
                 "adapter": model_arguments.adapter,
@@ -126,6 +153,9 @@ def run(data: DataArguments, model_arguments: EvaluatedModelArguments, arguments
         )
         print_evaluation(evaluation, console)
         written = write_evaluation(evaluation, arguments.output_dir)
+        for table, title, stem, first in tables:
+            print_accuracies(table, title, console, first)
+            written += write_accuracies(table, title, arguments.output_dir, stem, first)
         written += draw_evaluation(evaluation, arguments.output_dir, examples)
         written.append(Path(arguments.output_dir, MANIFEST_FILE))
         write_manifest(task_set.manifest, written[-1])
@@ -137,30 +167,48 @@ def prepare_output(arguments: EvaluationArguments) -> None:
     output = Path(arguments.output_dir)
     if output.is_dir() and any(output.iterdir()) and not arguments.overwrite_output_dir:
         raise ValueError(f"`output_dir` {output} is not empty: choose another, or pass --overwrite_output_dir.")
-    output.mkdir(parents=True, exist_ok=True)
+
+
+@dataclass(frozen=True)
+class TestedTask:
+    """A task's test images, with labels that number `class_names`."""
+
+    name: str
+    class_names: Sequence[str]
+    test: Any
+
+
+def tested_tasks(data: DataArguments, arguments: EvaluationArguments, task_set: TaskSet) -> list[TestedTask]:
+    """The tasks with the classes that the arguments ask for."""
+    if arguments.classes is None:
+        chosen = base_classes(task_set) if data.split == "base_to_new" else task_set
+        return [TestedTask(task.name, task.class_names, task.test) for task in chosen]
+    if data.split != "all":
+        raise ValueError(f"`classes` is {arguments.classes!r}, but `split` {data.split!r} says which: leave out one.")
+    names = class_list(arguments.classes)
+    tests = images_of_classes(task_set, dict.fromkeys(task_set.class_names, names))
+    tasks = [TestedTask(task.name, names, test) for task, test in zip(task_set, tests, strict=True)]
+    if not any(map(len, tests)):
+        raise ValueError(f"`classes` {names} are none that task set {task_set.name!r} has test images of.")
+    known = set().union(*task_set.class_names.values())
+    if others := [name for name in names if name not in known]:
+        console.print(f"Without test images, but to choose from: {', '.join(others)}", markup=False, soft_wrap=True)
+    return tasks
 
 
 # ---- predictions ----------------------------------------------------------------------------------------------------
 
 
-def predict(trainer: JSCPTTrainer, images: ImageTaskDataset) -> Predictions:
-    """The model's predictions of all images, in their order; `Trainer` shares the work among processes."""
-    prediction = trainer.predict(images, metric_key_prefix="test")
-    labels, _, *groups = prediction.label_ids
-    task_ids = np.repeat(np.arange(len(images.datasets)), [len(task) for task in images.datasets])
-    return Predictions.from_logits(prediction.predictions, labels, task_ids, groups[0] if groups else None)
-
-
 def measure_robustness(
     trainer: JSCPTTrainer,
-    task_set: TaskSet,
+    tasks: Sequence[TestedTask],
     predictions: Predictions,
     make_images: Callable[..., ImageTaskDataset],
     size: int,
 ) -> Robustness:
     """Accuracies under the chosen corruptions, on images drawn by (seed, task, key); `predictions` are without."""
-    arguments, names, tests = trainer.args, list(task_set.class_names), task_set.split("test")
-    rows = [chosen_rows(task, arguments.corruption_images, arguments.seed) for task in task_set]
+    arguments, names, tests = trainer.args, [task.name for task in tasks], [task.test for task in tasks]
+    rows = [chosen_rows(task, arguments.corruption_images, arguments.seed) for task in tasks]
     chosen = [test.select(each) for test, each in zip(tests, rows, strict=True)]
     starts = np.cumsum([0, *map(len, tests)])[:-1]
     clean = predictions.chosen(np.concatenate([start + each for start, each in zip(starts, rows, strict=True)]))
@@ -176,7 +224,7 @@ def measure_robustness(
     )
 
 
-def chosen_rows(task: Task, count: int, seed: int) -> np.ndarray:
+def chosen_rows(task: TestedTask, count: int, seed: int) -> np.ndarray:
     """Rows of the first `count` test images in the order in which `seed` draws them, ascending."""
     rows = {key: row for row, key in enumerate(read_column(task.test, "key"))}
     return np.sort([rows[key] for key in ranked(rows, seed, task.name)[:count]])

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from adapter import adapter_config, load_adapter
 from arguments import base_source, default_model
 from base_model import load_clip
+from class_templates import TEMPLATES, templates_of
 from peft import PeftModel, get_peft_model
 from transformers import CLIPModel
 
@@ -29,6 +30,9 @@ class EvaluatedModelArguments:
     revision: str | None = setting(None, "Branch, tag or commit of the adapter on the Hub.")
     method: Annotated[str, OneOf(METHODS)] = setting(
         "adapter", "adapter, or zero_shot: the base model under the tasks' templates."
+    )
+    templates: Annotated[str, OneOf(TEMPLATES)] = setting(
+        "own", "For zero_shot: own (each task's own template), or ensemble (the means of that and seven general ones)."
     )
     model_name_or_path: str | None = setting(
         None,
@@ -59,14 +63,24 @@ def check_evaluated(arguments: EvaluatedModelArguments) -> None:
     """Raises a ValueError where the arguments do not say what to evaluate."""
     if arguments.method == "adapter" and arguments.adapter is None:
         raise ValueError("`adapter` is missing: name the folder or Hub id of one, or pass --method zero_shot.")
+    if arguments.method == "adapter" and arguments.templates != "own":
+        raise ValueError(
+            f"`templates` is {arguments.templates!r}, but an adapter has its own texts: leave it out, or pass "
+            "--method zero_shot."
+        )
     if arguments.method == "zero_shot" and arguments.adapter is not None:
         raise ValueError(
             f"`adapter` is {arguments.adapter!r}, but --method zero_shot has none: leave out one of them."
         )
 
 
-def load_evaluated(arguments: EvaluatedModelArguments, task_set: TaskSet) -> EvaluatedModel:
+def load_evaluated(arguments: EvaluatedModelArguments, task_set: TaskSet, any_classes: bool = False) -> EvaluatedModel:
     """The model that the arguments name.
+
+    Args:
+        arguments: they.
+        task_set: its tasks are evaluated.
+        any_classes: an adapter need not have been trained for its classes.
 
     Raises:
         ValueError: there is no such adapter, or it was trained for other tasks or classes.
@@ -75,27 +89,29 @@ def load_evaluated(arguments: EvaluatedModelArguments, task_set: TaskSet) -> Eva
         named = arguments.model_name_or_path
         source = default_model(task_set.name) if named is None else base_source(named)
         clip = load_clip(source)
-        return EvaluatedModel(zero_shot_model(clip, source, task_set), source, list(range(len(task_set))))
+        return EvaluatedModel(
+            zero_shot_model(clip, source, task_set, arguments.templates), source, list(range(len(task_set)))
+        )
     config = adapter_config(arguments.adapter, arguments.revision)
-    task_ids = known_tasks(arguments.adapter, config.tasks, task_set)
+    task_ids = known_tasks(arguments.adapter, config.tasks, task_set, any_classes)
     model, source = load_adapter(config, arguments.adapter, arguments.revision, arguments.model_name_or_path)
     return EvaluatedModel(model, source, task_ids)
 
 
-def zero_shot_model(clip: CLIPModel, source: str, task_set: TaskSet) -> PeftModel:
+def zero_shot_model(clip: CLIPModel, source: str, task_set: TaskSet, templates: str = "own") -> PeftModel:
     """Zero-shot CLIP under the tasks' own templates, in the form of an adapted model.
 
     Args:
         clip: the base model; `model.unload()` gives it back as it was.
         source: where it came from, for its tokenizer.
         task_set: its tasks, classes and templates.
+        templates: as for `templates_of`.
     """
-    templates = {task.name: task.template for task in task_set}
-    options = {"class_template": templates, "tokenizer_name_or_path": source}
+    options = {"class_template": templates_of(task_set, templates), "tokenizer_name_or_path": source}
     return get_peft_model(clip, JSCPTConfig.for_method("zero_shot", tasks=task_set.class_names, **options))
 
 
-def known_tasks(adapter: str, known: dict[str, list[str]], task_set: TaskSet) -> list[int]:
+def known_tasks(adapter: str, known: dict[str, list[str]], task_set: TaskSet, any_classes: bool = False) -> list[int]:
     """Where the task set's tasks stand among those of an adapter, found by name, `[N]`.
 
     Raises:
@@ -106,10 +122,10 @@ def known_tasks(adapter: str, known: dict[str, list[str]], task_set: TaskSet) ->
             raise ValueError(
                 f"`adapter` {adapter} has no task {name!r}: its tasks are {', '.join(known)}.{nearest(name, known)}"
             )
-        if class_names != known[name]:
+        if not any_classes and class_names != known[name]:
             raise ValueError(
                 f"task {name!r} of task set {task_set.name!r} has other classes than `adapter` {adapter} knows, or in "
                 f"another order ({first_difference(class_names, known[name])}): evaluate it on the classes it was "
-                "trained for."
+                "trained for, or name others with --classes."
             )
     return [list(known).index(name) for name in task_set.class_names]

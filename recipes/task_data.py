@@ -11,9 +11,10 @@ from typing import Annotated, Any, ClassVar
 from transformers import CLIPImageProcessorPil
 
 from jscpt_peft.data import SPLITS, ImageTaskDataset, TaskSet, image_transform, load_task_set, read_manifest
+from jscpt_peft.data.base_to_new import SPLITTINGS
 from jscpt_peft.data.splits import check_amount
 from jscpt_peft.data.unequal import with_label_noise, with_shots
-from jscpt_peft.settings import Between, Fraction, PositiveInt, check_settings, setting
+from jscpt_peft.settings import Between, Fraction, OneOf, PositiveInt, check_settings, setting
 from jscpt_peft.training.distributed import gather_objects
 
 ASSETS = Path(__file__).parent / "assets"
@@ -43,6 +44,11 @@ class DataArguments:
     # What `str` stands for, one value or task=value with commas between, is read below.
     shots: PositiveInt | str | dict[str, PositiveInt] | None = setting(
         None, "Training images per class: of all tasks, or of some, as in outline=2,solid=8."
+    )
+    split: Annotated[str, OneOf(SPLITTINGS)] = setting(
+        "all",
+        "Classes: all, or base_to_new: train on the first half of each task's, report these, the new ones and their "
+        "harmonic mean.",
     )
     spurious_strength: Probability | str | dict[str, Probability] | None = setting(
         None, "shapes: correlation of background and class in training, 0 to 1, or per task: flat=0,chalk=0.95."

@@ -16,24 +16,30 @@ results.md (accuracy per task, before and after), scheduler_history.jsonl and fi
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
 from arguments import ModelArguments, base_source, model_config, parse
 from base_model import load_clip, load_processor
+from class_templates import templates_of
 from cli_errors import cli_errors, console
 from evaluated_model import zero_shot_model
 from group_tasks import chosen_groups
 from launched import end_with_launcher
+from other_classes import base_and_new
+from output_folder import output_folder
 from peft import PeftModel, get_peft_model
 from task_data import DataArguments, load_data, make_datasets
 from transformers import CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, write_manifest
+from jscpt_peft.data.base_to_new import base_classes
 from jscpt_peft.data.manifest import MANIFEST_FILE
 from jscpt_peft.evaluation import draw_figures, module_graph, print_results, results_table, write_results
+from jscpt_peft.evaluation.accuracy_tables import base_to_new_table, print_accuracies, write_accuracies
 from jscpt_peft.model.heads import FeatureModules
 from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
@@ -43,12 +49,14 @@ from jscpt_peft.training.distributed import by_first_process, leave
 from jscpt_peft.training.output_lock import output_lock
 from jscpt_peft.training.step_log import HISTORY_FILE
 
+BaseAndNew = tuple[list[float], list[float]]  # accuracies by task
+
 
 def main(command_line: list[str] | None = None) -> None:
     end_with_launcher()
     kinds = (DataArguments, ModelArguments, JSCPTTrainingArguments)
     data, model_arguments, training = parse(kinds, __doc__, command_line)
-    with cli_errors():
+    with cli_errors(), output_folder(training.output_dir, data):
         run(data, model_arguments, training)
 
 
@@ -58,15 +66,20 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     if resume and data.task_set != "shapes" and data.manifest is None and manifest.exists():
         # Go on with the run's own split, whatever has come into the folder or repository since.
         data = replace(data, manifest=str(manifest), shots=None, train_fraction=None)
-    task_set = load_data(data, training.seed)
+    whole = load_data(data, training.seed)
+    task_set = base_classes(whole) if data.split == "base_to_new" else whole
     source = base_source(model_arguments.model_name_or_path)
     clip = load_clip(source)
     processor = load_processor(source, clip)
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
 
+    if model_arguments.templates is not None:
+        class_template = templates_of(task_set, model_arguments.templates)
+        model_arguments = replace(model_arguments, class_template=class_template, templates=None)
     groups = chosen_groups(clip, source, datasets["train"], model_arguments, training, bool(resume))
     config = model_config(model_arguments, task_set.class_names, source, training.seed, groups)
-    zero_shot = evaluate_zero_shot(clip, source, task_set, datasets["test"], training)
+    new = new_classes_in(data, whole, datasets["test"], training)
+    zero_shot, on_new = evaluate_zero_shot(clip, source, task_set, datasets["test"], training, new)
     model = get_peft_model(clip, config)
     trainer = make_trainer(model, training, datasets, processor)
     if trainer.is_world_process_zero():
@@ -77,9 +90,13 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     train(trainer, task_set, resume)
     trainer.save_model(_internal_call=True)  # with --push_to_hub it would publish: that comes last, with the results
     trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
+    if new is not None:
+        on_new["trained"] = new(model)
     if trainer.is_world_process_zero():
         try:
             report(zero_shot, trained, task_set, training, model)
+            if new is not None:
+                report_base_to_new(on_new, task_set, training)
             trainer.create_model_card()
         except OSError as error:
             raise OSError(
@@ -125,15 +142,37 @@ def prepare_output(training: JSCPTTrainingArguments) -> str | bool | None:
         return resume
 
 
+def unreported(training: JSCPTTrainingArguments) -> JSCPTTrainingArguments:
+    """The same for an evaluation that trackers would take for a run of its own."""
+    arguments = copy(training)
+    arguments.report_to = []
+    return arguments
+
+
+def new_classes_in(
+    data: DataArguments, whole: TaskSet, test: ImageTaskDataset, training: JSCPTTrainingArguments
+) -> Callable[[PeftModel], BaseAndNew] | None:
+    """What measures a model on base and new classes; `None` where all are trained."""
+    if data.split != "base_to_new":
+        return None
+    options = unreported(training), whole, test.transform, list(range(len(whole)))
+    return lambda model: base_and_new(model, *options)
+
+
 def evaluate_zero_shot(
-    clip: CLIPModel, source: str, task_set: TaskSet, test: ImageTaskDataset, training: JSCPTTrainingArguments
-) -> dict[str, float]:
+    clip: CLIPModel,
+    source: str,
+    task_set: TaskSet,
+    test: ImageTaskDataset,
+    training: JSCPTTrainingArguments,
+    new: Callable[[PeftModel], BaseAndNew] | None,
+) -> tuple[dict[str, float], dict[str, BaseAndNew]]:
+    """Metrics on the test images, and accuracies on base and new classes where there are such."""
     model = zero_shot_model(clip, source, task_set)
-    unreported = copy(training)
-    unreported.report_to = []  # trackers would take it for a run of its own
-    metrics = JSCPTTrainer(model, unreported, eval_dataset=test).evaluate(metric_key_prefix="test")
+    metrics = JSCPTTrainer(model, unreported(training), eval_dataset=test).evaluate(metric_key_prefix="test")
+    on_new = {} if new is None else {"zero-shot": new(model)}
     model.unload()
-    return metrics
+    return metrics, on_new
 
 
 def train(trainer: JSCPTTrainer, task_set: TaskSet, resume: str | bool | None) -> None:
@@ -177,6 +216,14 @@ def report(
         written += module_graph.draw_module_graph(graph, list(task_set.class_names), training.output_dir)
     names = ", ".join(path.name for path in written)
     console.print(f"Adapter and results: {training.output_dir} ({names})", markup=False)
+
+
+def report_base_to_new(found: dict[str, BaseAndNew], task_set: TaskSet, training: JSCPTTrainingArguments) -> None:
+    """The table of base and new classes on the terminal, as JSON and Markdown."""
+    table = base_to_new_table(found, list(task_set.class_names))
+    title = f"{task_set.name}, base and new classes: test accuracy in %"
+    print_accuracies(table, title, console)
+    write_accuracies(table, title, training.output_dir, "base_to_new")
 
 
 if __name__ == "__main__":

@@ -37,8 +37,7 @@ def test_without_prompts_images_are_those_of_clip():
 
 
 @pytest.mark.parametrize("eos_token_id", [2, TINY_EOS])
-@pytest.mark.parametrize("length", [7, 20, 77])
-@pytest.mark.parametrize("pad", [0, TINY_EOS])
+@pytest.mark.parametrize(("length", "pad"), [(7, 0), (77, TINY_EOS)])
 def test_without_prompts_texts_are_those_of_clip(eos_token_id, length, pad):
     clip = tiny_clip(eos_token_id=eos_token_id)
     expected = clip.get_text_features(padded(TEXTS, length, pad)).pooler_output
@@ -81,12 +80,6 @@ def test_prompted_images_equal_clip_with_overwritten_inputs(depth):
     overwrite_inputs(vision.encoder.layers, prompts)
     expected = clip.get_image_features(pixels).pooler_output
     assert_close(image_features(tiny_clip(), prompts, pixels), expected, **EXACT)
-
-
-@pytest.mark.parametrize("length", [9, 78])
-def test_a_length_that_does_not_fit_is_refused(length):
-    with pytest.raises(ValueError, match=rf"`length` must be between 10 .* and 77, got {length}"):
-        text_features(tiny_clip(), normal(1, 3, 24), TEXTS, length=length)
 
 
 def test_intervention_starts_as_the_identity_and_follows_equation_2():
@@ -136,11 +129,3 @@ def test_dense_hessian_and_hypergradient_on_a_quadratic():
     theta = torch.linalg.solve(q, b @ omega)
     result = dense_hypergradient(lower, lambda theta: c @ theta, theta, omega)
     assert_close(result, b.T @ torch.linalg.solve(q, c), **EXACT)
-
-
-def test_the_tiny_model_is_reproducible_and_leaves_the_global_generator_alone():
-    state = torch.random.get_rng_state()
-    first, second, third = tiny_clip(seed=1), tiny_clip(seed=1), tiny_clip(seed=2)
-    assert torch.equal(state, torch.random.get_rng_state())
-    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
-    assert not torch.equal(first.visual_projection.weight, third.visual_projection.weight)

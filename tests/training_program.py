@@ -124,4 +124,6 @@ def main(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(**json.loads(sys.argv[1]))
+    given = json.loads(sys.argv[1])
+    for options in given if isinstance(given, list) else [given]:
+        main(**options)

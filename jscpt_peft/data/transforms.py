@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from jscpt_peft.data.files import check_size
+from jscpt_peft.settings import Between, Fraction, check_setting
 
 ImageTransform = Callable[[Image.Image, random.Random | None], Tensor]
 
@@ -20,6 +22,7 @@ ImageTransform = Callable[[Image.Image, random.Random | None], Tensor]
 SMALLEST_CROP = 0.08
 CROP_RATIO = (3 / 4, 4 / 3)
 CROP_ATTEMPTS = 10
+MAX_SIDE = 8192
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -82,17 +85,19 @@ def image_transform(
         ValueError: a size below 1, `mean` or `std` that are not three numbers, `smallest_crop` out of its range, or
             the training transform called without generator.
     """
-    if image_size < 1:
-        raise ValueError(f"`image_size` is {image_size}: give the side in pixels, at least 1.")
+    check_setting("image_size", image_size, Annotated[int, Between(1, MAX_SIDE)])
+    try:
+        mean, std = tuple(map(float, mean)), tuple(map(float, std))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`mean` is {mean!r} and `std` is {std!r}: give three numbers each.") from error
     if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise ValueError(
             f"`mean` is {mean} and `std` is {std}: give three finite numbers each, for red, green and blue, those of "
             "`std` above 0."
         )
-    if not 0 < smallest_crop <= 1:
-        raise ValueError(f"`smallest_crop` is {smallest_crop}: it must lie in (0, 1].")
+    check_setting("smallest_crop", smallest_crop, Fraction)
     view = partial(_random_view, smallest_crop=smallest_crop) if train else _centre_view
-    return partial(_transform, view=view, image_size=image_size, mean=tuple(mean), std=tuple(std))
+    return partial(_transform, view=view, image_size=image_size, mean=mean, std=std)
 
 
 def _transform(

@@ -45,7 +45,7 @@ def module_graph_figure(graph: np.ndarray, tasks: Sequence[str]) -> Figure:
     rows = max(graph.shape)
     figure = new_figure(
         "Which task takes how much from which feature module",
-        "Links are as strong as A says; blue ones are above the start, 0.5.",
+        "Links are as strong as A says; blue ones are above the task's mean.",
         height=2.6 + 0.36 * rows,
     )
     links, cells = figure.subplots(1, 2, width_ratios=(1, 1.25))
@@ -58,7 +58,7 @@ def module_graph_figure(graph: np.ndarray, tasks: Sequence[str]) -> Figure:
 def _draw_links(axes: Axes, graph: np.ndarray, names: Sequence[str]) -> None:
     left, right = (np.linspace(1, 0, count + 2)[1:-1] for count in graph.shape)
     for strength, task, module in sorted((value, *place) for place, value in np.ndenumerate(graph)):
-        colour = COLOURS[0] if strength > 0.5 else LIGHT_GREY
+        colour = COLOURS[0] if strength > graph[task].mean() else LIGHT_GREY
         axes.plot([0, 1], [left[task], right[module]], color=colour, linewidth=6 * strength**2, alpha=0.75)
     for x, places, labels, side in ((0, left, names, "right"), (1, right, range(1, 1 + len(right)), "left")):
         axes.scatter([x] * len(places), places, s=60, color=DARK, zorder=3)

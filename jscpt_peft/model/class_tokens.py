@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jscpt_peft.reading import one_line
+
 from .class_texts import texts_of_class
 from .config import JSCPTConfig
 
@@ -58,12 +60,11 @@ def _load_tokenizer(config: JSCPTConfig, base: CLIPConfig) -> PreTrainedTokenize
         )
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
+    except Exception as error:  # of transformers, tokenizers and the Hub, of as many kinds
+        code = "trust_remote_code" in str(error)
+        why = "brings code of its own, which is never run" if code else f"cannot be loaded ({one_line(error)})"
         raise ValueError(
-            f"the tokenizer {source!r} brings code of its own, which is never run: give CLIP's own in "
-            "`tokenizer_name_or_path`, or `class_token_ids`."
+            f"the tokenizer {source!r} {why}: give CLIP's own in `tokenizer_name_or_path`, or `class_token_ids`."
         ) from error
 
 

@@ -7,8 +7,14 @@ from typing import Any
 
 from jscpt_peft.methods import METHODS
 
+from .heads import FEATURE_HEADS
+from .prompts import PROMPT_SOURCES
+
 # Option -> the field that chooses the part, and the parts that know the option.
 KNOWN_BY = {
+    "intervention_hidden": ("intervention", ("mask_mlp", "decoupled")),
+    "intervention_shared": ("intervention", ("mask_mlp",)),
+    "learn_masks": ("intervention", ("mask_mlp",)),
     "num_confounders": ("intervention", ("decoupled",)),
     "num_modules": ("intervention", ("modular",)),
     "reconstruction_weight": ("intervention", ("decoupled",)),
@@ -18,6 +24,8 @@ KNOWN_BY = {
     "invariance_weight": ("intervention", ("modular",)),
     "projection_rank": ("prompts", ("projected",)),
 }
+# Parts of one's own that are added later may know anything.
+OURS = {"intervention": tuple(FEATURE_HEADS), "prompts": tuple(PROMPT_SOURCES)}
 
 
 def check_part_options(config: Any) -> None:
@@ -25,7 +33,7 @@ def check_part_options(config: Any) -> None:
     defaults = {each.name: each.default for each in fields(config)}
     for option, (part, knowing) in KNOWN_BY.items():
         value, chosen = getattr(config, option), getattr(config, part)
-        if value != defaults[option] and chosen not in knowing:
+        if value != defaults[option] and chosen in OURS[part] and chosen not in knowing:
             methods = [name for name, method in METHODS.items() if method.structure.get(part) in knowing]
             raise ValueError(
                 f"`{option}` is {value!r}, which {part}={chosen!r} does not know: leave it out, or choose "

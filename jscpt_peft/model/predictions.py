@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from jscpt_peft.settings import BatchSize, check_setting
+
 from .task_context import deterministic, task_index
 from .unseen_classes import unseen_class_embeds, unseen_logits
 
@@ -40,8 +42,7 @@ def predict(
     """Probabilities of classes for each image, best first; arguments as for `JSCPTModel.predict`."""
     from jscpt_peft.data import image_transform  # here, since `datasets` takes seconds to import
 
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size}: give the number of images to encode together, at least 1.")
+    check_setting("batch_size", batch_size, BatchSize)
     if isinstance(images, str) or not isinstance(images, Iterable):
         images = [images]
     device = model.model.device

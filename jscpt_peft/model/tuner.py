@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .causes import check_logits
 from .class_residual import with_residual
 from .growth import add_task, train_only
 from .heads import TaskParameters
@@ -88,6 +89,7 @@ class JSCPTModel(JSCPTInjection):
 
         Raises:
             ValueError: a task id or a label is out of range, or no task is known.
+            FloatingPointError: logits are NaN, without labels and gradients; the message names the cause.
         """
         task_ids = self.backbone.vision.resolve(task_ids, pixel_values)
         given = task_parameters is not None
@@ -99,6 +101,8 @@ class JSCPTModel(JSCPTInjection):
         head = None if adapter is None else adapter.head
         selected = x if head is None else head.select(x, task_ids, parameters)
         logits = self.logits(selected, class_embeds, task_ids)
+        if labels is None and not torch.is_grad_enabled():  # training and evaluation look at losses
+            check_logits(self, logits, pixel_values)
         output = JSCPTOutput(logits=logits, image_embeds=x, selected_embeds=selected, class_embeds=class_embeds)
         if labels is not None:
             check_labels(labels, task_ids, self.active_jscpt_config.tasks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from .class_texts import ClassTexts
 from .class_tokens import check_lengths, check_token_ids, class_token_ids
 from .config_checks import check_class_names
 from .losses import task_logits
+from .task_context import task_index
 
 if TYPE_CHECKING:
     from .tuner import JSCPTModel
@@ -43,6 +44,25 @@ def unseen_class_embeds(model: JSCPTModel, task: str, class_names: Sequence[str]
         return embeds
     labels = {name: label for label, name in enumerate(config.tasks[task])}
     return with_residual(embeds, adapter.class_residual.of_names(position, labels, names))
+
+
+def class_embeds_among(model: JSCPTModel, classes: Mapping[str, Sequence[str]]) -> tuple[Tensor, Tensor]:
+    """Features `[N, C, D]` and numbers `[N]` of the given classes of some tasks, for `task_logits`; zero for others.
+
+    Args:
+        model: knows the N tasks.
+        classes: task -> class names.
+
+    Raises:
+        ValueError: the model has no such task; or as `unseen_class_embeds`.
+    """
+    found = {task_index(task, model.task_names): unseen_class_embeds(model, task, classes[task]) for task in classes}
+    counts = torch.tensor([len(found.get(task, ())) for task in range(len(model.task_names))])
+    first = next(iter(found.values()))
+    embeds = first.new_zeros(len(counts), int(counts.max()), first.shape[-1])
+    for task, each in found.items():
+        embeds[task, : len(each)] = each
+    return embeds, counts.to(first.device)
 
 
 def unseen_logits(model: JSCPTModel, embeds: Tensor, class_embeds: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from .arguments import JSCPTTrainingArguments
 from .bilevel import UpperLevel
 from .configuration import fixed_configuration, reproducing_configuration
 from .distributed import by_first_process, gather_objects, wait_for_all
-from .nonfinite import Snapshot
+from .nonfinite import Snapshot, problem_of, remedy_of
 from .resuming import checkpoint_to_resume
 from .step_log import StepLog
 from .task_gradients import TaskMeans
@@ -113,7 +113,7 @@ class Checkpointing(Trainer):
             self.check_end()
             return output
         finally:
-            self.args.save_total_limit = self._limit
+            self.args.save_total_limit, self.is_in_train = self._limit, False
 
     def set_initial_training_values(self, *args: Any) -> tuple[Any, ...]:
         """As `Trainer`'s; no epoch is left where the checkpoint is that of the last step, which it would exceed."""
@@ -238,26 +238,25 @@ class Checkpointing(Trainer):
             f"({self.nonfinite_steps} in a row)."
         )
         if self.nonfinite_steps >= self.args.max_nonfinite_steps:
+            remedy = remedy_of(self.model.base_model, self._good is None, tasks)
             raise FloatingPointError(
                 f"The loss of {tasks} was not finite in {self.nonfinite_steps} steps in a row "
-                f"(`max_nonfinite_steps`). {self.save_last_good_state()} Lower `learning_rate`, or look at these "
-                "tasks' images."
+                f"(`max_nonfinite_steps`). {self.save_last_good_state()} {remedy}"
             )
 
     def _spoiled(self) -> str | None:
         """What is wrong with the state after the last step, if anything."""
         if self.nonfinite_steps:
             return f"tasks were not finite in the last {self.nonfinite_steps} steps"
-        learned = (*self.trainable_parameters(), *self.weighting.parameters())
-        return None if all(bool(each.isfinite().all()) for each in learned) else "parameters are not finite"
+        return problem_of([*self.trainable_parameters(), *self.weighting.parameters()])
 
     def check_end(self) -> None:
         """Raises a `FloatingPointError` where a run ends in a state that is no result; the last good one is kept."""
         reason = self._spoiled()
         if reason is not None:
-            step = self.state.global_step
+            step, remedy = self.state.global_step, remedy_of(self.model.base_model, self._good is None)
             raise FloatingPointError(
-                f"The run ends with step {step}, but {reason}. {self.save_last_good_state()} Lower `learning_rate`."
+                f"The run ends with step {step}, but {reason}. {self.save_last_good_state()} {remedy}"
             )
 
     def save_last_good_state(self) -> str:

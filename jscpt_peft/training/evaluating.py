@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,14 +13,18 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import logging
 
 from jscpt_peft.evaluation import multi_task_accuracy
+from jscpt_peft.model.causes import cause_of_nan
 
 from .arguments import JSCPTTrainingArguments
 from .data_checks import check_tasks
 from .loading import make_loader
 from .lost_processes import lost_processes_named
 from .own_loss import OwnLoss, own_loss_sums
+
+logger = logging.get_logger(__name__)
 
 Answers = tuple[Tensor | None, Tensor | None, tuple[Tensor, ...] | None]
 
@@ -44,9 +49,13 @@ class EvaluatingTrainer(Trainer):
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As `Trainer`'s, likewise; a data set of other tasks or classes than the model's is refused."""
-        check_tasks("test_dataset", test_dataset, self.model.active_jscpt_config.tasks)
+        check_tasks("test_dataset", test_dataset, self.tested_tasks())
         options = {"batch_size": self.args.eval_batch_size}
         return self.accelerator.prepare(make_loader(test_dataset, self.args, self.data_collator, **options))
+
+    def tested_tasks(self) -> dict[str, list[str]]:
+        """Task -> the classes that labels of images to evaluate number. For subclasses."""
+        return self.model.active_jscpt_config.tasks
 
     def prediction_step(
         self, _model: torch.nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, **_: Any
@@ -75,6 +84,12 @@ class EvaluatingTrainer(Trainer):
         gathered = output.predictions is not None and output.label_ids is not None and self.compute_loss_func is None
         if gathered and self.preprocess_logits_for_metrics in (None, classes_and_losses):
             output.metrics[f"{metric_key_prefix}_loss"] = mean_loss(output)
+        if math.isnan(output.metrics.get(f"{metric_key_prefix}_loss", 0.0)):
+            cause = cause_of_nan(self.model.base_model)
+            message = f"The loss of an evaluation is NaN, so that its accuracies say nothing: {cause}."
+            if not self.is_in_train:  # which ends by itself, with the last good state
+                raise FloatingPointError(message)
+            logger.warning(message)
         return output
 
     def multi_task_accuracy(self, prediction: EvalPrediction) -> dict[str, float]:

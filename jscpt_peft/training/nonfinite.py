@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from jscpt_peft.model import JSCPTModel
+from jscpt_peft.model.adapter_file import LARGEST, unsound
+from jscpt_peft.model.causes import cause_of_nan
 
 
 class Snapshot:
@@ -29,3 +33,19 @@ class Snapshot:
             parameter.copy_(value)
         for other, state in self._others:
             other.load_state_dict(copy.deepcopy(state))
+
+
+def problem_of(parameters: Iterable[Tensor]) -> str | None:
+    """What is wrong with parameters, if anything: such a state would not load again."""
+    problems = {problem for each in parameters if (problem := unsound(each))}
+    if not problems:
+        return None
+    return "parameters are not finite" if "is not finite" in problems else f"parameters exceed {LARGEST:.0e}"
+
+
+def remedy_of(model: JSCPTModel, from_the_start: bool, tasks: Sequence[str] | None = None) -> str:
+    """What to do about steps that are not finite; before a first good one nothing hangs on the learning rate."""
+    images = "the images" if tasks is None else f"the images of {list(tasks)}"
+    if from_the_start:
+        return f"So it was from the first step on: {cause_of_nan(model)} ({images})."
+    return f"Lower `learning_rate`, or look at {images}."

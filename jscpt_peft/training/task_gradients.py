@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from jscpt_peft.model.heads import TaskParameters
+from jscpt_peft.model.heads import FeatureHead, TaskParameters
 from jscpt_peft.model.losses import check_labels, mean_losses, task_loss_sums
 from jscpt_peft.model.task_context import first_of_each_task
 from jscpt_peft.model.tuner import TOWER_NAMES
@@ -53,6 +53,7 @@ class TaskSums:
         losses: `[N]` summed losses on x̄ (Eq. 3).
         reference_losses: `[N]` summed losses on the reference view of Eq. 4, without gradient, if asked for.
         gradients: task parameter -> `[N, ...]`, slice i the summed gradients of task i's images.
+        penalties: `[N]` penalties of the head times the images that they are of, without gradient, where it has any.
         observed: `[N, D]` x of each task's first image, for a head that observes; zero where there is none.
     """
 
@@ -60,6 +61,7 @@ class TaskSums:
     losses: Tensor
     reference_losses: Tensor | None
     gradients: TaskParameters
+    penalties: Tensor | None = None
     observed: Tensor | None = None
 
     def __add__(self, other: TaskSums) -> TaskSums:
@@ -86,14 +88,17 @@ class TaskSums:
         return self._of([tensor.detach() for tensor in self._tensors()])
 
     def _tensors(self) -> list[Tensor]:
-        optional = [each for each in (self.reference_losses, self.observed) if each is not None]
-        return [self.counts, self.losses, *self.gradients.values(), *optional]
+        return [self.counts, self.losses, *self._optional().values(), *self.gradients.values()]
+
+    def _optional(self) -> dict[str, Tensor]:
+        named = {name: getattr(self, name) for name in ("reference_losses", "penalties", "observed")}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def _of(self, tensors: Sequence[Tensor]) -> TaskSums:
         counts, losses, *others = tensors
-        observed = None if self.observed is None else others.pop()
-        reference = None if self.reference_losses is None else others.pop()
-        return TaskSums(counts, losses, reference, dict(zip(self.gradients, others, strict=True)), observed)
+        optional = {name: others.pop(0) for name in self._optional()}
+        gradients = dict(zip(self.gradients, others, strict=True))
+        return replace(self, counts=counts, losses=losses, gradients=gradients, **optional)
 
     def means(self) -> TaskMeans:
         """Mean losses and gradients per task, with the tasks whose numbers are not finite set aside."""
@@ -105,16 +110,9 @@ class TaskSums:
         usable = present & finite
         # Not a product with 0, which would keep a NaN.
         gradients = {name: torch.where(_like(usable, each), each, 0) for name, each in gradients.items()}
-        return TaskMeans(
-            losses=mean_losses(self.losses, self.counts),
-            reference_losses=None
-            if self.reference_losses is None
-            else mean_losses(self.reference_losses, self.counts),
-            gradients=gradients,
-            usable=usable,
-            nonfinite=present & ~finite,
-            observed=self.observed,
-        )
+        sums = (self.losses, self.reference_losses, self.penalties)
+        losses, references, penalties = (None if each is None else mean_losses(each, self.counts) for each in sums)
+        return TaskMeans(losses, references, gradients, usable, present & ~finite, penalties, self.observed)
 
 
 @dataclass(frozen=True)
@@ -127,6 +125,7 @@ class TaskMeans:
         gradients: task parameter -> `[N, ...]`, slice i the gradient of L_i; zero where it is not usable.
         usable: bool `[N]`, tasks that are present and finite.
         nonfinite: bool `[N]`, tasks that are present with a loss or gradient that is not finite.
+        penalties: `[N]` mean penalties of the head, nan likewise, where it has any.
         observed: as of `TaskSums`.
     """
 
@@ -135,11 +134,23 @@ class TaskMeans:
     gradients: TaskParameters
     usable: Tensor
     nonfinite: Tensor
+    penalties: Tensor | None = None
     observed: Tensor | None = None
 
     def signals(self, step: int, epoch: int, gramian: Tensor | None = None) -> StepSignals:
         """What a weighting is told of optimizer step `step`."""
         return StepSignals(step, self.usable, self.losses, self.reference_losses, gramian, epoch)
+
+    def columns(self) -> dict[str, Tensor]:
+        """Columns of the history."""
+        penalties = {} if self.penalties is None else {"penalty": self.penalties}
+        return {"loss": self.losses, **penalties, "nonfinite": self.nonfinite}
+
+    def show(self, head: FeatureHead | None) -> None:
+        """Shows a head that observes the first image of every usable task."""
+        if head is not None and self.observed is not None:
+            tasks = self.usable.nonzero()[:, 0]
+            head.observe(self.observed[tasks], tasks)
 
 
 def task_gradients(
@@ -180,7 +191,8 @@ def task_gradients(
         check_labels(batch.labels, batch.task_ids, tasks)
         sums, counts = loss_sums(output.logits)
         penalties = model.penalties(output, batch.task_ids, task_parameters, loss_sums) if penalised else None
-    total = sums if penalties is None else sums + counts * penalties
+        penalties = None if penalties is None else counts * penalties
+    total = sums if penalties is None else sums + penalties
     leaves = {name: each for name, each in task_parameters.items() if each.requires_grad}
     options = {"create_graph": create_graph, "allow_unused": True, "materialize_grads": True}  # penalties' alone
     gradients = torch.autograd.grad(total.sum(), list(leaves.values()), **options)
@@ -196,7 +208,8 @@ def task_gradients(
     if head is not None and head.observes:
         present, first = first_of_each_task(batch.task_ids, len(tasks))
         observed = output.image_embeds.detach()[first].masked_fill(~present[:, None], 0)
-    return TaskSums(counts, sums.detach(), references, gradients, observed), task_parameters
+    penalties = None if penalties is None else penalties.detach()
+    return TaskSums(counts, sums.detach(), references, gradients, penalties, observed), task_parameters
 
 
 def shared_gramian(model: PeftModel, gradients: TaskParameters) -> Tensor:

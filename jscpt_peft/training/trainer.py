@@ -263,11 +263,9 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         gradients = self._own_steps.gradients(self.model, step, weights.detach())
         for parameter, gradient in gradients.items() if usable else ():  # without one, momentum moves nothing either
             parameter.grad = gradient
-        if step.observed is not None:
-            tasks = step.usable.nonzero()[:, 0]
-            self.model.task_adapter.head.observe(step.observed[tasks], tasks)
-        row = {"step": number, "epoch": number / self._steps_per_epoch(), "loss": step.losses}
-        row |= {"weight": weights.detach(), "nonfinite": step.nonfinite, **explanation, **learned}
+        step.show(self.model.task_adapter.head)
+        row = {"step": number, "epoch": number / self._steps_per_epoch(), **step.columns()}
+        row |= {"weight": weights.detach(), **explanation, **learned}
         row |= {f"{name}_after": value for name, value in self.weighting.learned().items()}
         row["gradient_norm"] = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
         self.step_log.append({**row, "scheduler": upper})

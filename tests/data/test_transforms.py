@@ -152,11 +152,11 @@ def test_half_of_the_training_views_are_flipped():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, MEAN, STD, True), "`image_size` is 0"),
+        ((0, MEAN, STD, True), "`image_size` must be at least 1, got 0"),
         ((32, (0.5,), STD, True), "`mean` is"),
         ((32, MEAN, (), True), "`std` is"),
-        ((32, MEAN, STD, True, 0), r"`smallest_crop` is 0: it must lie in \(0, 1\]"),
-        ((32, MEAN, STD, True, 1.1), r"`smallest_crop` is 1.1"),
+        ((32, MEAN, STD, True, 0), "`smallest_crop` must be above 0, got 0"),
+        ((32, MEAN, STD, True, 1.1), "`smallest_crop` must be at most 1, got 1.1"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

@@ -141,6 +141,18 @@ def test_the_bank_takes_the_first_image_of_each_task_and_forgets_the_oldest():
     assert head.bank is kept  # it is the other tasks' too
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_what_any_trainer_calls_counts_penalties_and_observes_in_training(training):
+    model = model_of("jscpt_projected").train(training)
+    pixels, task_ids, labels = prompted.batch(model)
+    expected, bank = model.classify(pixels, task_ids, labels), model.task_adapter.head.bank
+    summed = (expected.loss_sums + 2 * expected.penalties).sum() / 6
+    with torch.set_grad_enabled(training):
+        loss = model(pixel_values=pixels, task_ids=task_ids, labels=labels, num_items_in_batch=6).loss
+    torch.testing.assert_close(loss, summed if training else expected.loss_sums.sum() / 6)
+    assert (model.task_adapter.head.bank is bank) is not training
+
+
 # ---- what invariance is for -----------------------------------------------------------------------------------------
 
 

@@ -183,7 +183,8 @@ def test_bf16_agrees_with_float32(way):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "`batch_size` is 0: .*at least 1"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
+        ({"batch_size": 2.5}, "`batch_size` must be a whole number, got 2.5"),
         ({"task": "skech"}, r"`task` 'skech'.*Did you mean 'sketch'\?"),
         ({"task": None}, r"no task is set: .*for `predict`, `task=`.*'painting', 'sketch'"),
     ],

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 import torch
-from arguments import TINY_CLIP
 from base_model import load_clip, load_processor
+from paths import TINY_CLIP
 from safetensors.torch import load_file, save_file
 
 FIRST = "text_model.encoder.layers.0.mlp.fc1.weight"

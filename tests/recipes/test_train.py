@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 
@@ -79,12 +80,11 @@ def test_split_is_used_again(finished_run, images, tmp_path):
 
 
 def test_another_method_trains(images, tmp_path):
-    words = command(images, tmp_path / "coop", "--max_steps", "2", "--method", "coop")
-    for name in ("--num_shared_tokens", "--num_task_tokens"):
-        del words[words.index(name) : words.index(name) + 2]
+    words = command(images, tmp_path, "--max_steps", "2", "--method", "mt_crl", "--num_modules", "3")
     train.main(words)
-    config = json.loads((tmp_path / "coop" / "adapter_config.json").read_text())
-    assert (config["method"], config["towers"], config["num_shared_tokens"]) == ("coop", "text", 16)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["method"], config["intervention"], config["num_modules"]) == ("mt_crl", "modular", 3)
+    assert (tmp_path / "modules.png").exists() and not (tmp_path / "affinity.png").exists()
 
 
 def test_resume_from_the_last_checkpoint(images, tmp_path, capsys):
@@ -133,3 +133,28 @@ def test_unreadable_images_are_named_or_skipped(tmp_path, capsys, caplog):
         path.write_bytes(path.read_bytes()[:60])
     message = fails(capsys, train.main, *command(images, tmp_path / "x"))
     assert "sky" in message and "cannot be read" in message
+
+
+@pytest.mark.parametrize(
+    ("output", "root", "message"),
+    [
+        ("images/out", "images", "lies in `data_root`"),
+        ("images", "images", "lies in `data_root`"),
+        ("out", "out/images", "lies in `output_dir`"),
+        ("file", "images", "`output_dir` .* is no folder"),
+        ("file/out", "images", "`output_dir` .* cannot be made"),
+        ("base", "images", "holds a model"),
+        ("new/out", "nowhere", "`data_root` .* does not exist"),
+    ],
+)
+def test_an_output_that_would_harm_or_cannot_be_is_refused(tmp_path, capsys, output, root, message):
+    """And no folder is left behind."""
+    (tmp_path / "file").touch()
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").touch()
+    if root != "nowhere":
+        (tmp_path / root / "task" / "class").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    command = ["--task_set", "folder", "--data_root", tmp_path / root, "--output_dir", tmp_path / output]
+    said = fails(capsys, train.main, *command, "--overwrite_output_dir", "--use_cpu")
+    assert re.search(message, said) and sorted(tmp_path.rglob("*")) == before

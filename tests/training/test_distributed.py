@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import time
-from functools import cache
 from pathlib import Path
 
 import processes
@@ -14,37 +13,39 @@ import torch
 
 from jscpt_peft.evaluation import read_history
 
-# Whoever runs alone takes the batches of all: K processes with batch B against one with batch K·B.
-COMMON = {"max_steps": 4, "lower_steps": 2, "dev_batch_size": 2}
+# Whoever runs alone takes the batches of all: K processes with batch B against one with batch K·B. What methods and
+# weightings add to that is in `tests/model/test_methods.py`.
+COMMON = {"max_steps": 4, "lower_steps": 2}
 VARIANTS = {
     "plain": {},
     "accumulation": {"gradient_accumulation_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01},
     "chunks": {"hypergradient_chunk_size": 1, "gradient_aggregator": "gradvac", "model": {"towers": "vision"}},
     "differences": {"hvp": "finite_difference", "max_grad_norm": 0.5, "hypergradient_batch_size": 2},
-    "unified": {"model": {"prompts": "unified", "num_task_tokens": 0, "intervention": "adapter"}},
-    "coupled": {"model": {"prompts": "coupled", "num_task_tokens": 0, "intervention": "none", "single_task": True}},
-    "projected": {
-        "model": {
-            "prompts": "projected",
-            "num_task_tokens": 0,
-            "intervention": "decoupled",
-            "decorrelation_weight": 0.0,  # a correlation is that of a batch
-        }
-    },
     "few images": {"sizes": {"train": [1, 3, 2], "dev": [1, 1, 1], "validation": [1, 2, 2]}},
 }
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """`runs(variant, count)`: the results of `count` processes that share batches of 4 images a task."""
-    root = tmp_path_factory.mktemp("runs")
+    """`runs(variant, count)`: results of one process, of two, or of four on few images, which share 4 images per task.
 
-    @cache
+    Every number of processes is started once, and trains its variants one after the other.
+    """
+    root = tmp_path_factory.mktemp("runs")
+    started = []
+    for count, variants in {1: VARIANTS, 2: VARIANTS, 4: ["few images"]}.items():
+        shared = {"per_device_train_batch_size": 4 // count, "dev_batch_size": 4 // count}
+        programs = [
+            {"folder": str(root / variant / str(count)), **COMMON, **shared, **VARIANTS[variant]}
+            for variant in variants
+        ]
+        started += processes.launch(count, root / str(count), [str(processes.PROGRAM), json.dumps(programs)])
+    logs = [path for count in (1, 2, 4) for path in sorted((root / str(count)).glob("*.log"))]
+    codes = processes.wait(started)
+    assert not any(codes), "\n".join(path.read_text()[-3000:] for path in logs)
+
     def results(variant: str, count: int) -> list[dict]:
-        options = {**COMMON, **VARIANTS[variant]}
-        options["dev_batch_size"] = 4 // count
-        return processes.run(count, root / variant / str(count), per_device_train_batch_size=4 // count, **options)
+        return [torch.load(results.folder(variant, count) / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
     results.folder = lambda variant, count: root / variant / str(count)
     return results

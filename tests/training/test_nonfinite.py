@@ -8,11 +8,13 @@ import signal
 import time
 import traceback
 
+import prompted
 import pytest
 import small_run
 import torch
 from peft import get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as ADAPTER
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -134,22 +136,27 @@ class Overflow(Explode):
                 next(parameter for parameter in model.parameters() if parameter.requires_grad).fill_(torch.inf)
 
 
-@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
-def test_the_last_good_state_is_saved(tmp_path, optim):
+REMEMBERING = {"prompts": "projected", "num_task_tokens": 0, "intervention": "decoupled", "num_confounders": 4}
+
+
+@pytest.mark.parametrize(("optim", "adapter"), [("sgd", {}), ("adamw_torch", REMEMBERING)])
+def test_the_last_good_state_is_saved(tmp_path, optim, adapter):
     """All tasks break at once: what is saved is the state before the update that broke them, not what it left."""
     options = {"max_steps": 6, "lower_steps": 2, "optim": optim, "learning_rate": 0.01}
     options |= {"save_strategy": "steps", "save_steps": 1}  # what is saved after that update must not be taken
-    whole = small_run.trainer(tmp_path / "whole", **options)
+    whole, broken, again = (prompted.prompted_clip(torch.float32, **adapter) for _ in range(3))
+    whole = small_run.trainer(tmp_path / "whole", whole, **options)
     whole.train()
-    run = small_run.trainer(tmp_path / "run", callbacks=[Explode(3)], max_nonfinite_steps=2, **options)
+    run = small_run.trainer(tmp_path / "run", broken, callbacks=[Explode(3)], max_nonfinite_steps=2, **options)
     with pytest.raises(FloatingPointError, match="The last good state, of step 2, is saved in"):
         run.train()
     saved = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
-    assert saved == ["checkpoint-1", "checkpoint-2", "set_aside"]
-    again = small_run.trainer(tmp_path / "run", **options)
+    assert saved == ["checkpoint-1", "checkpoint-2"]
+    again = small_run.trainer(tmp_path / "run", again, **options)
     again.train(resume_from_checkpoint=True)
-    for name, parameter in small_run.trained_parameters(whole).items():
-        assert torch.equal(parameter, small_run.trained_parameters(again)[name]), name
+    expected, given = (each.model.task_adapter.state_dict() for each in (whole, again))
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, given[name]), name
     assert torch.equal(whole.weighting.scheduler.alpha, again.weighting.scheduler.alpha)
     histories = [read_history(tmp_path / name / "scheduler_history.jsonl") for name in ("whole", "run")]
     assert histories[0] == histories[1]
@@ -172,6 +179,41 @@ def test_a_run_that_ends_badly_is_no_success(tmp_path, how):
     for name, tensor in saved["whole"].items():
         assert torch.equal(tensor, saved["run"][name]) and torch.equal(tensor, held[name]), name
     assert not (tmp_path / "run" / "checkpoint-4").exists()
+
+
+@pytest.mark.parametrize("what", ["images", "base", "adapter"])
+def test_what_is_bad_from_the_start_is_named(tmp_path, what):
+    """By training, where the learning rate is not to blame, by evaluation and by `predict`."""
+    run = small_run.trainer(tmp_path, max_nonfinite_steps=1)
+    model = run.model
+    spoiled = {
+        "base": model.get_base_model().visual_projection.weight,
+        "adapter": model.task_adapter.prompts.vision_shared,
+    }
+    if what in spoiled:
+        spoiled[what].detach().fill_(torch.nan)
+    else:
+        run.train_dataset = small_run.Spoiled(run.train_dataset)
+    cause = {
+        "base": "'visual_projection.*weight' of the base model is",
+        "adapter": "'prompts.vision_shared' of the adapter",
+    }
+    message = f"So it was from the first step on: .*{cause.get(what, 'images are not.* Look at them .*clipart')}"
+    with pytest.raises(FloatingPointError, match=message) as caught:
+        run.train()
+    assert "learning_rate" not in str(caught.value)
+    pixels = torch.full((2, 3, 32, 32), torch.nan if what == "images" else 0.0)
+    of_pixels = cause.get(what, "`pixel_values` are not finite")
+    with (
+        pytest.raises(FloatingPointError, match=rf"logits of 2 of 2 images .* are not finite: {of_pixels}"),
+        torch.no_grad(),
+    ):
+        model.classify(pixels, 0)
+    if what in spoiled:
+        with pytest.raises(FloatingPointError, match=f"logits of 1 of 1 images .*{cause[what]}"):
+            model.predict(Image.new("RGB", (9, 9)), task=model.task_names[0])
+        with pytest.raises(FloatingPointError, match=f"loss of an evaluation is NaN, .*{cause[what]}"):
+            run.evaluate()
 
 
 def test_a_step_without_a_usable_task_moves_nothing(tmp_path):

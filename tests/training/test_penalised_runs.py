@@ -55,6 +55,7 @@ def test_learned_weights_and_a_bank_that_fills_and_is_resumed(tmp_path):
     assert whole.upper_level.updates == 2 and (whole.weighting.alpha != 1).all() and (whole.weighting.beta != 1).all()
     rows = read_history(tmp_path / "whole" / HISTORY_FILE)
     assert sum(rows[0]["weight"]) == pytest.approx(3, abs=1e-5) and rows[0]["loss_level"] != rows[1]["loss_level"]
+    assert all(min(row["penalty"]) > 0 for row in rows)
     bank = whole.model.task_adapter.head.bank
     assert len(bank.unique(dim=0)) == 5  # four steps of three tasks
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))

@@ -69,6 +69,7 @@ class DecoupledFeatures(FeatureHead):
 
     def penalty(self, x: Tensor, task_ids: Tensor, parameters: TaskParameters, loss_sums: LossSums) -> Tensor:  # noqa: ARG002
         causal, spurious = self.split(x, task_ids, parameters)
+        x = x.to(causal.dtype)
         error = causal + _mapped(spurious, task_ids, parameters, "back") - x
         errors = error.square().sum(-1) / x.square().sum(-1)
         rebuilt = of_each_task(Tensor.mean, self.num_tasks, task_ids, errors)

@@ -12,9 +12,11 @@ EPS = 1e-6  # beside variances: a feature that does not vary correlates with non
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:
     """Correlations `[p, q]` over rows, between features `[b, p]` and features `[b, q]`; 0 for a single row."""
-    one, other = (each - each.mean(0) for each in (one, other))
-    one, other = (each / (each.square().mean(0) + EPS).sqrt() for each in (one, other))
-    return one.T @ other / len(one)
+    precise = torch.promote_types(one.dtype, torch.float32)
+    with torch.autocast(one.device.type, enabled=False):
+        one, other = (each.to(precise) - each.to(precise).mean(0) for each in (one, other))
+        one, other = (each / (each.square().mean(0) + EPS).sqrt() for each in (one, other))
+        return one.T @ other / len(one)
 
 
 def of_each_task(statistic: Callable[..., Tensor], num_tasks: int, task_ids: Tensor, *rows: Tensor) -> Tensor:
