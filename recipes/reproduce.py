@@ -8,7 +8,7 @@
 A method is a name with further arguments of recipes/train.py; arguments that are not listed below go to every run. The
 learning rate of each method is chosen on validation images, by the same grid for all, with the same steps and images
 of a step. Test images are seen once, by the runs with the chosen rates. After an interruption the same command goes
-on. Writes results.parquet (a row for each run and task) and results.md.
+on. Writes results.parquet (a row for each run and task), results.md and, of growing training data, a figure.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from reproduced_tables import TABLES
 
 from jscpt_peft.choices import check_choice
 from jscpt_peft.evaluation.comparison import comparison_markdown, summarise
+from jscpt_peft.evaluation.comparison_figure import draw_comparison
 from jscpt_peft.evaluation.intervals import paired_interval
 from jscpt_peft.evaluation.tables import markdown_table, points
 
@@ -149,7 +150,7 @@ def write_tables(options: argparse.Namespace, output: Path, runs: Sequence[Run])
             "training, s": seconds.map("{:.0f}".format),
         }
         if setting in published:
-            columns = {"published mean": published[setting], **columns}
+            columns = {"mean, as published": published[setting], **columns}
         if part["worst_group"].notna().any():
             columns = {"worst group": (100 * by_method["worst_group"].mean()).map("{:.1f}".format), **columns}
         table = comparison_markdown(summary, {name: dict(column) for name, column in columns.items()})
@@ -158,6 +159,9 @@ def write_tables(options: argparse.Namespace, output: Path, runs: Sequence[Run])
         if options.reference in summary.index and len(summary) > 1:
             text += f"\n{differences(part, options.reference)}\n"
     (output / "results.md").write_text(text, encoding="utf-8")
+    settings = list(results["setting"].unique())
+    if len(settings) > 1 and all(name[0].isdigit() for name in settings):  # amounts of training data
+        draw_comparison(results, output)
 
 
 def differences(part: pd.DataFrame, reference: str) -> str:
