@@ -38,6 +38,14 @@ class Between:
             raise ValueError(f"`{argument}` must be {words} {self.high}, got {value}.")
 
 
+class NotBlank:
+    """Of a path or a name that is given at all: an empty one would mean the working directory, or nothing."""
+
+    def check(self, argument: str, value: str) -> None:
+        if not value.strip():
+            raise ValueError(f"`{argument}` is {value!r}: name something, or leave it out.")
+
+
 class OneOf:
     """The choices for a word; what a program adds to them later counts too."""
 
@@ -47,6 +55,8 @@ class OneOf:
     def check(self, argument: str, value: str) -> None:
         check_choice(argument, value, self.choices)
 
+
+Name = Annotated[str, NotBlank()]
 
 MOST = 1_000_000_000
 """More steps, images, seconds or epochs than any run has: beyond it is a slip, and what follows would overflow."""
@@ -123,6 +133,8 @@ def check_setting(argument: str, value: Any, annotation: Any) -> None:
         for choices in filter(_is_enumeration, kinds if isinstance(value, str) else ()):
             check_choice(argument, value, [each.value for each in choices])
         raise ValueError(f"`{argument}` must be {' or '.join(map(_named, kinds))}, got {_short.repr(value)}.")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"`{argument}` must be without null characters, got {_short.repr(value)}.")
     inner = get_args(kind)
     if get_origin(kind) is Annotated:
         inner[1].check(argument, value)

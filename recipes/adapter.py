@@ -46,6 +46,10 @@ def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
     Raises:
         ValueError: there is none, or it is no JSCPT adapter's.
     """
+    if os.path.isfile(adapter):
+        raise ValueError(f"`adapter` {adapter} is a file: name the folder that it is in.")
+    if os.path.isdir(adapter) and revision is not None:
+        raise ValueError(f"`revision` {revision!r} says nothing of the folder `adapter` {adapter}: leave it out.")
     try:
         return JSCPTConfig.from_pretrained(adapter, revision=revision)
     except ValueError as error:

@@ -13,18 +13,23 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import yaml
 from class_templates import TEMPLATES
+from outside_methods import OUTSIDE
 from peft import PeftConfig
 from task_data import ASSETS, DataArguments
 from transformers import HfArgumentParser
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.choices import nearest
+from jscpt_peft.choices import check_choice, nearest
 from jscpt_peft.data.benchmarks import TASK_SET_MEMBERS
 from jscpt_peft.methods import HYPERPARAMETERS, METHODS, method_fields, training_options
 from jscpt_peft.model.groups import check_grouping
 from jscpt_peft.reading import one_line, read_json, read_text
+<<<<<<< HEAD
 from jscpt_peft.settings import OneOf, PositiveInt, annotations_of, check_setting, setting
 from jscpt_peft.training.arguments import AUTO, Auto
+=======
+from jscpt_peft.settings import Name, OneOf, PositiveInt, annotations_of, check_setting, setting
+>>>>>>> main
 from jscpt_peft.training.trainer_settings import ANNOTATIONS
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -63,16 +68,21 @@ def _plain(annotation: Any) -> Any:
 OWN_ARGUMENTS = [
     (
         "model_name_or_path",
-        str | None,
+        Name | None,
         setting(
             None, f"A CLIPModel: Hub id or folder, or {' or '.join(BUNDLED)} of the recipes. Default: {BUNDLED[0]}."
         ),
     ),
     (
         "method",
-        Annotated[str, OneOf(METHODS)] | None,
-        setting(None, f"{', '.join(METHODS)}. Default: JSCPT, as the arguments set it."),
+        Annotated[str, OneOf((*METHODS, *OUTSIDE))] | None,
+        setting(
+            None,
+            f"{', '.join(METHODS)}; or, for comparison, {' or '.join(OUTSIDE)}. Default: JSCPT, as the arguments set "
+            "it.",
+        ),
     ),
+    ("lora_rank", PositiveInt, setting(2, "Rank of --method clip_lora.")),
     (
         "hyperparameters",
         Annotated[str, OneOf(HYPERPARAMETERS)],
@@ -108,10 +118,28 @@ def _check_model(self: ModelArguments) -> None:
         check_setting(name, getattr(self, name), GROUPS if name == "groups" else annotation)
     if self.method == "zero_shot":
         raise ValueError("`method` 'zero_shot' has nothing to train: use recipes/evaluate.py --method zero_shot.")
+    check_outside(self)
+    if self.method in OUTSIDE:
+        return
     if self.groups is not None:
         check_grouping(self.groups, self.prompts, self.single_task)
     of_tasks = next((each for each in (self.class_template, self.groups) if isinstance(each, dict)), ["task"])
     model_config(self, {task: ["class"] for task in of_tasks}, source="", seed=0)  # of any tasks: it checks the rest
+
+
+def check_outside(arguments: ModelArguments) -> None:
+    """Raises a `ValueError` where an option is LoRA's, or an adapter's, and the method is another kind."""
+    every = {name: each.default for name, _, each in (*config_fields(JSCPTConfig), *OWN_ARGUMENTS)}
+    of_lora, of_all = {"lora_rank"}, {"model_name_or_path", "method", "hyperparameters"}
+    known = {"clip_lora": of_lora | of_all, "linear_probe": of_all}.get(arguments.method, every.keys() - of_lora)
+    for name in sorted(every.keys() - known):
+        value = getattr(arguments, name)
+        if value != every[name]:
+            others = ["clip_lora"] if name in of_lora else METHODS
+            raise ValueError(
+                f"`{name}` is {value!r}, but method {arguments.method!r} does not know it: leave it out, or choose "
+                f"{' or '.join(map(repr, others))}."
+            )
 
 
 ModelArguments = make_dataclass(
@@ -153,6 +181,10 @@ def with_method(own: dict[str, Any], name: str, hyperparameters: str = "paper") 
     What makes the method stands over them. The paper's hyperparameters are those of ViT-B/16, so that a task set's own
     come first; the method's original ones count where they are asked for.
     """
+    check_choice("method", name, (*METHODS, *OUTSIDE))
+    if name in OUTSIDE:
+        of_adapters = {each for each, *_ in (*config_fields(JSCPTConfig), *OWN_ARGUMENTS)} - {"model_name_or_path"}
+        return {**{each: value for each, value in own.items() if each not in of_adapters}, **OUTSIDE[name]}
     method = {**method_fields(name, hyperparameters), **training_options(name, hyperparameters)}
     if hyperparameters == "original":
         return {**own, **method}

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
+from jscpt_peft.data.transforms import check_statistics
 from jscpt_peft.reading import one_line, read_json_object
 from jscpt_peft.serving.base_names import is_hub_id
 from jscpt_peft.settings import Between, check_setting
@@ -79,18 +80,12 @@ def load_processor(source: str, clip: CLIPModel, option: str = "`model_name_or_p
     named = f"the image processor of {option} {source!r}"
     try:
         processor = CLIPImageProcessorPil.from_pretrained(source)
-        for name in ("image_mean", "image_std"):
-            check_setting(name, getattr(processor, name), list[float])
+        check_statistics(processor.image_mean, processor.image_std)
         side = _side(processor.crop_size)
     except Exception as error:  # as above
         raise ValueError(
             f"{named} cannot be loaded ({one_line(error)}): put CLIP's preprocessor_config.json there."
         ) from error
-    if len(processor.image_mean) != 3 or len(processor.image_std) != 3 or min(processor.image_std) <= 0:
-        raise ValueError(
-            f"{named} has `image_mean` {processor.image_mean} and `image_std` {processor.image_std}: three numbers "
-            "each are needed, those of `image_std` above 0."
-        )
     expected = clip.config.vision_config.image_size
     if side != expected:
         raise ValueError(f"{named} makes images of {side} pixels, the model takes {expected}: mend its `crop_size`.")

@@ -16,7 +16,7 @@ from jscpt_peft import JSCPTConfig
 from jscpt_peft.choices import nearest
 from jscpt_peft.data import TaskSet
 from jscpt_peft.data.task import first_difference
-from jscpt_peft.settings import OneOf, check_settings, setting
+from jscpt_peft.settings import Name, OneOf, check_settings, setting
 
 METHODS = ("adapter", "zero_shot")
 
@@ -26,15 +26,15 @@ class EvaluatedModelArguments:
     """What is evaluated."""
 
     _argument_group_name: ClassVar[str] = "what is evaluated"
-    adapter: str | None = setting(None, "Folder or Hub id of a trained adapter.")
-    revision: str | None = setting(None, "Branch, tag or commit of the adapter on the Hub.")
+    adapter: Name | None = setting(None, "Folder or Hub id of a trained adapter.")
+    revision: Name | None = setting(None, "Branch, tag or commit of the adapter on the Hub.")
     method: Annotated[str, OneOf(METHODS)] = setting(
         "adapter", "adapter, or zero_shot: the base model under the tasks' templates."
     )
     templates: Annotated[str, OneOf(TEMPLATES)] = setting(
         "own", "For zero_shot: own (each task's own template), or ensemble (the means of that and seven general ones)."
     )
-    model_name_or_path: str | None = setting(
+    model_name_or_path: Name | None = setting(
         None,
         "A CLIPModel: Hub id or folder. Default: the one that the adapter was trained on; for zero_shot the one that "
         "the task set is trained with, or the small CLIP of the recipes.",

@@ -18,15 +18,16 @@ from arguments import ModelArguments, base_source, parse
 from base_model import load_clip, load_processor
 from cli_errors import cli_errors, console
 from peft import get_peft_model
-from rich.table import Table
 from task_data import DataArguments, load_data, make_datasets
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.data import ImageTaskDataset
 from jscpt_peft.evaluation import draw_dendrogram
+from jscpt_peft.evaluation.tables import print_table
 from jscpt_peft.model.groups import check_grouping
 from jscpt_peft.model.prompts import PROMPT_SOURCES
+from jscpt_peft.reading import read_text
 from jscpt_peft.scheduling import agglomerate, task_groups, task_tree
 from jscpt_peft.settings import check_setting
 from jscpt_peft.training import JSCPTTrainingArguments, warm_up_cosines
@@ -116,15 +117,12 @@ def group_tasks(
         text = yaml.safe_dump(groups, sort_keys=False, allow_unicode=True, default_flow_style=None)
         (output / GROUPS_FILE).write_text(text, encoding="utf-8")
         draw_dendrogram(output / "dendrogram.png", merges, groups)
-        table = Table(title="Cosines of the tasks' gradients")
-        for heading in ("task", *tasks, "group"):
-            table.add_column(heading)
-        for task, row in zip(tasks, cosines.tolist(), strict=True):
-            group = groups[task]
-            table.add_row(
-                task, *(f"{each:.2f}" for each in row), group if isinstance(group, str) else " > ".join(group)
-            )
-        console.print(table)
+        joined = [group if isinstance(group, str) else " > ".join(group) for group in groups.values()]
+        rows = [
+            [task, *(f"{each:.2f}" for each in row), group]
+            for task, row, group in zip(tasks, cosines.tolist(), joined, strict=True)
+        ]
+        print_table("Cosines of the tasks' gradients", ["task", *tasks, "group"], rows, (), console)
         console.print(f"Groups: {output} ({GROUPS_FILE}, dendrogram.png)", markup=False, soft_wrap=True)
 
     by_first_process(write)
@@ -138,7 +136,7 @@ def read_groups(path: str) -> dict[str, Any]:
         ValueError: it cannot be read, or holds something else.
     """
     try:
-        groups = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        groups = yaml.safe_load(read_text(path))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(
             f"`groups` is {path!r}, which cannot be read ({error}): give {AUTO!r}, or a YAML or JSON file."

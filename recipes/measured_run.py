@@ -16,6 +16,8 @@ import torch
 from arguments import ModelArguments, base_source, model_config, parse
 from base_model import load_clip, load_processor
 from evaluated_model import zero_shot_model
+from outside import outside_trainer
+from outside_methods import OUTSIDE
 from peft import get_peft_model
 from task_data import DataArguments, load_data, make_datasets
 from train import make_trainer
@@ -83,7 +85,11 @@ def measure(run: Run, output: Path) -> None:
     clip = load_clip(source)
     processor = load_processor(source, clip)
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
-    if run.method == ZERO_SHOT:
+    name = model_arguments.method
+    if name in OUTSIDE:
+        rank = model_arguments.lora_rank
+        trainer = outside_trainer(name, clip, source, task_set, datasets, training, rank)
+    elif run.method == ZERO_SHOT:
         trainer = JSCPTTrainer(zero_shot_model(clip, source, task_set), training)
     else:
         model = get_peft_model(clip, model_config(model_arguments, task_set.class_names, source, training.seed))

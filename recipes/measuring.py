@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -16,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 def measure(
     variants: dict[str, Callable[[], object]], repeats: int, device: str
-) -> tuple[dict[str, float], dict[str, float | None]]:
-    """Median seconds of every variant, run in turn, and its peak memory in the first round, which warms up."""
+) -> tuple[dict[str, list[float]], dict[str, float | None]]:
+    """Seconds of every variant in each round, run in turn, and its peak memory in the first one, which warms up."""
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
     peaks = {name: peak_memory(variant, device) for name, variant in variants.items()}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
@@ -28,7 +27,7 @@ def measure(
             variant()
             wait()
             seconds[name].append(time.perf_counter() - start)
-    return {name: median(each) for name, each in seconds.items()}, peaks
+    return seconds, peaks
 
 
 def peak_memory(variant: Callable[[], object], device: str) -> float | None:

@@ -18,6 +18,7 @@ from jscpt_peft.data.base_to_new import base_classes, images_of_classes, new_cla
 from jscpt_peft.data.transforms import ImageTransform
 from jscpt_peft.evaluation import Predictions
 from jscpt_peft.model.losses import task_logits
+from jscpt_peft.model.task_rows import TaskRows
 from jscpt_peft.model.unseen_classes import class_embeds_among
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 
@@ -43,7 +44,8 @@ class OtherClassesTrainer(JSCPTTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             embeds = self.model.classify(inputs["pixel_values"], inputs["task_ids"]).selected_embeds
-            logits = task_logits(embeds, *self.class_embeds(), inputs["task_ids"], self.model.backbone.logits)
+            rows = TaskRows.of(inputs["task_ids"])
+            logits = task_logits(embeds, *self.class_embeds(), rows, self.model.backbone.logits)
         return None, logits, tuple(inputs[name] for name in ("labels", "task_ids", "groups") if name in inputs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from outside_methods import OUTSIDE
 from published import PUBLISHED
 
 from jscpt_peft.methods import METHODS
@@ -31,7 +32,7 @@ class Table:
     """
 
     settings: Mapping[str, str]
-    methods: tuple[str, ...] = (*ALL, JOINT)
+    methods: tuple[str, ...] = (*ALL, JOINT, *OUTSIDE)
     published: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 

@@ -14,7 +14,7 @@ from jscpt_peft.data import SPLITS, ImageTaskDataset, TaskSet, image_transform, 
 from jscpt_peft.data.base_to_new import SPLITTINGS
 from jscpt_peft.data.splits import check_amount
 from jscpt_peft.data.unequal import with_label_noise, with_shots
-from jscpt_peft.settings import Between, Fraction, OneOf, PositiveInt, check_settings, setting
+from jscpt_peft.settings import Between, Fraction, Name, OneOf, PositiveInt, check_settings, setting
 from jscpt_peft.training.distributed import gather_objects
 
 ASSETS = Path(__file__).parent / "assets"
@@ -27,17 +27,17 @@ class DataArguments:
     """Which tasks, and how many of their images."""
 
     _argument_group_name: ClassVar[str] = "data"
-    task_set: str = setting(
+    task_set: Name = setting(
         "shapes",
         "shapes (drawn on the fly), icons (in recipes/assets), folder (your own images in --data_root), emoji, "
         "office_home, mini_domainnet, few_shot_10, or benchmarks with commas between, such as food101,dtd.",
     )
-    data_root: str | None = setting(
+    data_root: Name | None = setting(
         None,
         "folder: ROOT of ROOT/<task>/<class>/* or ROOT/<task>/{train,validation,test}/<class>/*. Benchmarks: the "
         "folder with the data sets in the layouts of CoOp, Dassl or LibMTL; default: the Hub.",
     )
-    data_revision: str | None = setting(
+    data_revision: Name | None = setting(
         None, "Branch, tag or commit of the benchmarks' Hub repositories in place of the pinned ones."
     )
     train_fraction: Fraction | None = setting(None, "Part of each class's training images to use.")
@@ -56,7 +56,7 @@ class DataArguments:
     label_noise: Probability | str | dict[str, Probability] | None = setting(
         None, "Probability of a wrong label in training: of all tasks, or of some, as in chalk=0.7."
     )
-    manifest: str | None = setting(None, "Re-use the split of this manifest.json.")
+    manifest: Name | None = setting(None, "Re-use the split of this manifest.json.")
     smallest_crop: Fraction = setting(0.08, "Smallest part of a training image's area that a random crop keeps.")
     skip_bad_images: bool = setting(False, "Skip images that cannot be read.")
 

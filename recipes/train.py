@@ -15,6 +15,7 @@ results.md (accuracy per task, before and after), scheduler_history.jsonl and fi
 
 from __future__ import annotations
 
+import os.path
 import sys
 from collections.abc import Callable
 from copy import copy
@@ -30,10 +31,12 @@ from group_tasks import chosen_groups
 from launched import end_with_launcher
 from other_classes import base_and_new
 from output_folder import output_folder
+from outside import outside_trainer
+from outside_methods import OUTSIDE
 from peft import PeftModel, get_peft_model
 from task_data import DataArguments, load_data, make_datasets
 from transformers import CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, write_manifest
 from jscpt_peft.data.base_to_new import base_classes
@@ -43,6 +46,7 @@ from jscpt_peft.evaluation.accuracy_tables import base_to_new_table, print_accur
 from jscpt_peft.model.heads import FeatureModules
 from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
+from jscpt_peft.training.arguments import SCHEDULER
 from jscpt_peft.training.callbacks import StopOnInterrupt, TaskLines, TaskProgress
 from jscpt_peft.training.checkpoint import remove_checkpoints
 from jscpt_peft.training.distributed import by_first_process, leave
@@ -61,6 +65,8 @@ def main(command_line: list[str] | None = None) -> None:
 
 
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
+    if model_arguments.method in OUTSIDE:
+        check_outside_run(data, model_arguments.method, training)
     resume = by_first_process(lambda: prepare_output(training))
     manifest = Path(training.output_dir, MANIFEST_FILE)
     if resume and data.task_set != "shapes" and data.manifest is None and manifest.exists():
@@ -73,6 +79,9 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     processor = load_processor(source, clip)
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
 
+    if model_arguments.method in OUTSIDE:
+        run_outside(clip, source, task_set, datasets, model_arguments, training)
+        return
     if model_arguments.templates is not None:
         class_template = templates_of(task_set, model_arguments.templates)
         model_arguments = replace(model_arguments, class_template=class_template, templates=None)
@@ -108,6 +117,43 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     leave()
 
 
+def check_outside_run(data: DataArguments, method: str, training: JSCPTTrainingArguments) -> None:
+    """Raises a `ValueError` where a method that is none of the library's meets what is for those alone."""
+    asked = {name: getattr(training, name) for name in ("resume_from_checkpoint", "push_to_hub")}
+    asked |= {"split": data.split != "all" and data.split}
+    asked |= {"weighting": training.weighting not in (SCHEDULER, "uniform") and training.weighting}
+    for name, value in asked.items():
+        if value:
+            raise ValueError(f"`{name}` {value!r} does not go with method {method!r}: leave it out.")
+
+
+def run_outside(
+    clip: CLIPModel,
+    source: str,
+    task_set: TaskSet,
+    datasets: dict[str, ImageTaskDataset],
+    model_arguments: ModelArguments,
+    training: JSCPTTrainingArguments,
+) -> None:
+    """The same for a method that is none of the library's: no checkpoint, no adapter and no card, but the table."""
+    training.save_strategy, training.load_best_model_at_end = SaveStrategy.NO, False
+    zero_shot, _ = evaluate_zero_shot(clip, source, task_set, datasets["test"], training, None)
+    rank = model_arguments.lora_rank
+    trainer = outside_trainer(model_arguments.method, clip, source, task_set, datasets, training, rank)
+    trainer.train()
+    trainer.save_model()
+    trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
+    if trainer.is_world_process_zero():
+        learned, known = trainer.model.get_nb_trainable_parameters()
+        console.print(f"trainable params: {learned:,d} || all params: {known:,d}")
+        write_manifest(task_set.manifest, Path(training.output_dir, MANIFEST_FILE))
+        table = results_table(zero_shot, trained, list(task_set.class_names), prefix="test_")
+        title = f"{task_set.name}, {model_arguments.method}: test accuracy in %"
+        print_results(table, title, console)
+        write_results(table, training.output_dir, title)
+    leave()
+
+
 def make_trainer(
     model: PeftModel,
     training: JSCPTTrainingArguments,
@@ -133,6 +179,8 @@ def prepare_output(training: JSCPTTrainingArguments) -> str | bool | None:
         if not (output.is_dir() and any(output.glob(f"*{PREFIX_CHECKPOINT_DIR}-*"))):
             raise ValueError(f"`resume_from_checkpoint` is 'last', but `output_dir` {output} holds no checkpoint.")
         resume = True
+    if isinstance(resume, str) and not os.path.isdir(resume):
+        raise ValueError(f"`resume_from_checkpoint` {resume!r} is no folder: name a checkpoint's, or `last`.")
     if resume is None and output.is_dir() and any(output.iterdir()) and not training.overwrite_output_dir:
         raise ValueError(
             f"`output_dir` {output} is not empty: choose another, pass --overwrite_output_dir, or go on with "

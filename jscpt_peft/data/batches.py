@@ -120,6 +120,7 @@ class ImageTaskDataset(torch.utils.data.Dataset):
         class_names: class names of each data set in the order of its labels, by task as `TaskSet.class_names` gives
             them, or in a list; `None`: those that the data sets' labels bear as `datasets.ClassLabel`, if they do.
             The trainer compares them, and the names of tasks, with the model's.
+        jpeg_side: as of `files.open_image`; keep well above the size that the transform gives.
 
     Attributes:
         class_names: class names of each data set; `None` in the place of those that nobody has named.
@@ -140,7 +141,10 @@ class ImageTaskDataset(torch.utils.data.Dataset):
         corrupt: Callable[..., Image.Image] | None = None,
         task_ids: Sequence[int] | None = None,
         class_names: Mapping[str, Sequence[str]] | Sequence[Sequence[str] | None] | None = None,
+        jpeg_side: int | None = None,
     ) -> None:
+        if not datasets:
+            raise ValueError("`datasets` is empty: give one of every task.")
         grouped = ["group" in dataset.column_names for dataset in datasets]
         if any(grouped) and not all(grouped):
             raise ValueError(
@@ -157,6 +161,7 @@ class ImageTaskDataset(torch.utils.data.Dataset):
         self.transform = transform
         self.seed = seed
         self.corrupt = corrupt
+        self.jpeg_side = jpeg_side
         self.task_ids = None if task_ids is None else tuple(task_ids)
         self.has_groups = any(grouped)
         self._ends = tuple(itertools.accumulate(self.sizes))
@@ -176,7 +181,7 @@ class ImageTaskDataset(torch.utils.data.Dataset):
             raise IndexError(f"index {index} is out of range for {len(self)} images")
         position = bisect_right(self._ends, index)
         dataset = self.datasets[position]
-        row = _read(dataset, index - (self._ends[position] - len(dataset)))
+        row = _read(dataset, index - (self._ends[position] - len(dataset)), self.jpeg_side)
         image = row["image"]
         if self.corrupt is not None:
             image = self.corrupt(image, key=str(row.get("key", index)))
@@ -218,12 +223,12 @@ def _not_decoded(dataset: datasets.Dataset) -> datasets.Dataset:
     return dataset
 
 
-def _read(dataset: datasets.Dataset, index: int) -> dict:
+def _read(dataset: datasets.Dataset, index: int, jpeg_side: int | None) -> dict:
     try:
         row = dataset[index]
         image = row["image"]
         if isinstance(image, dict):
-            image = open_image(image["bytes"] or image["path"])
+            image = open_image(image["bytes"] or image["path"], jpeg_side)
         return {**row, "image": to_rgb(image)}
     except UNREADABLE as error:
         stored = dataset.with_format("arrow")[index].to_pylist()[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from jscpt_peft.choices import nearest
 from jscpt_peft.data.benchmark_tasks import BENCHMARK_TASK_SETS, benchmark_task_set
@@ -14,6 +14,7 @@ from jscpt_peft.data.folder import folder_task_set
 from jscpt_peft.data.icons import icons_task_set
 from jscpt_peft.data.shapes import shapes_task_set
 from jscpt_peft.data.task import TaskSet
+from jscpt_peft.settings import check_setting
 
 OWN = {"shapes": shapes_task_set, "folder": folder_task_set, "emoji": emoji_task_set, "icons": icons_task_set}
 NEED_FOLDER = {"folder": "the folder with your images (ROOT/<task>/<class>/)", "icons": "recipes/assets/icons"}
@@ -50,6 +51,7 @@ def load_task_set(
         >>> list(tasks.class_names)
         ['flat', 'outline', 'chalk', 'mosaic']
     """
+    check_setting("name", name, str)
     if name in OWN:
         load = OWN[name]
     elif "," in name or name in BENCHMARK_TASK_SETS:
@@ -65,4 +67,7 @@ def load_task_set(
         raise ValueError(
             f"`{foreign[0]}` is {given[foreign[0]]!r}, which the task set {name!r} does not take: leave it out."
         )
+    hints = get_type_hints(load.func if isinstance(load, partial) else load)
+    for option, value in given.items():
+        check_setting(option, value, hints[option])
     return load(**given)

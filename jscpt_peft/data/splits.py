@@ -12,6 +12,8 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from jscpt_peft.settings import Fraction, PositiveInt, check_setting
+
 logger = logging.getLogger(__name__)
 
 KeysOfClass = Mapping[str, Sequence[str]]
@@ -23,10 +25,8 @@ def check_amount(train_fraction: float | None, shots: int | None, manifest: dict
         raise ValueError(f"`train_fraction` is {train_fraction} and `shots` is {shots}: give at most one of them.")
     if manifest is not None and (train_fraction is not None or shots is not None):
         raise ValueError("`manifest` fixes the training images: leave out `train_fraction` and `shots`.")
-    if train_fraction is not None and not 0 < train_fraction <= 1:
-        raise ValueError(f"`train_fraction` is {train_fraction}: it must lie in (0, 1], as in 0.1 for 10 %.")
-    if shots is not None and shots < 1:
-        raise ValueError(f"`shots` is {shots}: every class needs at least one training image.")
+    check_setting("train_fraction", train_fraction, Fraction | None)
+    check_setting("shots", shots, PositiveInt | None)
 
 
 def ranked(keys: Iterable[str], seed: int, task: str) -> list[str]:

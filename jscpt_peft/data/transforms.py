@@ -86,6 +86,14 @@ def image_transform(
             the training transform called without generator.
     """
     check_setting("image_size", image_size, Annotated[int, Between(1, MAX_SIDE)])
+    mean, std = check_statistics(mean, std)
+    check_setting("smallest_crop", smallest_crop, Fraction)
+    view = partial(_random_view, smallest_crop=smallest_crop) if train else _centre_view
+    return partial(_transform, view=view, image_size=image_size, mean=mean, std=std)
+
+
+def check_statistics(mean: Sequence[float], std: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel; a `ValueError` where they are not three numbers each."""
     try:
         mean, std = tuple(map(float, mean)), tuple(map(float, std))
     except (TypeError, ValueError) as error:
@@ -95,9 +103,7 @@ def image_transform(
             f"`mean` is {mean} and `std` is {std}: give three finite numbers each, for red, green and blue, those of "
             "`std` above 0."
         )
-    check_setting("smallest_crop", smallest_crop, Fraction)
-    view = partial(_random_view, smallest_crop=smallest_crop) if train else _centre_view
-    return partial(_transform, view=view, image_size=image_size, mean=mean, std=std)
+    return mean, std
 
 
 def _transform(

@@ -11,6 +11,7 @@ from .evaluation_figures import draw_evaluation
 from .evaluation_tables import evaluation_json, evaluation_markdown, print_evaluation, write_evaluation
 from .history import SchedulerHistory, history_arrays, read_history
 from .history_figures import draw_figures
+from .module_graph import draw_module_graph
 from .results import print_results, results_json, results_markdown, results_table, write_results
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "draw_dendrogram",
     "draw_evaluation",
     "draw_figures",
+    "draw_module_graph",
     "evaluate_predictions",
     "evaluation_json",
     "evaluation_markdown",

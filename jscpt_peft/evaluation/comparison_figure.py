@@ -37,7 +37,9 @@ def comparison_figure(runs: pd.DataFrame) -> Figure:
     rows = -(-len(tasks) // COLUMNS)
     amounts = [setting.partition(" ")[0] for setting in of_setting]
     unit = next(iter(of_setting)).partition(" ")[2] or "part of the training images"
-    note = f"Horizontally: {unit}. Mean and standard deviation over seeds." + (" Grey: other methods." if len(means) > len(COLOURS) else "")
+    note = f"Horizontally: {unit}. Mean and standard deviation over seeds." + (
+        " Grey: other methods." if len(means) > len(COLOURS) else ""
+    )
     figure = new_figure("Test accuracy with more training data", note, height=2.4 + 2.6 * rows)
     panels = panels_in_rows(figure, len(tasks), min(len(tasks), COLUMNS))
     colours = dict(zip(means.index, COLOURS, strict=False))

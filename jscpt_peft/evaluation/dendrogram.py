@@ -16,7 +16,7 @@ from .style import COLOURS, DARK, GREY, new_figure, short_name, write_figures
 def draw_dendrogram(
     path: str | os.PathLike, merges: Sequence[Merge], groups: Mapping[str, str | Sequence[str]]
 ) -> Path:
-    """Draws the merges of tasks, with a dot where the tasks below share a prompt; returns the path.
+    """Draws the merges of tasks, with a dot where several tasks share a prompt; returns the path.
 
     Args:
         path: of the PNG file.
@@ -33,7 +33,7 @@ def _figure(merges: Sequence[Merge], groups: Mapping[str, str | Sequence[str]]) 
     for task, group in enumerate(groups.values()):
         for node in [group] if isinstance(group, str) else group:
             shared.setdefault(node, []).append(task)
-    with_prompt = set(map(tuple, shared.values()))
+    with_prompt = {tuple(tasks) for tasks in shared.values() if len(tasks) > 1}
 
     subtitle = "A dot: the tasks to its left share a prompt. Clusters whose gradients agree merge at a small distance."
     figure = new_figure("Tasks by the directions of their gradients", subtitle, height=2.2 + 0.45 * len(names))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -35,23 +38,48 @@ class CacheKey:
         return hash(self._state)
 
 
+_held: ContextVar[bool] = ContextVar("held", default=False)
+
+
+@contextmanager
+def results_held() -> Iterator[None]:
+    """Within, this thread takes what is kept for true, and walks over no parameters to see whether it is.
+
+    For a loop that changes nothing but what is not kept: the adapter, not the base model.
+    """
+    token = _held.set(True)
+    try:
+        yield
+    finally:
+        _held.reset(token)
+
+
+@torch.compiler.assume_constant_result
+def _are_held() -> bool:
+    return _held.get()
+
+
 class Cache:
     """The latest result per mode. Any number of threads may use it: entries are replaced as a whole, never changed."""
 
     def __init__(self) -> None:
         self._entries: dict[Any, tuple[CacheKey, Any]] = {}
 
-    def get(self, mode: Any, key: CacheKey, make: Callable[[], Any]) -> Any:
-        """The result kept under `mode` if its key is `key`, else what `make` gives, which is kept.
+    def get(self, mode: Any, key: Callable[[], CacheKey], make: Callable[[], Any], hold: bool = False) -> Any:
+        """The result kept under `mode` if its key is still the same, else what `make` gives, which is kept.
 
         Args:
             mode: results of different modes are kept side by side; there should be few.
             key: what the result depends on.
             make: makes it.
+            hold: whether `results_held` applies to it.
         """
         entry = self._entries.get(mode)
-        if entry is None or entry[0] != key:
-            entry = key, make()
+        if hold and entry is not None and _are_held():
+            return entry[1]
+        now = key()
+        if entry is None or entry[0] != now:
+            entry = now, make()
             self._entries[mode] = entry
         return entry[1]
 

@@ -11,6 +11,8 @@ from .cache import Cache, CacheKey
 from .class_texts import ClassTexts
 from .task_context import deterministic
 
+MOST_PARTS = 64
+
 
 class ClassFeatures:
     """The class texts and class features of the adapters of one model.
@@ -22,11 +24,13 @@ class ClassFeatures:
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self._texts: dict[str, ClassTexts] = {}
+        self._parts: dict[tuple[int, ...], ClassTexts] = {}  # of some tasks of the texts that were asked for last
         self._features = Cache()
 
     def forget(self, adapter_name: str) -> None:
         """The adapter's classes have changed, or it is no more."""
         self._texts.pop(adapter_name, None)
+        self._parts.clear()
         self._features = Cache()
 
     @property
@@ -41,7 +45,17 @@ class ClassFeatures:
             self._texts[tower.active_name] = texts
         return texts
 
-    def __call__(self, prompts: Tensor, learning: bool, task_ids: Tensor | None = None) -> Tensor:
+    def of_tasks(self, tasks: tuple[int, ...]) -> ClassTexts:
+        """The texts of some tasks; kept, since choosing them waits for the device."""
+        whole = self.texts
+        part = self._parts.get(tasks)
+        if part is None or part.num_classes is not whole.num_classes:
+            if len(self._parts) >= MOST_PARTS:
+                self._parts.clear()
+            part = self._parts[tasks] = whole.of_tasks(tasks)
+        return part
+
+    def __call__(self, prompts: Tensor, learning: bool, tasks: tuple[int, ...] | None = None) -> Tensor:
         """Class features `[N, C, D]`, zero beyond a task's classes.
 
         Args:
@@ -49,26 +63,29 @@ class ClassFeatures:
             learning: the prompts are given, or gradients with respect to them are wanted: all texts in one pass.
                 Otherwise they are the adapter's own, and a task's features depend on no other task, not even in their
                 last bits; without gradients they are kept.
-            task_ids: where learning, spend nothing on other tasks' classes, whose features are zero then.
+            tasks: where learning, spend nothing on other tasks' classes, whose features are zero then.
         """
         if prompts.shape[2] == 0:  # constants of the frozen model
-            return self._kept(prompts)
+            return self._kept(prompts, hold=True)
         if learning:
-            texts = self.texts if task_ids is None else self.texts.of_tasks(task_ids)
+            texts = self.texts if tasks is None else self.of_tasks(tasks)
             return texts.by_task(self.backbone.text_features(texts, prompts))
         return self._task_by_task(prompts) if prompts.requires_grad else self._kept(prompts)
 
     def _task_by_task(self, prompts: Tensor) -> Tensor:
-        tasks = torch.arange(len(prompts), device=prompts.device)
-        each = [self.backbone.text_features(self.texts.of_tasks(task), prompts) for task in tasks]
-        return self.texts.by_task(torch.cat(each))
+        texts = self.texts
+        each = [self.backbone.text_features(texts.of_tasks((task,)), prompts) for task in range(len(prompts))]
+        return texts.by_task(torch.cat(each))
 
     @torch.no_grad()
-    def _kept(self, prompts: Tensor) -> Tensor:
+    def _kept(self, prompts: Tensor, hold: bool = False) -> Tensor:
         """`_task_by_task`, without dropout, from the last time where nothing has changed since."""
         tower = self.backbone.text
         adapter = tower.active_task_adapter
-        modules = [*self.backbone.text_modules(), *([] if adapter is None else [adapter.prompts])]
+
+        def key() -> CacheKey:
+            return CacheKey([*self.backbone.text_modules(), *([] if adapter is None else [adapter.prompts])])
+
         mode = tower.active_name, adapter is None, precision_mode(prompts.device.type)
         with deterministic():
-            return self._features.get(mode, CacheKey(modules), lambda: self._task_by_task(prompts))
+            return self._features.get(mode, key, lambda: self._task_by_task(prompts), hold)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .task_rows import TaskRows
+
 
 class ClassTexts(NamedTuple):
     """The texts of all classes of all tasks, S in all: one per class and template.
@@ -17,19 +19,21 @@ class ClassTexts(NamedTuple):
         start_id: id of `[SOS]`.
         words: `[S, W]` ids after `[SOS]`, right-padded with `[EOS]`.
         read_out: `[S]` position of `[EOS]` among the words.
-        task_ids: `[S]` task of each text.
+        rows: the texts' tasks.
         labels: `[S]` label of each text within its task.
-        num_classes: `[N]` number of classes of each task.
-        templates: `[N]` number of templates of each task.
+        templates: `[S]` number of texts of each text's class; `None` where every class has one.
+        counts: N numbers of classes, known on the host.
+        num_classes: `[N]` the same on the device.
     """
 
     start_id: int
     words: Tensor
     read_out: Tensor
-    task_ids: Tensor
+    rows: TaskRows
     labels: Tensor
+    templates: Tensor | None
+    counts: tuple[int, ...]
     num_classes: Tensor
-    templates: tuple[int, ...]
 
     @classmethod
     def from_token_ids(
@@ -42,27 +46,36 @@ class ClassTexts(NamedTuple):
             for label, entry in enumerate(classes)
             for ids in texts_of_class(entry)
         ]
+        counts = tuple(len(classes) for classes in class_token_ids.values())
+        templates = [len(texts_of_class(classes[0])) for classes in class_token_ids.values()]
         longest = max(len(ids) for _, _, ids in texts)
         padded = torch.tensor([[*ids, *[ids[-1]] * (longest - len(ids))] for _, _, ids in texts])
         return cls(
             start_id=int(padded[0, 0]),
             words=padded[:, 1:].to(device),
             read_out=(read_out_positions(padded, eos_token_id) - 1).to(device),
-            task_ids=torch.tensor([task for task, _, _ in texts], device=device),
+            rows=TaskRows.of(torch.tensor([task for task, _, _ in texts], device=device)),
             labels=torch.tensor([label for _, label, _ in texts], device=device),
-            num_classes=torch.tensor([len(classes) for classes in class_token_ids.values()], device=device),
-            templates=tuple(len(texts_of_class(classes[0])) for classes in class_token_ids.values()),
+            templates=None
+            if max(templates) == 1
+            else torch.tensor([templates[task] for task, _, _ in texts], device=device)[:, None],
+            counts=counts,
+            num_classes=torch.tensor(counts, device=device),
         )
 
-    def of_tasks(self, tasks: Tensor) -> ClassTexts:
-        """The texts of some of the tasks, `tasks` their ids; `num_classes` and `templates` stay those of all."""
-        chosen = torch.isin(self.task_ids, tasks)
+    def of_tasks(self, tasks: tuple[int, ...]) -> ClassTexts:
+        """The texts of some of the tasks; the numbers of classes stay those of all."""
+        if tasks == self.rows.tasks:
+            return self
+        ids = self.rows.ids
+        chosen = torch.isin(ids, ids.new_tensor(tasks))
         read_out = self.read_out[chosen]
         return self._replace(
             words=self.words[chosen, : int(read_out.max()) + 1 if len(read_out) else 0],
             read_out=read_out,
-            task_ids=self.task_ids[chosen],
+            rows=TaskRows.of(ids[chosen]),
             labels=self.labels[chosen],
+            templates=None if self.templates is None else self.templates[chosen],
         )
 
     def by_task(self, features: Tensor) -> Tensor:
@@ -70,12 +83,14 @@ class ClassTexts(NamedTuple):
 
         A class with several templates gets the mean of its normalised features, as CLIP's ensembles do.
         """
-        shape = len(self.num_classes), int(self.num_classes.max()), features.shape[-1]
-        at = self.task_ids, self.labels
-        if max(self.templates) == 1:
+        shape = len(self.counts), max(self.counts), features.shape[-1]
+        at = self.rows.ids, self.labels
+        if self.templates is None:
+            if shape[:2] == (len(self.rows.tasks), self.rows.each):
+                return features.view(shape)
             return features.new_zeros(shape).index_put(at, features)
-        counts = torch.tensor(self.templates, device=features.device)[self.task_ids, None]
-        features = torch.where(counts > 1, F.normalize(features, dim=-1) / counts, features)
+        mean = F.normalize(features, dim=-1) / self.templates
+        features = torch.where(self.templates > 1, mean, features)
         return features.new_zeros(shape).index_put(at, features, accumulate=True)
 
 

@@ -13,7 +13,7 @@ from jscpt_peft.settings import Between, OneOf, Rate, Tokens, Width, check_setti
 
 from .class_residual import CLASS_RESIDUALS
 from .config_checks import check_tasks, check_templates, check_texts, templates_of
-from .groups import check_groups
+from .groups import check_groups, path_length
 from .heads import FEATURE_HEADS
 from .part_options import check_part_options
 from .prompts import PROMPT_SOURCES
@@ -37,7 +37,8 @@ class JSCPTConfig(PeftConfig):
         single_task: every task has its own copy of what a method lets the tasks share: one run trains them all as N
             separate runs would.
         prompts: where the prompts come from, one of `jscpt_peft.model.prompts.PROMPT_SOURCES`.
-        num_shared_tokens: prompt tokens that all tasks share, per prompted block and tower (the paper: 16).
+        num_shared_tokens: prompt tokens that all tasks share, per prompted block and tower (the paper: 16); those of
+            each group or node of `groups`.
         num_task_tokens: prompt tokens of each task's own, per prompted block and tower (the paper: 16).
         groups: for prompts of groups of tasks: task name -> the name of its group (`prompts="kronecker"`) or the list
             of the nodes above it, from the root of a tree on (`prompts="tree"`). `None`: one group of all tasks.
@@ -91,7 +92,9 @@ class JSCPTConfig(PeftConfig):
     )
     num_shared_tokens: Tokens = setting(16, "Prompt tokens that all tasks share, per prompted block.")
     num_task_tokens: Tokens = setting(16, "Prompt tokens of each task, per prompted block.")
-    groups: dict[str, str | list[str]] | None = setting(None, "Groups of tasks.", command_line=False)
+    groups: dict[str, str | list[str]] | None = setting(
+        None, "Task -> its group (mmap), or the nodes above it (hipro). Default: one group of all.", command_line=False
+    )
     prompt_depth: Annotated[int, Between(1, 1000)] | None = setting(
         None, "Blocks with prompts of their own, from the first. Default: all."
     )
@@ -196,7 +199,6 @@ class JSCPTConfig(PeftConfig):
         if self.class_token_ids is not None:
             check_texts(self.class_token_ids, self.tasks)
             self.class_token_ids = {task: self.class_token_ids[task] for task in self.tasks}
-        check_part_options(self)
         self.groups = check_groups(self.groups, self.tasks, self.prompts, self.single_task)
         starts = self.num_shared_tokens and "text" in TOWERS[self.towers]
         if self.prompt_init is not None and not (starts and self.prompt_init.strip()):
@@ -208,6 +210,7 @@ class JSCPTConfig(PeftConfig):
             method = METHODS[self.method]
             method_fields(self.method, **{name: getattr(self, name) for name in (*method.structure, *method.at_least)})
             check_single_task(self.method, self.single_task)
+        check_part_options(self)
 
     def templates(self, task: str) -> list[str]:
         """The templates of a task."""
@@ -216,7 +219,7 @@ class JSCPTConfig(PeftConfig):
     @property
     def num_tokens(self) -> int:
         """Prompt tokens that one task sees in a prompted block."""
-        return self.num_shared_tokens + self.num_task_tokens
+        return path_length(self) * self.num_shared_tokens + self.num_task_tokens
 
     @property
     def prompted_towers(self) -> tuple[str, ...]:

@@ -93,6 +93,13 @@ def grown_groups(
     return {**config.groups, name: group}
 
 
+def path_length(config: JSCPTConfig) -> int:
+    """The number of prompts that each task sees and may share with others: of all tasks, its group, or nodes."""
+    if config.groups is None:
+        return 0 if PROMPT_SOURCES[config.prompts].grouping else 1
+    return max(len(_nodes(group)) for group in config.groups.values())
+
+
 def _methods_with_groups() -> list[str]:
     sources = {name: PROMPT_SOURCES.get(method.structure.get("prompts", "")) for name, method in METHODS.items()}
     return [name for name, source in sources.items() if source is not None and source.grouping]

@@ -76,7 +76,7 @@ def grown_config(
         template = {**{task: config.templates(task) for task in config.tasks}, name: class_template}
     fields = {"tasks": {**config.tasks, name: names}, "task_order": [*config.task_order, name]}
     grown = replace(config, **fields, class_template=template, class_token_ids=None, groups=groups)
-    ids = class_token_ids(grown, base, name, names) if token_ids is None else [list(each) for each in token_ids]
+    ids = class_token_ids(grown, base, name, names) if token_ids is None else list(token_ids)
     grown = replace(grown, class_token_ids={**config.class_token_ids, name: ids})
     check_token_ids(grown, base)
     return grown

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .adapter import TaskAdapter
 from .config import JSCPTConfig
 from .task_context import TaskContext
+from .task_rows import TaskRows
 
 
 class JSCPTLayer(nn.Module, BaseTunerLayer):
@@ -81,8 +82,8 @@ class JSCPTLayer(nn.Module, BaseTunerLayer):
         """The active adapter's parameters; `None` where adapters are switched off."""
         return self.context.adapters[self.active_name] if self.enabled else None
 
-    def resolve(self, task_ids: Tensor | Sequence[int] | int | None, rows: Tensor) -> Tensor:
-        """Task ids `[B]` of images or texts `rows` `[B, ...]`; see `TaskContext.resolve`."""
+    def resolve(self, task_ids: TaskRows | Tensor | Sequence[int] | int | None, rows: Tensor) -> TaskRows:
+        """Tasks of images or texts `rows` `[B, ...]`; see `TaskContext.resolve`."""
         return self.context.resolve(task_ids, len(rows), list(self.active_config.tasks), rows.device)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from .task_context import tasks_in_use
+from .task_rows import TaskRows
 
 
 @dataclass
@@ -43,8 +43,9 @@ class JSCPTOutput(ModelOutput):
 def task_logits(
     embeds: torch.Tensor,
     class_embeds: torch.Tensor,
+    counts: Sequence[int],
     num_classes: torch.Tensor,
-    task_ids: torch.Tensor,
+    rows: TaskRows,
     logits_of: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """Logits over the classes of each sample's own task (Eq. 1).
@@ -52,28 +53,39 @@ def task_logits(
     Args:
         embeds: `[B, D]` image features, or `[B, K, D]`, views of each image whose probabilities are averaged.
         class_embeds: `[N, C, D]` class features.
-        num_classes: `[N]`.
-        task_ids: `[B]`.
+        counts: N numbers of classes.
+        num_classes: `[N]` the same on the features' device.
+        rows: the images' tasks.
         logits_of: what the base model makes of cosine similarities: their product with 1/τ, for CLIP.
 
     Returns:
         `[B, C]` in float32 or better; -inf beyond a task's classes.
     """
     if embeds.dim() == 3:
-        of_views = task_ids.repeat_interleave(embeds.shape[1])
-        logits = task_logits(embeds.flatten(0, 1), class_embeds, num_classes, of_views, logits_of)
+        views = rows.repeated(embeds.shape[1])
+        logits = task_logits(embeds.flatten(0, 1), class_embeds, counts, num_classes, views, logits_of)
         return averaged_over_views(logits.view(*embeds.shape[:2], -1))
     precise = torch.promote_types(embeds.dtype, torch.float32)
-    (class_embeds, rows), num_columns = tasks_in_use(class_embeds, task_ids), class_embeds.shape[1]
-    most = int(num_classes[task_ids].max()) if len(task_ids) else 0
+    class_embeds, num_columns = rows.choose(class_embeds), class_embeds.shape[1]
+    most = max([counts[task] for task in rows.tasks] or [0])
     images, broken_images = _finite_rows(embeds.to(precise))
     classes, broken_classes = _finite_rows(class_embeds[:, :most].to(precise))
     with torch.autocast(embeds.device.type, enabled=False):
-        every_task = torch.einsum("bd,ncd->bnc", F.normalize(images, dim=-1), F.normalize(classes, dim=-1))
-    logits = logits_of(every_task[torch.arange(len(embeds), device=embeds.device), rows])
-    logits = logits.masked_fill((broken_images | broken_classes.any(1)[rows])[:, None], torch.nan)
-    beyond = torch.arange(most, device=logits.device) >= num_classes[task_ids, None]
-    return F.pad(logits.masked_fill(beyond, -torch.inf), (0, num_columns - most), value=-torch.inf)
+        cosines = _own_products(F.normalize(images, dim=-1), F.normalize(classes, dim=-1), rows)
+    logits = logits_of(cosines)
+    logits = logits.masked_fill((broken_images | rows.spread(broken_classes.any(1)))[:, None], torch.nan)
+    if any(counts[task] < most for task in rows.tasks):
+        beyond = torch.arange(most, device=logits.device) >= num_classes[rows.ids, None]
+        logits = logits.masked_fill(beyond, -torch.inf)
+    return F.pad(logits, (0, num_columns - most), value=-torch.inf) if most < num_columns else logits
+
+
+def _own_products(images: torch.Tensor, classes: torch.Tensor, rows: TaskRows) -> torch.Tensor:
+    """Products `[B, C]` of images `[B, D]` with the classes of their own tasks, of `[T, C, D]`."""
+    if rows.each is not None:
+        return torch.bmm(images.unflatten(0, (len(rows.tasks), rows.each)), classes.mT).flatten(0, 1)
+    every_task = torch.einsum("bd,ncd->bnc", images, classes)
+    return every_task[torch.arange(len(images), device=images.device), rows.places()]
 
 
 def averaged_over_views(logits: torch.Tensor) -> torch.Tensor:
@@ -93,7 +105,7 @@ def _finite_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def task_loss_sums(
-    logits: torch.Tensor, labels: torch.Tensor, task_ids: torch.Tensor, num_tasks: int
+    logits: torch.Tensor, labels: torch.Tensor, rows: TaskRows, num_tasks: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy summed over each task's samples `[N]` (Eq. 3), and their numbers `[N]`.
 
@@ -102,12 +114,11 @@ def task_loss_sums(
     Args:
         logits: `[B, C]`.
         labels: `[B]` within the sample's task.
-        task_ids: `[B]`.
+        rows: the samples' tasks.
         num_tasks: N.
     """
     losses = F.cross_entropy(logits, labels, reduction="none")
-    sums = losses.new_zeros(num_tasks).index_add(0, task_ids, losses)
-    return sums, torch.bincount(task_ids, minlength=num_tasks)
+    return rows.sums(losses, num_tasks), rows.sums(torch.ones_like(rows.ids), num_tasks)
 
 
 def mean_losses(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

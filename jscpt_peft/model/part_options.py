@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields
 from typing import Any
 
@@ -12,9 +13,6 @@ from .prompts import PROMPT_SOURCES
 
 # Option -> the field that chooses the part, and the parts that know the option.
 KNOWN_BY = {
-    "intervention_hidden": ("intervention", ("mask_mlp", "decoupled")),
-    "intervention_shared": ("intervention", ("mask_mlp",)),
-    "learn_masks": ("intervention", ("mask_mlp",)),
     "num_confounders": ("intervention", ("decoupled",)),
     "num_modules": ("intervention", ("modular",)),
     "reconstruction_weight": ("intervention", ("decoupled",)),
@@ -24,6 +22,12 @@ KNOWN_BY = {
     "invariance_weight": ("intervention", ("modular",)),
     "projection_rank": ("prompts", ("projected",)),
 }
+# The same, of options that adapters are saved with which do not know them: a warning says so.
+ONLY_SAID = {
+    "intervention_hidden": ("intervention", ("mask_mlp", "decoupled")),
+    "intervention_shared": ("intervention", ("mask_mlp",)),
+    "learn_masks": ("intervention", ("mask_mlp",)),
+}
 # Parts of one's own that are added later may know anything.
 OURS = {"intervention": tuple(FEATURE_HEADS), "prompts": tuple(PROMPT_SOURCES)}
 
@@ -31,11 +35,14 @@ OURS = {"intervention": tuple(FEATURE_HEADS), "prompts": tuple(PROMPT_SOURCES)}
 def check_part_options(config: Any) -> None:
     """Raises a `ValueError` that names who knows an option where the parts of a `JSCPTConfig` do not."""
     defaults = {each.name: each.default for each in fields(config)}
-    for option, (part, knowing) in KNOWN_BY.items():
+    for option, (part, knowing) in {**KNOWN_BY, **ONLY_SAID}.items():
         value, chosen = getattr(config, option), getattr(config, part)
         if value != defaults[option] and chosen in OURS[part] and chosen not in knowing:
             methods = [name for name, method in METHODS.items() if method.structure.get(part) in knowing]
-            raise ValueError(
+            message = (
                 f"`{option}` is {value!r}, which {part}={chosen!r} does not know: leave it out, or choose "
                 f"{' or '.join(f'{part}={each!r}' for each in knowing)} (methods {', '.join(map(repr, methods))})."
             )
+            if option not in ONLY_SAID:
+                raise ValueError(message)
+            warnings.warn(message, stacklevel=2)

@@ -47,7 +47,7 @@ def predict(
         images = [images]
     device = model.model.device
     task_id = None if task is None else task_index(task, model.task_names)
-    task_id = int(model.backbone.context.resolve(task_id, 1, model.task_names, device))
+    (task_id,) = model.backbone.context.resolve(task_id, 1, model.task_names, device).tasks
     task = model.task_names[task_id]
     transform = image_transform(model.model.config.vision_config.image_size, image_mean, image_std, train=False)
     precision = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()  # the caller's own stays on

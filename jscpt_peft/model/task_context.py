@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from jscpt_peft.choices import nearest
 
+from .task_rows import TaskRows
+
 _deterministic: ContextVar[bool] = ContextVar("deterministic", default=False)
 _disabled: ContextVar[tuple] = ContextVar("disabled", default=())
 
@@ -28,9 +30,15 @@ def deterministic() -> Iterator[None]:
         _deterministic.reset(token)
 
 
+@torch.compiler.assume_constant_result  # a compiled step is made and used in the same context
 def is_deterministic() -> bool:
     """Whether `deterministic` is open in this thread."""
     return _deterministic.get()
+
+
+@torch.compiler.assume_constant_result
+def _disabled_contexts() -> tuple:
+    return _disabled.get()
 
 
 def task_index(name: str, task_names: Sequence[str], argument: str = "task") -> int:
@@ -46,15 +54,6 @@ def task_index(name: str, task_names: Sequence[str], argument: str = "task") -> 
     raise ValueError(
         f"`{argument}` {name!r} is not one of the adapter's tasks {list(task_names)}.{nearest(name, task_names)}"
     )
-
-
-def tasks_in_use(by_task: Tensor, task_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Entries of `by_task` `[N, ...]` whose tasks occur in `task_ids` `[B]`, and each sample's place among them `[B]`.
-
-    Tasks without a sample cost nothing then, and change nothing: not even the last bits, which depend on the shapes.
-    """
-    tasks, rows = task_ids.unique(return_inverse=True)
-    return by_task[tasks], rows
 
 
 def first_of_each_task(task_ids: Tensor, num_tasks: int) -> tuple[Tensor, Tensor]:
@@ -87,19 +86,19 @@ class TaskContext:
     @property
     def is_disabled(self) -> bool:
         """Whether `disabled` is open in this thread."""
-        return any(context is self for context in _disabled.get())
+        return any(context is self for context in _disabled_contexts())
 
     def resolve(
         self,
-        task_ids: Tensor | Sequence[int] | int | None,
+        task_ids: TaskRows | Tensor | Sequence[int] | int | None,
         rows: int,
         task_names: Sequence[str],
         device: torch.device,
-    ) -> Tensor:
-        """Task ids `[rows]` of `rows` images or texts.
+    ) -> TaskRows:
+        """Tasks of `rows` images or texts.
 
         Args:
-            task_ids: one id for all rows, one id a row, or `None` for the task of `set_task`.
+            task_ids: one id for all rows, one id a row, `None` for the task of `set_task`, or what this gives.
             rows: number of images or texts.
             task_names: the active adapter's tasks.
             device: where the ids are needed.
@@ -107,25 +106,22 @@ class TaskContext:
         Raises:
             ValueError: no task is known, an id is out of range, or the numbers of ids and rows differ.
         """
+        if isinstance(task_ids, TaskRows):
+            return task_ids.checked(rows, task_names)
         if task_ids is None:
             task_ids = self._default_task(task_names)
-        ids = torch.as_tensor(task_ids, device=device).reshape(-1)
+        try:
+            ids = torch.as_tensor(task_ids, device=device).reshape(-1)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"`task_ids` is {task_ids!r}: give whole numbers, positions in {list(task_names)}."
+            ) from error
         if ids.numel() and (ids.is_floating_point() or ids.dtype == torch.bool):
             raise ValueError(f"`task_ids` has dtype {ids.dtype}: give whole numbers, positions in {list(task_names)}.")
         ids = ids.long()
         if ids.numel() == 1:
             ids = ids.expand(rows)
-        if ids.numel() != rows:
-            raise ValueError(
-                f"`task_ids` has {ids.numel()} entries for {rows} rows: give one id for all or one id per row. Where "
-                "images and texts differ in number, choose one task with `set_task(name)`."
-            )
-        if rows and not (int(ids.min()) >= 0 and int(ids.max()) < len(task_names)):
-            raise ValueError(
-                f"`task_ids` must lie in 0..{len(task_names) - 1} (tasks {list(task_names)}), got values from "
-                f"{int(ids.min())} to {int(ids.max())}."
-            )
-        return ids
+        return TaskRows.of(ids).checked(rows, task_names)
 
     def _default_task(self, task_names: Sequence[str]) -> int:
         if self.task is not None:

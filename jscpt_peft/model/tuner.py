@@ -18,6 +18,7 @@ from .injection import JSCPTInjection
 from .losses import JSCPTOutput, check_labels, mean_losses, task_logits, task_loss_sums
 from .predictions import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, predict
 from .task_context import first_of_each_task, task_index
+from .task_rows import TaskRows
 
 if TYPE_CHECKING:
     from .predictions import ImageLike
@@ -72,7 +73,7 @@ class JSCPTModel(JSCPTInjection):
     def classify(
         self,
         pixel_values: Tensor,
-        task_ids: Tensor | Sequence[int] | int | None = None,
+        task_ids: TaskRows | Tensor | Sequence[int] | int | None = None,
         labels: Tensor | None = None,
         task_parameters: TaskParameters | None = None,
         present_tasks_only: bool = False,
@@ -81,7 +82,8 @@ class JSCPTModel(JSCPTInjection):
 
         Args:
             pixel_values: `[B, 3, H, W]` images, normalised as CLIP's processor does.
-            task_ids: `[B]`, or one id for all; `None`: the task of `set_task`.
+            task_ids: `[B]`, or one id for all; `None`: the task of `set_task`; or `TaskRows`, which are not looked for
+                on the device.
             labels: `[B]` within each sample's task.
             task_parameters: what `task_parameters()` returned, where gradients with respect to it are wanted.
             present_tasks_only: where there is something to learn, spend nothing on tasks without an image here: their
@@ -91,31 +93,34 @@ class JSCPTModel(JSCPTInjection):
             ValueError: a task id or a label is out of range, or no task is known.
             FloatingPointError: logits are NaN, without labels and gradients; the message names the cause.
         """
-        task_ids = self.backbone.vision.resolve(task_ids, pixel_values)
+        if not (isinstance(pixel_values, Tensor) and pixel_values.dim() == 4):
+            shape = list(pixel_values.shape) if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
+            raise ValueError(f"`pixel_values` is {shape}: give a tensor [B, 3, H, W]; `predict` takes images.")
+        rows = self.backbone.vision.resolve(task_ids, pixel_values)
         given = task_parameters is not None
         parameters = task_parameters if given else self.task_parameters()
         learning = given or present_tasks_only or (labels is not None and parameters["text"].requires_grad)
-        class_embeds = self._class_embeds(parameters, learning, task_ids if present_tasks_only else None)
-        x = self.backbone.image_features(pixel_values, task_ids, parameters["vision"])
+        class_embeds = self._class_embeds(parameters, learning, rows.tasks if present_tasks_only else None)
+        x = self.backbone.image_features(pixel_values, rows, parameters["vision"])
         adapter = self.backbone.vision.active_task_adapter
         head = None if adapter is None else adapter.head
-        selected = x if head is None else head.select(x, task_ids, parameters)
-        logits = self.logits(selected, class_embeds, task_ids)
+        selected = x if head is None else head.select(x, rows.ids, parameters)
+        logits = self.logits(selected, class_embeds, rows)
         if labels is None and not torch.is_grad_enabled():  # training and evaluation look at losses
             check_logits(self, logits, pixel_values)
         output = JSCPTOutput(logits=logits, image_embeds=x, selected_embeds=selected, class_embeds=class_embeds)
         if labels is not None:
-            check_labels(labels, task_ids, self.active_jscpt_config.tasks)
-            sums, counts = task_loss_sums(logits, labels, task_ids, len(self.task_names))
+            check_labels(labels, rows.ids, self.active_jscpt_config.tasks)
+            sums, counts = task_loss_sums(logits, labels, rows, len(self.task_names))
             output.loss_sums, output.task_counts = sums, counts
             output.task_losses = mean_losses(sums, counts)
-            output.penalties = self.penalties(output, task_ids, parameters, partial(self._loss_sums, task_ids, labels))
+            output.penalties = self.penalties(output, rows.ids, parameters, partial(self._loss_sums, rows.ids, labels))
             total = output.task_losses if output.penalties is None else output.task_losses + output.penalties
             output.loss = total.nanmean()
         return output
 
     def _loss_sums(self, task_ids: Tensor, labels: Tensor, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return task_loss_sums(logits, labels[rows], task_ids[rows], len(self.task_names))
+        return task_loss_sums(logits, labels[rows], TaskRows.of(task_ids[rows]), len(self.task_names))
 
     def penalties(
         self, output: JSCPTOutput, task_ids: Tensor, task_parameters: TaskParameters, loss_sums: LossSums
@@ -150,7 +155,7 @@ class JSCPTModel(JSCPTInjection):
         """
         head = self.task_adapter.head
         if head is not None and head.observes:
-            task_ids = self.backbone.vision.resolve(task_ids, output.image_embeds)
+            task_ids = self.backbone.vision.resolve(task_ids, output.image_embeds).ids
             present, first = first_of_each_task(task_ids, len(self.task_names))
             head.observe(output.image_embeds.detach()[first[present]], present.nonzero()[:, 0])
 
@@ -162,17 +167,17 @@ class JSCPTModel(JSCPTInjection):
         """
         return self._class_embeds(self.task_parameters(), learning=False)
 
-    def _class_embeds(self, parameters: TaskParameters, learning: bool, task_ids: Tensor | None = None) -> Tensor:
-        embeds, residual = (
-            self.class_features(parameters["text"], learning, task_ids),
-            parameters.get("class_residual"),
-        )
+    def _class_embeds(
+        self, parameters: TaskParameters, learning: bool, tasks: tuple[int, ...] | None = None
+    ) -> Tensor:
+        embeds = self.class_features(parameters["text"], learning, tasks)
+        residual = parameters.get("class_residual")
         return embeds if residual is None else with_residual(embeds, residual)
 
-    def logits(self, embeds: Tensor, class_embeds: Tensor, task_ids: Tensor) -> Tensor:
+    def logits(self, embeds: Tensor, class_embeds: Tensor, task_ids: TaskRows | Tensor) -> Tensor:
         """Logits `[B, C]` of image features `[B, D]` or `[B, K, D]` under class features `[N, C, D]` (Eq. 1)."""
-        num_classes = self.class_features.texts.num_classes
-        return task_logits(embeds, class_embeds, num_classes, task_ids, self.backbone.logits)
+        rows, texts = self.backbone.vision.resolve(task_ids, embeds), self.class_features.texts
+        return task_logits(embeds, class_embeds, texts.counts, texts.num_classes, rows, self.backbone.logits)
 
     def reference_embeds(self, x: Tensor, task_ids: Tensor, kind: str) -> Tensor:
         """The view `[B, D]` that the causal effect compares x̄ with (Eq. 4); see `FeatureHead.reference`.

@@ -15,6 +15,7 @@ from .class_tokens import check_lengths, check_token_ids, class_token_ids
 from .config_checks import check_class_names
 from .losses import task_logits
 from .task_context import task_index
+from .task_rows import TaskRows
 
 if TYPE_CHECKING:
     from .tuner import JSCPTModel
@@ -46,8 +47,8 @@ def unseen_class_embeds(model: JSCPTModel, task: str, class_names: Sequence[str]
     return with_residual(embeds, adapter.class_residual.of_names(position, labels, names))
 
 
-def class_embeds_among(model: JSCPTModel, classes: Mapping[str, Sequence[str]]) -> tuple[Tensor, Tensor]:
-    """Features `[N, C, D]` and numbers `[N]` of the given classes of some tasks, for `task_logits`; zero for others.
+def class_embeds_among(model: JSCPTModel, classes: Mapping[str, Sequence[str]]) -> tuple[Tensor, list[int], Tensor]:
+    """Features `[N, C, D]` of the given classes of some tasks, zero for others, and their numbers, for `task_logits`.
 
     Args:
         model: knows the N tasks.
@@ -57,16 +58,15 @@ def class_embeds_among(model: JSCPTModel, classes: Mapping[str, Sequence[str]]) 
         ValueError: the model has no such task; or as `unseen_class_embeds`.
     """
     found = {task_index(task, model.task_names): unseen_class_embeds(model, task, classes[task]) for task in classes}
-    counts = torch.tensor([len(found.get(task, ())) for task in range(len(model.task_names))])
+    counts = [len(found.get(task, ())) for task in range(len(model.task_names))]
     first = next(iter(found.values()))
-    embeds = first.new_zeros(len(counts), int(counts.max()), first.shape[-1])
+    embeds = first.new_zeros(len(counts), max(counts), first.shape[-1])
     for task, each in found.items():
         embeds[task, : len(each)] = each
-    return embeds, counts.to(first.device)
+    return embeds, counts, torch.tensor(counts, device=first.device)
 
 
 def unseen_logits(model: JSCPTModel, embeds: Tensor, class_embeds: Tensor) -> Tensor:
     """Logits `[B, C]` of image features `[B, D]`, x̄, over classes `[C, D]` (Eq. 1)."""
-    one_task = torch.zeros(len(embeds), dtype=torch.long, device=embeds.device)
-    count = one_task.new_tensor([len(class_embeds)])
-    return task_logits(embeds, class_embeds[None], count, one_task, model.backbone.logits)
+    rows, count = TaskRows.one_task(embeds), len(class_embeds)
+    return task_logits(embeds, class_embeds[None], [count], rows.ids.new_tensor([count]), rows, model.backbone.logits)

@@ -119,4 +119,9 @@ def _clusters(merges: Sequence[Merge], count: int) -> list[Cluster]:
 
 
 def _name(cluster: Sequence[int], names: Sequence[str]) -> str:
-    return "all" if len(cluster) == len(names) else "+".join(names[task] for task in cluster)
+    """Clusters with the same first task lie in one another, so that their sizes tell them apart."""
+    if len(cluster) == len(names):
+        return "all"
+    if len(cluster) > 3:
+        return f"{names[cluster[0]]}+{len(cluster) - 1} more"
+    return "+".join(names[task] for task in cluster)

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from jscpt_peft.model.backbones.attention import KeysValues, block, keys_values
 from jscpt_peft.model.losses import averaged_over_views
 from jscpt_peft.model.task_context import deterministic, task_index
+from jscpt_peft.model.task_rows import TaskRows
 from jscpt_peft.reading import one_line, read_json_object
 
 from .base_names import public_name
@@ -129,16 +130,16 @@ class TaskClassifier(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Logits `[B, C]` of images `[B, 3, H, W]`, normalised as CLIP's processor does."""
         hidden = self.vision.pre_layrnorm(self.vision.embeddings(pixel_values))
-        zeros = torch.zeros_like(hidden[:, 0, 0], dtype=torch.long)  # [B]: the only task, and the position of [CLS]
+        rows = TaskRows.one_task(hidden)
         last = len(self.vision.encoder.layers) - 1
         for index, layer in enumerate(self.vision.encoder.layers):
             prefix = KeysValues(self.keys[index], self.values[index]) if index < self.num_prefixed else None
             if self.carrying and index == self.num_prefixed:
-                hidden = torch.cat([hidden[:, :1], self.carried[zeros], hidden[:, 1:]], dim=1)
-            hidden = block(layer, hidden, prefix, zeros, read_out=zeros if index == last else None)
+                hidden = torch.cat([hidden[:, :1], rows.spread(self.carried), hidden[:, 1:]], dim=1)
+            hidden = block(layer, hidden, prefix, rows, read_out=0 if index == last else None)
         selected = self.projection(self.vision.post_layernorm(hidden[:, 0]))
         if self.select is not None:
-            selected = self.select(selected, zeros, self.head_parameters)
+            selected = self.select(selected, rows.ids, self.head_parameters)
         logits = F.normalize(selected.to(self.classes.dtype), dim=-1) @ self.classes
         return logits if logits.dim() == 2 else averaged_over_views(logits)
 
@@ -169,11 +170,14 @@ def export_task(
         The folder.
 
     Raises:
-        ValueError: there is no such task, or another `dtype`.
+        ValueError: there is no such task, another `dtype`, or no mean or standard deviation of three channels.
         OSError: it could not be written; what was there is as it was.
         NotADirectoryError, FileExistsError: `directory` is a file, or holds something else than an earlier export.
     """
+    from jscpt_peft.data.transforms import check_statistics  # here, since `datasets` takes seconds to import
+
     task_id = task_index(task, model.task_names)
+    image_mean, image_std = check_statistics(image_mean, image_std)
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` is {dtype}: give one of {', '.join(map(str, DTYPES))}.")
     directory = Path(directory).resolve()
@@ -184,8 +188,11 @@ def export_task(
     input_dtype = torch.promote_types(dtype, torch.float32)
     class_names = model.active_jscpt_config.tasks[task]
     program = _program(classifier, torch.zeros(2, 3, size, size, dtype=input_dtype))
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as aside:
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"`directory` {str(directory)!r} cannot be made ({one_line(error)}): name another.") from error
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".export-") as aside:
         whole = Path(aside, "whole")
         whole.mkdir()
         buffer = io.BytesIO()  # straight into a file, a full disk would abort the process
@@ -263,9 +270,9 @@ def _program(classifier: TaskClassifier, example: torch.Tensor) -> torch.export.
 
 
 def _check_directory(directory: Path) -> None:
-    if directory.exists() and not directory.is_dir():
+    if os.path.exists(directory) and not directory.is_dir():
         raise NotADirectoryError(f"`directory` {str(directory)!r} is a file: name a folder.")
-    held = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    held = {path.name for path in directory.iterdir()} if os.path.isdir(directory) else set()
     if held and not {PROGRAM, DESCRIPTION} <= held <= {PROGRAM, DESCRIPTION, MANUAL}:
         raise FileExistsError(
             f"`directory` {str(directory)!r} holds something else than an earlier export: name an empty or a new one."

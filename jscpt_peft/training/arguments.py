@@ -12,6 +12,7 @@ from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 from transformers.utils import strtobool
 
+from jscpt_peft.model.backbones.double_backward import PRECISIONS
 from jscpt_peft.scheduling import AGGREGATORS, NEUTRAL_EFFECT
 from jscpt_peft.scheduling.affinity import AFFINITIES
 from jscpt_peft.scheduling.scheduler import AFFINITY_DIRECTIONS, PARAMETERIZATIONS, WEIGHT_NORMALIZATIONS
@@ -36,6 +37,7 @@ from .optimizer_checks import check_mappings, check_optimizer
 from .trainer_settings import ANNOTATIONS, REFUSED, check_refused, check_trackers
 
 REFERENCES = ("original", "complement")
+COMPILERS = ("inductor", "aot_eager")
 HESSIAN_PARAMETERS = ("all", "shared")
 SCHEDULER_OPTIMIZERS = ("adam", "sgd")
 WATCHING_A_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
@@ -170,6 +172,7 @@ class JSCPTTrainingArguments(TrainingArguments):
         "Images of one task whose graph is held at a time in the upper level, made anew for every "
         "product. Default: the lower step's graph is kept.",
     )
+    hypergradient_dtype: Annotated[str, OneOf(PRECISIONS)] = setting("float32", "Precision of the upper level.")
     hessian_parameters: Annotated[str, OneOf(HESSIAN_PARAMETERS)] = setting(
         "all", "θ of the Hessian: all, or shared prompts only."
     )
@@ -181,6 +184,8 @@ class JSCPTTrainingArguments(TrainingArguments):
     dev_batch_size: BatchSize | None = setting(
         None, "Dev images of every task in an update of Ω. Default: as in training."
     )
+    compile_blocks: Annotated[str, OneOf(COMPILERS)] | None = setting(None, "torch.compile's backend for the blocks.")
+    cuda_graphs: Annotated[str, OneOf(("auto", "off"))] = setting("off", "auto: replay recorded lower steps on GPUs.")
     max_nonfinite_steps: PositiveInt = setting(
         10, "Stop after so many steps in a row with a task whose loss is not finite."
     )
@@ -231,6 +236,11 @@ class JSCPTTrainingArguments(TrainingArguments):
                 words = [f"`weighting={each!r}`" for each in needed]
                 words += [f"`gradient_aggregator={each!r}`" for each in needed if each in AGGREGATORS]
                 raise ValueError(f"`{name}={value!r}` needs {' or '.join(words)}: leave it out.")
+        if self.hvp == "finite_difference" and self.hypergradient_dtype != "float32":
+            raise ValueError(
+                f"`hypergradient_dtype={self.hypergradient_dtype!r}` would leave nothing of a finite difference: use "
+                "`hvp='exact'`, or 'float32'."
+            )
 
     def _check_launcher(self) -> None:
         """What the surroundings ask for: visible GPUs, and the configuration of `accelerate launch`."""

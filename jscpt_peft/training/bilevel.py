@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate
+from jscpt_peft.model.backbones.double_backward import upper_level_precision
 from jscpt_peft.scheduling import Weighting
 
 from .arguments import AUTO, JSCPTTrainingArguments
@@ -20,7 +21,8 @@ from .hessian import HessianProduct, KeptGraph, hessian_chunks
 from .implicit_gradient import dev_gradient, implicit_gradient
 from .loading import make_loader
 from .own_loss import OwnLoss
-from .task_gradients import Batch, TaskMeans
+from .task_gradients import Batch
+from .task_sums import TaskMeans
 
 logger = logging.get_logger(__name__)
 
@@ -131,29 +133,30 @@ class UpperLevel:
         args, omega = self.args, list(self.weighting.parameters())
         among = model.parameters() if args.hessian_parameters == "all" else model.task_adapter.shared_prompts()
         parameters = [parameter for parameter in among if parameter.requires_grad]
-        dev_batch = Batch.of({name: tensor.to(args.device) for name, tensor in next(self._batches()).items()})
+        dev_batch = Batch.checked(next(self._batches()), model.active_jscpt_config.tasks, args.device)
         dev_chunks = hessian_chunks([dev_batch], None, args.hypergradient_chunk_size)
-        dev, gradient = dev_gradient(model, parameters, dev_chunks, self.own_loss)
-        product = None
-        if args.neumann_terms > 0:
-            chunks = hessian_chunks(batches, args.hypergradient_batch_size, args.hypergradient_chunk_size)
-            # A task that is not finite would carry its NaN through the graph into the others' products.
-            kept = None if bool(step.nonfinite.any()) else kept
-            product = HessianProduct(model, parameters, chunks, weights, args.hvp, kept, self.own_loss)
-        gradients, inverse = implicit_gradient(
-            model.task_parameters(),  # anew: differences have moved θ there and back
-            parameters,
-            step.gradients,
-            weights,
-            omega,
-            gradient,
-            product,
-            terms=args.neumann_terms,
-            step_size=args.neumann_step_size,
-            damping=damping,
-            power_iterations=args.power_iterations,
-            divergence_guard=args.divergence_guard,
-        )
+        with upper_level_precision(args.hypergradient_dtype):
+            dev, gradient = dev_gradient(model, parameters, dev_chunks, self.own_loss)
+            product = None
+            if args.neumann_terms > 0:
+                chunks = hessian_chunks(batches, args.hypergradient_batch_size, args.hypergradient_chunk_size)
+                # A task that is not finite would carry its NaN through the graph into the others' products.
+                kept = None if bool(step.nonfinite.any()) else kept
+                product = HessianProduct(model, parameters, chunks, weights, args.hvp, kept, self.own_loss)
+            gradients, inverse = implicit_gradient(
+                model.task_parameters(),  # anew: differences have moved θ there and back
+                parameters,
+                step.gradients,
+                weights,
+                omega,
+                gradient,
+                product,
+                terms=args.neumann_terms,
+                step_size=args.neumann_step_size,
+                damping=damping,
+                power_iterations=args.power_iterations,
+                divergence_guard=args.divergence_guard,
+            )
         for parameter, each in zip(omega, gradients, strict=True):
             parameter.grad = each
         norm = float(torch.nn.utils.clip_grad_norm_(omega, args.max_hypergradient_norm or math.inf))

@@ -27,7 +27,7 @@ from .distributed import by_first_process, gather_objects, wait_for_all
 from .nonfinite import Snapshot, problem_of, remedy_of
 from .resuming import checkpoint_to_resume
 from .step_log import StepLog
-from .task_gradients import TaskMeans
+from .task_sums import TaskMeans
 
 logger = logging.get_logger(__name__)
 
@@ -220,9 +220,13 @@ class Checkpointing(Trainer):
 
     # ---- steps that are not finite ----------------------------------------------------------------------------------
 
-    def guard(self, step: TaskMeans) -> None:
-        """Counts steps in a row in which a task is not finite; its weight is zero, and too many stop the run."""
-        if not bool(step.nonfinite.any()):
+    def guard(self, step: TaskMeans) -> int:
+        """Counts steps in a row in which a task is not finite; its weight is zero, and too many stop the run.
+
+        It is the one place where a lower step waits for the device. Returns the number of usable tasks.
+        """
+        usable, nonfinite = torch.stack([step.usable, step.nonfinite]).tolist()
+        if not any(nonfinite):
             self.nonfinite_steps = 0
             # The parameters have just shown that they are good: the update that follows may spoil them.
             head = self.model.task_adapter.head
@@ -230,9 +234,9 @@ class Checkpointing(Trainer):
             others += [head] if head is not None and head.observes else []
             snapshot = Snapshot(self.trainable_parameters(), others)
             self._good = snapshot, self.state.global_step, self.state.epoch or 0.0
-            return
+            return sum(usable)
         self.nonfinite_steps += 1
-        tasks = [name for name, wrong in zip(self.task_names, step.nonfinite, strict=True) if wrong]
+        tasks = [name for name, wrong in zip(self.task_names, nonfinite, strict=True) if wrong]
         logger.warning(
             f"Step {self.state.global_step + 1}: loss or gradient of {tasks} is not finite; weight 0 in this step "
             f"({self.nonfinite_steps} in a row)."
@@ -243,6 +247,7 @@ class Checkpointing(Trainer):
                 f"The loss of {tasks} was not finite in {self.nonfinite_steps} steps in a row "
                 f"(`max_nonfinite_steps`). {self.save_last_good_state()} {remedy}"
             )
+        return sum(usable)
 
     def _spoiled(self) -> str | None:
         """What is wrong with the state after the last step, if anything."""

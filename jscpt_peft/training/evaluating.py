@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from jscpt_peft.evaluation import multi_task_accuracy
 from jscpt_peft.model.causes import cause_of_nan
+from jscpt_peft.model.task_rows import TaskRows
 
 from .arguments import JSCPTTrainingArguments
 from .data_checks import check_tasks
@@ -111,7 +112,7 @@ def answers(model: Any, inputs: dict[str, Tensor], loss_only: bool, own_loss: Ow
         loss = cross_entropy(logits, labels)
     else:
         classes = [len(names) for names in model.active_jscpt_config.tasks.values()]
-        loss = own_loss_sums(own_loss, logits, labels, task_ids, classes)[0].sum() / len(labels)
+        loss = own_loss_sums(own_loss, logits, labels, TaskRows.of(task_ids), classes)[0].sum() / len(labels)
     if loss_only:
         return loss, None, None
     return loss, logits, tuple(inputs[name] for name in ("labels", "task_ids", "groups") if name in inputs)

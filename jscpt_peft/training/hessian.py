@@ -22,7 +22,8 @@ from jscpt_peft.scheduling.hypergradient import flatten
 
 from .distributed import process_index, sum_over_processes, world_size
 from .own_loss import OwnLoss
-from .task_gradients import Batch, TaskSums, scheduled_gradient, task_gradients
+from .task_gradients import Batch, scheduled_gradient, task_gradients
+from .task_sums import TaskSums
 
 HESSIAN_PRODUCTS = ("exact", "finite_difference")
 
@@ -90,7 +91,7 @@ def hessian_chunks(batches: Sequence[Batch], batch_size: int | None, chunk_size:
         return [batch for batch in batches if len(batch.labels)]
     if batch_size is not None:
         batches = _evenly_spread(batches, batch_size, process_index(), world_size())
-    whole = Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    whole = Batch(*(torch.cat(parts) for parts in zip(*(batch[:3] for batch in batches), strict=True)))
     if chunk_size is None:
         return [whole] if len(whole.labels) else []
     return [

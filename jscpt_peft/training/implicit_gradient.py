@@ -14,7 +14,8 @@ from jscpt_peft.scheduling import InverseHVP, hypergradient, safeguarded_inverse
 from jscpt_peft.scheduling.hypergradient import HessianVectorProduct, flatten
 
 from .own_loss import OwnLoss
-from .task_gradients import Batch, TaskMeans, scheduled_gradient, task_gradients, task_products
+from .task_gradients import Batch, scheduled_gradient, task_gradients, task_products
+from .task_sums import TaskMeans
 
 
 def dev_gradient(

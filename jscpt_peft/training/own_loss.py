@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from jscpt_peft.model.task_rows import TaskRows
+
 # (outputs, labels, num_items_in_batch=...) -> the mean loss of these images, or one loss each
 OwnLoss = Callable[..., Tensor]
 
@@ -27,7 +29,7 @@ class TaskOutput(ModelOutput):
 
 
 def own_loss_sums(
-    own_loss: OwnLoss, logits: Tensor, labels: Tensor, task_ids: Tensor, classes: list[int]
+    own_loss: OwnLoss, logits: Tensor, labels: Tensor, rows: TaskRows, classes: list[int]
 ) -> tuple[Tensor, Tensor]:
     """As `task_loss_sums`: losses summed per task `[N]`, and numbers of images `[N]`.
 
@@ -35,15 +37,14 @@ def own_loss_sums(
         own_loss: of the user.
         logits: `[B, C]`.
         labels: `[B]` within the sample's task.
-        task_ids: `[B]`.
+        rows: the samples' tasks.
         classes: `[N]` numbers of classes.
     """
-    counts = torch.bincount(task_ids, minlength=len(classes))
-    sums = logits.new_zeros(len(classes))
-    for task in task_ids.unique().tolist():
-        rows = task_ids == task
-        output = TaskOutput(logits=logits[rows, : classes[task]], task_id=task)
-        loss = own_loss(output, labels[rows], num_items_in_batch=counts[task])
-        total = loss.sum() if loss.dim() else loss * counts[task]
-        sums = sums.index_add(0, task_ids.new_tensor([task]), total[None].to(sums))
-    return sums, counts
+    counts = rows.sums(torch.ones_like(rows.ids), len(classes))
+    sums = list(logits.new_zeros(len(classes)))
+    for place, task in enumerate(rows.tasks):
+        own = rows.ids == task if rows.each is None else slice(place * rows.each, (place + 1) * rows.each)
+        output = TaskOutput(logits=logits[own, : classes[task]], task_id=task)
+        loss = own_loss(output, labels[own], num_items_in_batch=counts[task])
+        sums[task] = (loss.sum() if loss.dim() else loss * counts[task]).to(logits)
+    return torch.stack(sums), counts

@@ -25,6 +25,8 @@ def own_arguments(args: TrainingArguments | None) -> JSCPTTrainingArguments:
     if isinstance(args, JSCPTTrainingArguments):
         args.check()
         return args
+    if not isinstance(args, TrainingArguments | None):
+        raise TypeError(f"`args` is a {type(args).__name__}: give `JSCPTTrainingArguments`.")
     if args is None:
         return JSCPTTrainingArguments(output_dir="tmp_trainer")
     given = {each.name: getattr(args, each.name) for each in fields(TrainingArguments) if each.init}

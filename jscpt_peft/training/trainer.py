@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput
 
 from jscpt_peft.data import TaskBalancedBatchSampler, collate
 from jscpt_peft.data.by_task import by_task
+from jscpt_peft.model.heads import TaskParameters
 from jscpt_peft.model.losses import mean_losses
 from jscpt_peft.scheduling import Weighting
 
@@ -28,15 +29,21 @@ from .checkpointing import Checkpointing
 from .data_checks import check_data, check_model, check_same_data
 from .distributed import by_first_process, process_index, world_size
 from .evaluating import EvaluatingTrainer
-from .hessian import KeptGraph, kept_graph
+from .hessian import KeptGraph
 from .loading import make_loader
 from .lost_processes import lost_processes_named
+from .lower_step import LowerStep
 from .output_lock import output_lock
 from .own_steps import OwnSteps
 from .plain_arguments import own_arguments
 from .publishing import Publishing
 from .step_log import HISTORY_FILE, StepLog
+<<<<<<< HEAD
 from .task_gradients import Batch, TaskSums, shared_gramian, task_gradients
+=======
+from .task_gradients import Batch, scheduled_gradient, shared_gramian
+from .task_sums import TaskSums
+>>>>>>> main
 from .weightings import check_shared, make_weighting
 
 
@@ -97,6 +104,8 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
                 "which is called per task."
             )
         args = own_arguments(args)
+        if not isinstance(weighting, Weighting | None):
+            raise TypeError(f"`weighting` is a {type(weighting).__name__}: give a `Weighting`, or name one in `args`.")
         kwargs.setdefault("compute_metrics", self.multi_task_accuracy)
         # Metrics of one's own, losses alone and several data sets have no mean accuracy to compare by.
         others = kwargs["compute_metrics"] != self.multi_task_accuracy or isinstance(eval_dataset, dict)
@@ -152,6 +161,8 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
     def _forget(self, trial: Any = None) -> None:
         """Nothing is left over from a run that was broken off."""
         self.stop_asked = self.stop_agreed = False
+        options = self.weighting.needs_reference, self.compute_loss_context_manager, self.compute_loss_func
+        self.lower_step = LowerStep(self.model, self.args, *options)
         self._sums: TaskSums | None = None
         self._batches: list[Batch] = []  # of a step that updates Ω
         history = Path(self._get_output_dir(trial), HISTORY_FILE) if self.is_world_process_zero() else None
@@ -215,25 +226,17 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # a schedule-free one, which evaluation has switched over
             self.optimizer.train()
-        batch = Batch.of(self._prepare_inputs(inputs))
+        batch = Batch.checked(inputs, model.active_jscpt_config.tasks, self.args.device)
         upper = self.upper_level.due(self.state.global_step + 1)
-        kept = None
-        reference = self.args.reference if self.weighting.needs_reference else None
-        if upper and self.args.keeps_lower_graph and self.current_gradient_accumulation_steps == 1:
-            kept = kept_graph(self.model, batch, reference, self.compute_loss_func)
-            sums = kept.sums.detach()
-        else:
-            context = self.compute_loss_context_manager()
-            sums, _ = task_gradients(
-                self.model, batch, reference, forward_context=context, own_loss=self.compute_loss_func
-            )
+        keep = upper and self.args.keeps_lower_graph and self.current_gradient_accumulation_steps == 1
+        sums, task_parameters, kept = self.lower_step(batch, keep)
         if upper:
             self._batches.append(batch)
         self._sums = sums if self._sums is None else self._sums + sums
         if self.accelerator.sync_gradients:
             step, self._sums = self._sums, None
             batches, self._batches = self._batches, []
-            self._finish_step(step, batches, kept)
+            self._finish_step(step, task_parameters, batches, kept)
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
@@ -241,28 +244,39 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         finite = losses.where(losses.isfinite(), torch.nan)  # one task's NaN is not the others'
         return finite.nanmean() / self.current_gradient_accumulation_steps
 
-    def _finish_step(self, sums: TaskSums, batches: list[Batch], kept: KeptGraph | None) -> None:
+    def _finish_step(
+        self, sums: TaskSums, task_parameters: TaskParameters, batches: list[Batch], kept: KeptGraph | None
+    ) -> None:
         """Eqs. 4-6 and 9 for the whole step of all processes; where it updates Ω, first Eqs. 10-11."""
         sums, self.stop_agreed = sums.over_processes(self.stop_asked)
         step = sums.means()
-        self.guard(step)
-        number = self.state.global_step + 1
-        gramian = shared_gramian(self.model, step.gradients) if self.weighting.needs_gramian else None
+        usable = self.guard(step)
+        number, needed = self.state.global_step + 1, self.weighting.needs_gramian
+        gramian = shared_gramian(self.model, step.gradients, task_parameters) if needed else None
         learned = self.weighting.learned()
         try:
             weights = self.weighting(step.signals(number, (number - 1) // self._steps_per_epoch(), gramian))
         except FloatingPointError as error:  # of an aggregator
             raise FloatingPointError(f"{error} {self.save_last_good_state()}") from error
         explanation = self.weighting.log()  # before Ω changes
-        upper, usable = None, int(step.usable.sum())
+        upper = None
         if batches and self.weighting.depends_on_omega(usable):
             damping = self.args.neumann_damping
             if damping is None:  # what the optimizer applies, which a resumed run has from its checkpoint
                 damping = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)
             upper = self.upper_level.update(self.model, batches, kept, step, weights, damping)
+<<<<<<< HEAD
         gradients = self._own_steps.gradients(self.model, step, weights.detach())
         for parameter, gradient in gradients.items() if usable else ():  # without one, momentum moves nothing either
             parameter.grad = gradient
+=======
+            task_parameters = self.model.task_parameters()  # differences have moved θ there and back
+        parameters = self.trainable_parameters()
+        gradients = scheduled_gradient(task_parameters, parameters, step.gradients, weights.detach())
+        if usable:  # without a gradient, momentum and weight decay move nothing either
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+>>>>>>> main
         step.show(self.model.task_adapter.head)
         row = {"step": number, "epoch": number / self._steps_per_epoch(), **step.columns()}
         row |= {"weight": weights.detach(), **explanation, **learned}
@@ -294,5 +308,6 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to the training logs what Algorithm 1 did since the last one, and writes the scheduler's history."""
+        self.lower_step.look()
         self.step_log.flush()
         super().log({**logs, **self.step_log.drain()} if "loss" in logs else logs, start_time)

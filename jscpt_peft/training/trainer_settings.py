@@ -18,6 +18,7 @@ from jscpt_peft.choices import nearest
 from jscpt_peft.settings import (
     MOST,
     Between,
+    Name,
     NonNegativeFloat,
     NonNegativeInt,
     OneOf,
@@ -30,7 +31,7 @@ _SEED = Annotated[int, Between(0, 2**32 - 1)]
 _DECAY = Annotated[float, Between(0, 1, open_high=True)]
 _LOG_LEVEL = Annotated[str, OneOf([*get_log_levels_dict(), "passive"])]
 ANNOTATIONS: dict[str, Any] = {
-    "output_dir": str | os.PathLike | None,
+    "output_dir": Name | os.PathLike | None,
     "resume_from_checkpoint": str | bool | None,
     "accelerator_config": dict | AcceleratorConfig | str | None,
     "debug": str | list | None,

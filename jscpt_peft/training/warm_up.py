@@ -44,7 +44,7 @@ def warm_up_cosines(
     keys = [sampler.batch(number) for number in range(max(1, batches // world_size()))]
     total = None
     for inputs in DataLoader(dataset, batch_sampler=keys, collate_fn=collate, num_workers=workers):
-        batch = Batch(*(part.to(model.device) for part in Batch.of(inputs)))
+        batch = Batch.checked(inputs, model.active_jscpt_config.tasks, model.device)
         sums, _ = task_gradients(model, batch)
         total = sums if total is None else total + sums
     means = total.over_processes()[0].means()

@@ -17,6 +17,7 @@ from pathlib import Path
 import benchmark_data
 import datasets
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -217,3 +218,14 @@ def test_names_that_a_terminal_would_obey_are_refused(tmp_path):
             with pytest.raises(ValueError, match="blank or has control characters: rename it") as error:
                 folder_task_set(root)
             assert str(error.value).isprintable()
+
+
+def test_jpegs_are_decoded_at_a_reduced_size(tmp_path):
+    picture = Image.radial_gradient("L").resize((1600, 1200)).convert("RGB")
+    for name in ("picture.jpg", "picture.png"):
+        picture.save(tmp_path / name)
+    whole, reduced = (open_image(tmp_path / "picture.jpg", side) for side in (None, 448))
+    assert (whole.size, reduced.size) == ((1600, 1200), (800, 600))
+    assert open_image(tmp_path / "picture.png", 448).size == whole.size
+    transform = image_transform(224, (0.5,) * 3, (0.25,) * 3, train=False)
+    torch.testing.assert_close(transform(reduced), transform(whole), atol=0.1, rtol=0)

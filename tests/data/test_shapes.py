@@ -110,9 +110,9 @@ def test_columns_are_read_without_drawing(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"shots": 0}, "`shots` is 0"),
+        ({"shots": 0}, "`shots` must be at least 1, got 0"),
         ({"shots": 4, "train_fraction": 0.1}, "`train_fraction` is 0.1"),
-        ({"train_fraction": 0.0}, "`train_fraction` is 0.0"),
+        ({"train_fraction": 0.0}, "`train_fraction` must be above 0, got 0.0"),
         ({"test_per_class": 0}, "`test_per_class` is 0"),
         ({"tasks": ["flat", "oil"]}, "`tasks` is"),
         ({"tasks": []}, "`tasks` is"),

@@ -59,9 +59,9 @@ def test_pool_is_partitioned_and_training_comes_first(size):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: take(KEYS, 0.0, None, 1, "art"), "`train_fraction` is 0.0"),
-        (lambda: take(KEYS, 10, None, 1, "art"), "`train_fraction` is 10"),
-        (lambda: take(KEYS, None, 0, 1, "art"), "`shots` is 0"),
+        (lambda: take(KEYS, 0.0, None, 1, "art"), "`train_fraction` must be above 0, got 0.0"),
+        (lambda: take(KEYS, 10, None, 1, "art"), "`train_fraction` must be at most 1, got 10"),
+        (lambda: take(KEYS, None, 0, 1, "art"), "`shots` must be at least 1, got 0"),
         (lambda: split_pool(KEYS, 0.5, 0.5, 1, "art"), "`validation_fraction` is 0.5 and `test_fraction` is 0.5"),
         (lambda: split_pool(KEYS, -0.1, 0.5, 1, "art"), "`validation_fraction` is -0.1"),
     ],

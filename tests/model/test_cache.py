@@ -36,10 +36,9 @@ def test_results_of_each_precision_are_kept_side_by_side():
             modes.add(precision_mode("cpu"))
     assert len(modes) == len(contexts)
     module, cache = nn.Linear(3, 2), Cache()
-    key = CacheKey([module])
-    made = [cache.get(mode, key, object) for mode in (*modes, *modes)]
+    made = [cache.get(mode, lambda: CacheKey([module]), object) for mode in (*modes, *modes)]
     assert len(set(map(id, made))) == len(contexts)
-    assert copy.deepcopy(cache).get(next(iter(modes)), key, object) not in made
+    assert copy.deepcopy(cache).get(next(iter(modes)), lambda: CacheKey([module]), object) not in made
 
 
 def test_a_tensor_at_a_freed_address_is_another_one():

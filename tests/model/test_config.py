@@ -146,3 +146,8 @@ def test_a_tokenizer_with_code_of_its_own_is_refused_without_asking(tmp_path, mo
     with pytest.raises(ValueError, match="code of its own, which is never run: give CLIP's own") as error:
         get_peft_model(oracles.tiny_clip(), config)
     assert "trust_remote_code" not in str(error.value)
+
+
+def test_an_option_that_the_head_does_not_know_is_said():
+    with pytest.warns(UserWarning, match="`intervention_hidden` is 9, which intervention='none' does not know"):
+        JSCPTConfig(tasks={"art": ["cat"]}, intervention="none", intervention_hidden=9)

@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.methods import HYPERPARAMETERS, METHODS, method_fields, training_options
-from jscpt_peft.scheduling import JointScheduling, UniformWeighting
+from jscpt_peft.scheduling import JointScheduling, LossCosineScheduling, UniformWeighting
 from jscpt_peft.training import JSCPTTrainingArguments
 from jscpt_peft.training.weightings import make_weighting
 
@@ -27,6 +27,8 @@ WHOLE = PROMPTS + MASKS + MLPS
 MAP = D_L * D_V + D_V  # MaPLe's, from a text token to a vision token
 BLOCK = 12 * 128**2 + 13 * 128 + 2 * 128 * (D_V + D_L) + 2 * 128 + D_V + D_L  # MVLPT's, of width 128, and its maps
 MMAP = (1 + N) * L * (16 * 128 + (D_V + D_L) // 128)  # a source of width 128 and a factor per tower
+SPLIT = 3 * 8 * D + 8 + 8 * 8  # the network that splits features, of width 8
+MAPS = 2 * N * 8 * (D_V + D_L)  # of rank 8, per task and tower
 LEARNED = {
     "zero_shot": 0,
     "coop": 8_192,
@@ -43,6 +45,9 @@ LEARNED = {
     "jscpt_no_prompt_scheduling": WHOLE,
     "jscpt_no_task_scheduling": WHOLE,
     "jscpt_cagrad": WHOLE,
+    "jscpt_projected": L * 16 * (D_V + D_L) + MAPS + SPLIT,
+    "jscpt_projected original": 16 * (D_V + D_L) + MAPS + SPLIT,
+    "mt_crl": PROMPTS + N * 8 + 2 * D * D,
 }
 
 every = pytest.mark.parametrize("name", METHODS)
@@ -95,7 +100,9 @@ def test_training_options_give_the_methods_weights(tmp_path, name, hyperparamete
     if arguments.gradient_aggregator is not None:
         pytest.importorskip("torchjd", reason="needs the extra `aggregators`")
     weighting = make_weighting(arguments, N)
-    if name.startswith("jscpt"):
+    if name == "jscpt_projected":
+        assert isinstance(weighting, LossCosineScheduling)
+    elif name.startswith("jscpt"):
         assert isinstance(weighting, JointScheduling)
         assert weighting.scheduler.prompt_scheduling == (name != "jscpt_no_prompt_scheduling")
         assert weighting.scheduler.task_scheduling == (name != "jscpt_no_task_scheduling")

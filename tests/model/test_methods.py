@@ -166,6 +166,7 @@ def test_prompt_tokens_are_what_each_task_sees(name):
     pixels, task_ids, _ = prompted.batch(model)
     output, plain = model.classify(pixels, task_ids), prompted.PlainClip(model.get_base_model())
     vision, text = model.prompt_tokens("vision"), model.prompt_tokens("text")
+    assert max(vision.shape[2], text.shape[2]) == model.active_jscpt_config.num_tokens
     for task, ids in enumerate(model.active_jscpt_config.class_token_ids.values()):
         x = oracles.image_features(plain, vision[task], pixels[task_ids == task])
         torch.testing.assert_close(output.image_embeds[task_ids == task], x, atol=1e-10, rtol=0)

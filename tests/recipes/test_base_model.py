@@ -57,8 +57,8 @@ FAULTS = {
     "'a' twice": written("config.json", b'{"a": 1, "a": 2}'),
     r"cannot be loaded \(.*safetensors": lambda folder: (folder / "model.safetensors").unlink(),
     r"cannot be loaded \(.*header": written("model.safetensors", b"no tensors"),
-    "`image_mean` must be a list": of_processor(image_mean="x", crop_size=64),
-    "three numbers": of_processor(image_mean=[0, 0, 0], image_std=[0, 1, 1], crop_size=64),
+    "`mean` is 'x'": of_processor(image_mean="x", crop_size=64),
+    "three finite numbers": of_processor(image_mean=[0, 0, 0], image_std=[0, 1, 1], crop_size=64),
     "makes images of 32 pixels, the model takes 64": of_processor(crop_size=32),
     r"cannot be loaded \(maximum recursion": written("processor_config.json", b"[" * 100_000),
 }

@@ -7,6 +7,8 @@ import math
 from functools import partial
 from pathlib import Path
 
+import benchmark_compare
+import benchmark_steps
 import measuring
 import prompted
 import pytest
@@ -17,7 +19,7 @@ from paths import load_recipe
 from jscpt_peft.training.task_gradients import Batch
 
 benchmark = load_recipe("benchmark")
-RATIOS = ["baseline / fast joint", "full lower step / fast joint"]
+RATIOS = ["baseline / fast joint", "full lower step / fast joint", "fraction of the matrix-product rate"]
 SMALL = {"model": "tiny", "tasks": 2, "images": 2, "classes": 5, "repeats": 1}
 # Upper steps of `upper_step` under the names that `JSCPTTrainingArguments` has for its options.
 OPTIONS = {
@@ -40,10 +42,10 @@ def test_quick_run_prints_ratios_and_writes_json(tmp_path, capsys):
     benchmark.main(benchmark.BenchmarkArguments(quick=True, **options))
     printed, report = capsys.readouterr().out, json.loads(path.read_text())
     assert list(report["ratios"]) == RATIOS
-    assert report["flops"] == {}
+    assert list(report["flops"]) == ["fast joint", "matrix product"]
     for name, ratio in report["ratios"].items():
         assert ratio > 0
-        assert f"{name} = {ratio:.2f}" in printed
+        assert f"{name} = {ratio:.2f} ± {report['noise'][name]:.2f}" in printed
     assert torch.__version__ in printed
     assert "float32, batches a step 3" in printed
 
@@ -68,9 +70,45 @@ def test_bfloat16_runs():
     assert all(ratio > 0 for ratio in report["ratios"].values())
 
 
+@pytest.mark.parametrize("case", [each for each in benchmark.CASES if each not in ("tasks", "classes", "method")])
+def test_cases(case, capsys):
+    sizes = {**SMALL, "prompt_depth": None, "case": case}
+    if case in ("prompt_depth", "tokens", "images"):
+        sizes["quick"] = True
+    rows = benchmark.main(benchmark.BenchmarkArguments(**sizes))["rows"]
+    assert rows and all(value > 0 for row in rows for value in row.values() if not isinstance(value, str))
+    assert len(capsys.readouterr().out.splitlines()) >= len(rows)
+
+
+def test_only_what_has_worsened_beyond_its_noise_fails():
+    settings = {"model": "tiny", "json": None}
+    ratios = {"baseline / fast joint": 3.6, "full lower step / fast joint": 1.02}
+    noise = dict.fromkeys(ratios, 0.05)
+    before = {"ratios": ratios, "noise": noise, "arguments": settings}
+
+    def lines(baseline=3.6):
+        now = {**ratios, "baseline / fast joint": baseline}
+        return benchmark_compare.worsened(before, {**before, "ratios": now})
+
+    assert lines() == lines(3.5) == lines(4.5) == []
+    assert lines(3.4) == ["baseline / fast joint has worsened from 3.600 to 3.400, noise 0.100"]
+    with pytest.raises(ValueError, match=r"other settings \(model\)"):
+        benchmark_compare.worsened(before, {**before, "arguments": {"model": "vit_b16"}})
+
+
+def test_a_worsened_ratio_ends_the_run(tmp_path):
+    path = tmp_path / "before.json"
+    benchmark.main(benchmark.BenchmarkArguments(quick=True, json=str(path), **SMALL))
+    report = json.loads(path.read_text())
+    report["ratios"]["baseline / fast joint"] *= 100
+    path.write_text(json.dumps(report))
+    with pytest.raises(SystemExit, match="baseline / fast joint has worsened"):
+        benchmark.main(benchmark.BenchmarkArguments(quick=True, compare=str(path), **SMALL))
+
+
 @pytest.mark.parametrize("part", ["losses", "gradients"])
 def test_variants_that_disagree_are_not_timed(monkeypatch, part):
-    exact = benchmark.baseline_step
+    exact = benchmark_steps.baseline_step
 
     def other(*arguments):
         losses, gradients = exact(*arguments)
@@ -78,18 +116,18 @@ def test_variants_that_disagree_are_not_timed(monkeypatch, part):
             return losses * 1.001, gradients
         return losses, (gradients[0] * 1.001, *gradients[1:])
 
-    monkeypatch.setattr(benchmark, "baseline_step", other)
+    monkeypatch.setattr(benchmark_steps, "baseline_step", other)
     with pytest.raises(RuntimeError, match=f"The {part} of baseline and fast path differ"):
         benchmark.main(benchmark.BenchmarkArguments(quick=True, **SMALL))
 
 
-def test_median_leaves_the_warm_up_out(monkeypatch):
+def test_rounds_leave_the_warm_up_out(monkeypatch):
     # Two variants in turn, each between two readings; the round before them, which warms up, is not timed.
     readings = iter([time for duration in (1, 2, 9) for _ in range(2) for time in (0.0, duration)])
     monkeypatch.setattr(measuring.time, "perf_counter", lambda: next(readings))
     order = []
     seconds, _ = measuring.measure({name: lambda name=name: order.append(name) for name in "ab"}, 3, "cpu")
-    assert seconds == {"a": 2, "b": 2}
+    assert seconds == {"a": [1, 2, 9], "b": [1, 2, 9]}
     assert order == list("abababab")
 
 

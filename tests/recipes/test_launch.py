@@ -59,11 +59,12 @@ def test_python_trains(tmp_path, data):
 def test_trains_evaluates_and_writes_once(tmp_path, data):
     output = tmp_path / "out"
     arguments = [*data, "--output_dir", str(output), "--max_steps", "4"]
+    arguments += ["--method", "hipro", "--groups", "auto", "--warm_up_batches", "2"]
     assert run(tmp_path, *arguments) == [0, 0], said(tmp_path)
     names = {path.name for path in output.iterdir()}
-    assert {"adapter_model.safetensors", "manifest.json", "results.json", "losses.png"} <= names
+    assert {"adapter_model.safetensors", "manifest.json", "results.json", "losses.png", "groups.yaml"} <= names
     assert [row["step"] for row in read_history(output / "scheduler_history.jsonl")] == [1, 2, 3, 4]
-    for once in ("trainable params", "zero-shot", "Adapter and results:"):
+    for once in ("trainable params", "zero-shot", "Groups:", "Adapter and results:"):
         assert said(tmp_path).count(once) == 1, once
     # A second run into the same directory is refused by all of them, with one reason.
     assert run(tmp_path, *arguments) == [1, 1]

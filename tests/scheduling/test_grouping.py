@@ -47,7 +47,7 @@ def test_directions_in_two_bundles_are_two_groups():
 def test_the_number_of_groups_is_where_the_distance_jumps():
     merges = agglomerate(cosines(0, 3, 80, 84, -80))
     assert task_groups(merges, NAMES) == {"a": "a+b", "b": "a+b", "c": "c+d", "d": "c+d", "e": "e"}
-    assert set(task_groups(merges, NAMES, 2).values()) == {"a+b+c+d", "e"}
+    assert set(task_groups(merges, NAMES, 2).values()) == {"a+3 more", "e"}
 
 
 def test_trees():
@@ -55,14 +55,14 @@ def test_trees():
     levels = {number: task_tree(merges, NAMES, number) for number in (1, 3)}
     assert levels[1] == {name: ["all"] for name in NAMES}
     assert levels[3] == {
-        "a": ["all", "a+b+c+d", "a+b"],
-        "b": ["all", "a+b+c+d", "a+b"],
-        "c": ["all", "a+b+c+d", "c+d"],
-        "d": ["all", "a+b+c+d", "c+d"],
+        "a": ["all", "a+3 more", "a+b"],
+        "b": ["all", "a+3 more", "a+b"],
+        "c": ["all", "a+3 more", "c+d"],
+        "d": ["all", "a+3 more", "c+d"],
         "e": ["all"],
     }
     assert task_tree(merges, NAMES)["c"] == ["all", "c+d"]  # two levels
-    assert task_tree(merges, NAMES, 4)["a"] == ["all", "a+b+c+d", "a+b"]  # what stays together is one node
+    assert task_tree(merges, NAMES, 4)["a"] == ["all", "a+3 more", "a+b"]  # what stays together is one node
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -71,7 +71,7 @@ def test_product_of_the_kept_graph_of_the_lower_step(model, batch, reference):
 
 def test_micro_batches_are_the_whole_step(model, batch, reference):
     vector, expected = reference
-    pieces = [Batch(*parts) for parts in zip(*(each.tensor_split(4) for each in batch), strict=True)]
+    pieces = [Batch(*parts) for parts in zip(*(each.tensor_split(4) for each in batch[:3]), strict=True)]
     product = HessianProduct(model, trainable(model), hessian_chunks(pieces, None, None), WEIGHTS)
     assert relative_error(product(vector), expected) < 1e-12
 
@@ -131,7 +131,7 @@ class TestChunks:
         assert self.labels(hessian_chunks(self.batches(), 1, None)) == [[0, 1, 3]]
 
     def test_the_same_images_however_the_step_is_cut(self):
-        whole = Batch(*(torch.cat(parts) for parts in zip(*self.batches(), strict=True)))
+        whole = Batch(*(torch.cat(parts) for parts in zip(*(each[:3] for each in self.batches()), strict=True)))
         for size in (1, 2, 3, 9):
             one, two = (hessian_chunks(batches, size, None) for batches in ([whole], self.batches()))
             assert torch.cat([c.labels for c in one]).tolist() == torch.cat([c.labels for c in two]).tolist()

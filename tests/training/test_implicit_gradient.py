@@ -17,7 +17,8 @@ from jscpt_peft.scheduling import TaskPromptScheduler
 from jscpt_peft.training import implicit_gradient as implicit_gradient_module
 from jscpt_peft.training.hessian import HessianProduct, hessian_chunks, kept_graph
 from jscpt_peft.training.implicit_gradient import dev_gradient, implicit_gradient
-from jscpt_peft.training.task_gradients import Batch, TaskSums, task_gradients
+from jscpt_peft.training.task_gradients import Batch, task_gradients
+from jscpt_peft.training.task_sums import TaskSums
 
 TASKS = {"art": ["cat", "dog", "fox"], "sketch": ["cat", "dog"]}
 IDS = {

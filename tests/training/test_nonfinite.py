@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from jscpt_peft.evaluation import read_history
 from jscpt_peft.training.lost_processes import lost_processes_named
-from jscpt_peft.training.task_gradients import TaskSums
+from jscpt_peft.training.task_sums import TaskSums
 
 SAVING = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 3}
 

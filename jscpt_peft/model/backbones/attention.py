@@ -7,6 +7,10 @@ weights; they compute what the layer computes on the concatenated sequence.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -16,7 +20,9 @@ from transformers.activations import QuickGELUActivation
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention, CLIPEncoderLayer
 
 from ..task_context import is_deterministic
+from ..task_rows import TaskRows
 from . import double_backward
+from .cast_weights import CastLinear, CastWeights
 
 QUICK_GELU_SLOPE = 1.702
 
@@ -27,37 +33,45 @@ class KeysValues(NamedTuple):
     keys: torch.Tensor
     values: torch.Tensor
 
-    def rows(self, index: torch.Tensor) -> KeysValues:
-        """The entries `index` of the first dimension."""
-        return KeysValues(self.keys[index], self.values[index])
-
-    def before(self, others: KeysValues) -> KeysValues:
-        """These tokens followed by others, along the sequence."""
-        return KeysValues(torch.cat([self.keys, others.keys], dim=-2), torch.cat([self.values, others.values], dim=-2))
+    def before(self, others: KeysValues, rows: TaskRows | None = None) -> KeysValues:
+        """These tokens, or those of the rows' tasks, followed by others, along the sequence."""
+        return KeysValues(*(_joined(*each, rows) for each in zip(self, others, strict=True)))
 
 
-def keys_values(layer: CLIPEncoderLayer, hidden: torch.Tensor) -> KeysValues:
-    """Keys and values of the block's tokens `hidden` `[B, T, d]`."""
-    return _keys_values(layer.self_attn, layer.layer_norm1(hidden))
+def _joined(first: torch.Tensor, second: torch.Tensor, rows: TaskRows | None) -> torch.Tensor:
+    if rows is None:
+        return torch.cat([first, second], dim=-2)
+    if rows.each is None:
+        return torch.cat([rows.spread(first), second], dim=-2)
+    expanded = first.unsqueeze(1).expand(-1, rows.each, *first.shape[1:])  # no copy but that of `cat`
+    return torch.cat([expanded, second.unflatten(0, expanded.shape[:2])], dim=-2).flatten(0, 1)
+
+
+def keys_values(layer: CLIPEncoderLayer, hidden: torch.Tensor, cast: CastWeights | None = None) -> KeysValues:
+    """Keys and values of the block's tokens `hidden` `[B, T, d]`; `cast` as in `block`."""
+    return KeysValues(*_projected(layer.self_attn, layer.layer_norm1(hidden), cast, "kv"))
 
 
 def block(
     layer: CLIPEncoderLayer,
     hidden: torch.Tensor,
     prefix: KeysValues | None = None,
-    prefix_rows: torch.Tensor | None = None,
+    rows: TaskRows | None = None,
     mask: torch.Tensor | None = None,
-    read_out: torch.Tensor | None = None,
+    read_out: torch.Tensor | int | None = None,
+    cast: CastWeights | None = None,
 ) -> torch.Tensor:
     """One block.
 
     Args:
         layer: the frozen CLIP block.
         hidden: `[B, T, d]` tokens.
-        prefix: keys and values that every token sees before the tokens themselves, `[rows, heads, n, d / heads]`.
-        prefix_rows: `[B]` row of `prefix` of each sequence (its task).
+        prefix: keys and values that every token sees before the tokens themselves, of each task in use
+            `[T, heads, n, d / heads]`.
+        rows: the tasks of the sequences.
         mask: boolean, broadcastable to `[B, heads, queries, n + T]`; `True` where a query sees a key.
-        read_out: `[B]` the only position whose output is wanted; `None`: all.
+        read_out: `[B]` the only position whose output is wanted, or one number for all; `None`: all positions.
+        cast: copies of the layer's weights that stand in their place.
 
     Returns:
         `[B, T, d]`, or `[B, 1, d]` with `read_out`.
@@ -68,31 +82,72 @@ def block(
                 "gradient checkpointing with `use_reentrant=True` would lose the gradients of the prompts: switch it "
                 "on with `gradient_checkpointing_kwargs={'use_reentrant': False}`."
             )
-        return layer._gradient_checkpointing_func(_block, layer, hidden, prefix, prefix_rows, mask, read_out)
-    return _block(layer, hidden, prefix, prefix_rows, mask, read_out)
+        return layer._gradient_checkpointing_func(_block, layer, hidden, prefix, rows, mask, read_out, cast)
+    backend = _backend.get() if torch.is_grad_enabled() and not torch.compiler.is_compiling() else None
+    function = _block if backend is None else _compiled(backend)
+    return function(layer, hidden, prefix, rows, mask, read_out, cast)
+
+
+_backend: ContextVar[str | None] = ContextVar("backend", default=None)
+
+
+@contextmanager
+def compiled_blocks(backend: str) -> Iterator[None]:
+    """Within, this thread's blocks run compiled where gradients are wanted; these have no second derivative."""
+    token = _backend.set(backend)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
+
+
+@cache
+def _compiled(backend: str) -> Callable[..., torch.Tensor]:
+    return torch.compile(_block, backend=backend, dynamic=False)
 
 
 def _block(
     layer: CLIPEncoderLayer,
     hidden: torch.Tensor,
     prefix: KeysValues | None,
-    prefix_rows: torch.Tensor | None,
+    rows: TaskRows | None,
     mask: torch.Tensor | None,
-    read_out: torch.Tensor | None,
+    read_out: torch.Tensor | int | None,
+    cast: CastWeights | None,
 ) -> torch.Tensor:
-    normed = layer.layer_norm1(hidden)
-    seen = _keys_values(layer.self_attn, normed)
+    attention, normed = layer.self_attn, layer.layer_norm1(hidden)
+    if read_out is None:
+        queries, *seen = _projected(attention, normed, cast, "qkv")
+    else:
+        seen = _projected(attention, normed, cast, "kv")
+        hidden = _at(hidden, read_out)
+        (queries,) = _projected(attention, _at(normed, read_out), cast, "q")
+    seen = KeysValues(*seen)
     if prefix is not None:
-        seen = prefix.rows(prefix_rows).before(seen)
-    if read_out is not None:
-        rows = torch.arange(hidden.shape[0], device=hidden.device)  # `len` would fix the batch size in an export
-        hidden, normed = hidden[rows, read_out, None], normed[rows, read_out, None]
-    hidden = hidden + _attend(layer.self_attn, normed, seen, mask)
-    return hidden + feed_forward(layer.mlp, layer.layer_norm2(hidden))
+        seen = prefix.before(seen, rows)
+    mixed = _attend(attention, queries, seen, mask).transpose(-3, -2).flatten(-2)
+    hidden = hidden + (attention.out_proj(mixed) if cast is None else F.linear(mixed, *cast.out))
+    return hidden + feed_forward(layer.mlp, layer.layer_norm2(hidden), cast)
 
 
-def _keys_values(attention: CLIPAttention, normed: torch.Tensor) -> KeysValues:
-    return KeysValues(_heads(attention, attention.k_proj(normed)), _heads(attention, attention.v_proj(normed)))
+def _at(hidden: torch.Tensor, position: torch.Tensor | int) -> torch.Tensor:
+    """`[B, 1, d]` of `[B, T, d]`."""
+    if isinstance(position, int):
+        return hidden[:, position, None]
+    every = torch.arange(hidden.shape[0], device=hidden.device)  # `len` would fix the batch size in an export
+    return hidden[every, position, None]
+
+
+def _projected(
+    attention: CLIPAttention, normed: torch.Tensor, cast: CastWeights | None, wanted: str
+) -> list[torch.Tensor]:
+    """Those of queries, keys and values of normed tokens `[B, T, d]` that are wanted; of copies in one product."""
+    if cast is None:
+        return [_heads(attention, getattr(attention, f"{name}_proj")(normed)) for name in wanted]
+    width = normed.shape[-1]
+    at = slice("qkv".index(wanted[0]) * width, ("qkv".index(wanted[-1]) + 1) * width)
+    joint = F.linear(normed, *(each[at] for each in cast.queries_keys_values))
+    return [_heads(attention, each) for each in joint.chunk(len(wanted), dim=-1)]
 
 
 def _heads(attention: CLIPAttention, projected: torch.Tensor) -> torch.Tensor:
@@ -100,33 +155,30 @@ def _heads(attention: CLIPAttention, projected: torch.Tensor) -> torch.Tensor:
 
 
 def _attend(
-    attention: CLIPAttention, normed: torch.Tensor, seen: KeysValues, mask: torch.Tensor | None
+    attention: CLIPAttention, queries: torch.Tensor, seen: KeysValues, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    queries = _heads(attention, attention.q_proj(normed))
     dropout = attention.dropout if attention.training and not is_deterministic() else 0.0
     implementation = attention.config._attn_implementation
-    if double_backward.is_double_backward():
-        mixed = double_backward.attention(queries, *seen, mask, dropout, attention.scale)
-    elif implementation == "sdpa":
-        mixed = F.scaled_dot_product_attention(
-            queries, *seen, attn_mask=mask, dropout_p=dropout, scale=attention.scale
-        )
-    elif implementation == "eager":
+    # The fused kernel's backward in bfloat16 takes a CPU two to three times as long as products and a softmax do.
+    slow = queries.dtype == torch.bfloat16 and queries.device.type == "cpu" and seen.keys.requires_grad
+    if double_backward.is_double_backward() or (slow and implementation == "sdpa"):
+        return double_backward.attention(queries, *seen, mask, dropout, attention.scale)
+    if implementation == "sdpa":
+        return F.scaled_dot_product_attention(queries, *seen, attn_mask=mask, dropout_p=dropout, scale=attention.scale)
+    if implementation == "eager":
         scores = queries @ seen.keys.transpose(-2, -1) * attention.scale
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         # Softmax in float32 for half precisions, as CLIP's own eager attention does; float64 stays float64.
         weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(queries.dtype)
-        mixed = F.dropout(weights, dropout) @ seen.values
-    else:
-        raise ValueError(
-            f"`attn_implementation` {implementation!r} is not supported with prompts: load the base model with "
-            '`attn_implementation="sdpa"` or `"eager"`.'
-        )
-    return attention.out_proj(mixed.transpose(-3, -2).flatten(-2))
+        return F.dropout(weights, dropout) @ seen.values
+    raise ValueError(
+        f"`attn_implementation` {implementation!r} is not supported with prompts: load the base model with "
+        '`attn_implementation="sdpa"` or `"eager"`.'
+    )
 
 
-def feed_forward(mlp: CLIPMLP, hidden: torch.Tensor) -> torch.Tensor:
+def feed_forward(mlp: CLIPMLP, hidden: torch.Tensor, cast: CastWeights | None = None) -> torch.Tensor:
     """The block's MLP `[..., d] -> [..., d]`.
 
     CLIP's activation a·σ(1.702 a) equals silu(1.702 a) / 1.702. With both factors folded into the matrix products,
@@ -135,9 +187,12 @@ def feed_forward(mlp: CLIPMLP, hidden: torch.Tensor) -> torch.Tensor:
     plain = type(mlp.fc1) is nn.Linear and type(mlp.fc2) is nn.Linear
     if not (plain and isinstance(mlp.activation_fn, QuickGELUActivation)):
         return mlp(hidden)
-    wide = _scaled_linear(mlp.fc1, hidden.flatten(0, -2), QUICK_GELU_SLOPE, QUICK_GELU_SLOPE)
-    return _scaled_linear(mlp.fc2, double_backward.silu(wide), 1 / QUICK_GELU_SLOPE, 1.0).view_as(hidden)
+    first, second = (mlp.fc1, mlp.fc2) if cast is None else (cast.wide, cast.narrow)
+    wide = _scaled_linear(first, hidden.flatten(0, -2), QUICK_GELU_SLOPE, QUICK_GELU_SLOPE)
+    return _scaled_linear(second, double_backward.silu(wide), 1 / QUICK_GELU_SLOPE, 1.0).view_as(hidden)
 
 
-def _scaled_linear(linear: nn.Linear, rows: torch.Tensor, product_scale: float, bias_scale: float) -> torch.Tensor:
+def _scaled_linear(
+    linear: nn.Linear | CastLinear, rows: torch.Tensor, product_scale: float, bias_scale: float
+) -> torch.Tensor:
     return torch.addmm(linear.bias, rows, linear.weight.t(), alpha=product_scale, beta=bias_scale)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..cache import Cache, CacheKey
 from ..class_texts import ClassTexts
 from ..heads.base import one_vector
 from ..layer import JSCPTLayer
 from ..start import Sizes
 from ..task_context import TaskContext
 from ..task_features import plain, task_ids_of
+from ..task_rows import TaskRows
+from .cast_weights import CastWeights, cast_weights
+from .double_backward import precision_mode
 
 
 class PromptedTower(JSCPTLayer):
@@ -23,6 +28,10 @@ class PromptedTower(JSCPTLayer):
     """
 
     name: str
+
+    def __init__(self, base_layer: nn.Module, context: TaskContext) -> None:
+        super().__init__(base_layer, context)
+        self._kept = Cache()
 
     @property
     @abstractmethod
@@ -38,6 +47,14 @@ class PromptedTower(JSCPTLayer):
         shape = len(self.active_config.tasks), len(self.blocks), 0, self.base_layer.config.hidden_size
         return next(self.base_layer.parameters()).new_zeros(shape)
 
+    def cast_blocks(self) -> list[CastWeights | None]:
+        """Copies of the blocks' weights in autocast's precision; `None`s without autocast."""
+        dtype, *_ = precision_mode(self.base_layer.device.type)
+        if dtype is None:
+            return [None] * len(self.blocks)
+        make = partial(list, (cast_weights(layer, dtype) for layer in self.blocks))
+        return self._kept.get(dtype, lambda: CacheKey([self.blocks]), make, hold=True)
+
     def refuse_recording(self, keywords: dict) -> None:
         """Raises a `ValueError` where hidden states or attention weights are asked for."""
         for name in ("output_hidden_states", "output_attentions"):
@@ -51,19 +68,15 @@ class PromptedTower(JSCPTLayer):
 class SelectingProjection(JSCPTLayer):
     """The projection of the pooled image features, followed by the method's head."""
 
-    def project(self, pooled: Tensor) -> Tensor:
-        """x `[B, D]`: the features before the head."""
-        return self.base_layer(plain(pooled))
-
     def forward(self, pooled: Tensor) -> Tensor:
         """x̄ `[B, D]` under each image's task, or the task of `set_task` where the features do not know it."""
-        x = self.project(pooled)
+        x = self.base_layer(plain(pooled))
         adapter = self.active_task_adapter
         if adapter is None or adapter.head is None:
             return x
         task_ids = task_ids_of(pooled)
         if task_ids is None:
-            task_ids = self.resolve(None, x)
+            task_ids = self.resolve(None, x).ids
         selected = adapter.head.select(x, task_ids.to(x.device), adapter.head.task_parameters())
         return one_vector(selected).to(x.dtype)  # the base model multiplies it with its text features
 
@@ -94,7 +107,7 @@ class Backbone(ABC):
     @property
     @abstractmethod
     def vision(self) -> PromptedTower:
-        """The wrapped image tower, with `pooled(pixel_values, task_ids, prompts) -> [B, d]`."""
+        """The wrapped image tower, with `pooled(pixel_values, rows, prompts) -> [B, d]`."""
 
     @property
     @abstractmethod
@@ -124,7 +137,7 @@ class Backbone(ABC):
         """`[k, d]` embeddings of tokens, without positions."""
 
     @abstractmethod
-    def image_features(self, pixel_values: Tensor, task_ids: Tensor, prompts: Tensor) -> Tensor:
+    def image_features(self, pixel_values: Tensor, rows: TaskRows, prompts: Tensor) -> Tensor:
         """x `[B, D]` of images `[B, 3, H, W]`, each under its task's prompts, `[N, depth, n, d]`."""
 
     @abstractmethod

@@ -8,6 +8,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPVisionModel
 from ..class_texts import ClassTexts
 from ..layer import JSCPTLayer
 from ..start import Sizes
+from ..task_rows import TaskRows
 from .base import Backbone, SelectingProjection
 from .clip_text import PromptedCLIPText
 from .clip_vision import PromptedCLIPVision
@@ -65,8 +66,8 @@ class CLIPBackbone(Backbone):
     def word_embeddings(self, token_ids: list[int]) -> Tensor:
         return self.text.embeddings.token_embedding.weight[token_ids]
 
-    def image_features(self, pixel_values: Tensor, task_ids: Tensor, prompts: Tensor) -> Tensor:
-        return self.projection.project(self.vision.pooled(pixel_values, task_ids, prompts))
+    def image_features(self, pixel_values: Tensor, rows: TaskRows, prompts: Tensor) -> Tensor:
+        return self.projection.base_layer(self.vision.pooled(pixel_values, rows, prompts))
 
     def text_features(self, texts: ClassTexts, prompts: Tensor) -> Tensor:
         return self.model.text_projection(self.text.pooled(texts, prompts))

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import CLIPTextModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..cache import Cache, CacheKey
+from ..cache import CacheKey
 from ..class_texts import ClassTexts, read_out_positions
-from ..task_context import TaskContext, deterministic, tasks_in_use
+from ..task_context import deterministic
+from ..task_rows import TaskRows
 from .attention import KeysValues, block, keys_values
 from .base import PromptedTower
 from .double_backward import precision_mode
@@ -37,10 +37,6 @@ class PromptedCLIPText(PromptedTower):
 
     name = "text"
 
-    def __init__(self, base_layer: CLIPTextModel, context: TaskContext) -> None:
-        super().__init__(base_layer, context)
-        self._starts = Cache()
-
     @property
     def blocks(self) -> nn.ModuleList:
         return self.base_layer.encoder.layers
@@ -60,17 +56,17 @@ class PromptedCLIPText(PromptedTower):
             raise ValueError("`position_ids` must be left out with prompts, which decide where the words stand.")
         # No use for `attention_mask`: text is right-padded and causal, so [EOS] never sees the padding.
         input_ids = input_ids.view(-1, input_ids.shape[-1])
-        task_ids = self.resolve(task_ids, input_ids)
+        rows = self.resolve(task_ids, input_ids)
         read_out = read_out_positions(input_ids, self.base_layer.eos_token_id)
         input_ids = input_ids[:, : int(read_out.max()) + 1]  # nothing after [EOS] is ever seen
         start_id = int(input_ids[0, 0])
         if not bool((input_ids[:, 0] == start_id).all()):
             raise ValueError("`input_ids` must all start with the same [SOS] token; found several.")
-        hidden = self._run(start_id, input_ids[:, 1:], task_ids, self.prompts())
+        hidden = self._run(start_id, input_ids[:, 1:], rows, self.prompts())
         start = self._start(start_id).output.expand(len(hidden), -1, -1)
         hidden = self.base_layer.final_layer_norm(torch.cat([start, hidden], dim=1))
-        rows = torch.arange(len(hidden), device=hidden.device)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=hidden[rows, read_out])
+        every = torch.arange(len(hidden), device=hidden.device)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=hidden[every, read_out])
 
     def pooled(self, texts: ClassTexts, prompts: torch.Tensor) -> torch.Tensor:
         """Pooled `[EOS]` outputs `[S, d]` of texts of any tasks, computed in one pass.
@@ -79,42 +75,42 @@ class PromptedCLIPText(PromptedTower):
             texts: what is read.
             prompts: `[N, depth, n, d]`.
         """
-        hidden = self._run(texts.start_id, texts.words, texts.task_ids, prompts, texts.read_out)
+        hidden = self._run(texts.start_id, texts.words, texts.rows, prompts, texts.read_out)
         return self.base_layer.final_layer_norm(hidden[:, 0])
 
     def _run(
         self,
         start_id: int,
         words: torch.Tensor,
-        task_ids: torch.Tensor,
+        rows: TaskRows,
         prompts: torch.Tensor,
         read_out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Outputs of the words `[S, W, d]`, or of the read-out position alone `[S, 1, d]`."""
-        prompts, task_ids = tasks_in_use(prompts, task_ids)
+        every_task = TaskRows.one_task(prompts := rows.choose(prompts))
         num_tasks, depth, num_prompts, _ = prompts.shape
+        prompts, cast = prompts.unbind(1), self.cast_blocks()
         start = self._start(start_id).seen
         hidden = self._embed(words, first_position=1 + num_prompts)
         causal = torch.ones(words.shape[1], words.shape[1], dtype=torch.bool, device=words.device).tril()
         mask = torch.cat([causal.new_ones(words.shape[1], 1 + num_prompts), causal], dim=1)
         prompt_mask = causal.new_ones(num_prompts, 1 + num_prompts).tril(1)  # [SOS], earlier prompts, itself
-        every_task = task_ids.new_zeros(num_tasks)
         last = len(self.blocks) - 1
         for index, layer in enumerate(self.blocks):
             prefix = KeysValues(*(part.expand(num_tasks, -1, -1, -1) for part in start[index]))
             if num_prompts:
                 if index < depth:
-                    tokens = prompts[:, index].to(hidden.dtype)
+                    tokens = prompts[index].to(hidden.dtype)
                     if index == 0:
                         tokens = tokens + self._positions(1, num_prompts)
-                prefix = prefix.before(keys_values(layer, tokens))
+                prefix = prefix.before(keys_values(layer, tokens, cast[index]))
                 if depth - 1 <= index < last:
                     # The last prompts are carried on; they see no class, so once a task is enough.
-                    tokens = block(layer, tokens, start[index], every_task, prompt_mask)
+                    tokens = block(layer, tokens, start[index], every_task, prompt_mask, cast=cast[index])
             if read_out is not None and index == last:
-                hidden = block(layer, hidden, prefix, task_ids, mask[read_out][:, None, None], read_out)
+                hidden = block(layer, hidden, prefix, rows, mask[read_out][:, None, None], read_out, cast[index])
             else:
-                hidden = block(layer, hidden, prefix, task_ids, mask)
+                hidden = block(layer, hidden, prefix, rows, mask, cast=cast[index])
         return hidden
 
     def _embed(self, token_ids: torch.Tensor, first_position: int) -> torch.Tensor:
@@ -134,7 +130,7 @@ class PromptedCLIPText(PromptedTower):
     def _start(self, start_id: int) -> StartOfText:
         """What `[SOS]`, which sees only itself, contributes: constants of the frozen model."""
         mode = start_id, precision_mode(self.base_layer.device.type)
-        return self._starts.get(mode, CacheKey([self.base_layer]), lambda: self._make_start(start_id))
+        return self._kept.get(mode, lambda: CacheKey([self.base_layer]), lambda: self._make_start(start_id), hold=True)
 
     @torch.no_grad()
     def _make_start(self, start_id: int) -> StartOfText:

@@ -19,16 +19,37 @@ from torch.nn import functional as F
 _wanted: ContextVar[bool] = ContextVar("double_backward", default=False)
 
 
+PRECISIONS = ("float32", "tf32", "bfloat16")
+_precision: ContextVar[str] = ContextVar("precision", default="float32")
+
+
+@contextmanager
+def upper_level_precision(name: str) -> Iterator[None]:
+    """Within, this one of `PRECISIONS` stands for full precision.
+
+    "tf32": float32 products rounded where the device can; "bfloat16": autocast, the second derivative's kernels too.
+    """
+    token = _precision.set(name)
+    try:
+        yield
+    finally:
+        _precision.reset(token)
+
+
 @contextmanager
 def full_precision(device_type: str) -> Iterator[None]:
-    """The parameters' own precision whatever the training's: no autocast, and no TF32 in float32 products."""
+    """The parameters' own precision whatever the training's: no autocast, and no TF32 in float32 products.
+
+    Unless `upper_level_precision` says otherwise.
+    """
+    wanted = _precision.get()
     # `torch.get_float32_matmul_precision` refuses where these have been set, as `--tf32` and `--torch_compile` do.
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     precisions = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device_type, enabled=False):
+            backend.fp32_precision = "tf32" if wanted == "tf32" else "ieee"
+        with torch.autocast(device_type, torch.bfloat16, enabled=wanted == "bfloat16"):
             yield
     finally:
         for backend, precision in zip(backends, precisions, strict=True):
@@ -38,7 +59,7 @@ def full_precision(device_type: str) -> Iterator[None]:
 @contextmanager
 def twice_differentiable(device_type: str) -> Iterator[None]:
     """Within, the towers compute so that their gradients can be differentiated once more: without fused attention, and
-    in the parameters' own precision, for bfloat16 would spoil the products (by 5 %).
+    in `full_precision`.
 
     The context has to be open for the second backward too, where checkpointed blocks run again.
     """
@@ -50,9 +71,15 @@ def twice_differentiable(device_type: str) -> Iterator[None]:
         _wanted.reset(token)
 
 
+@torch.compiler.assume_constant_result
 def is_double_backward() -> bool:
     """Whether `twice_differentiable` is open."""
     return _wanted.get()
+
+
+@torch.compiler.assume_constant_result
+def _is_inference() -> bool:
+    return torch.is_inference_mode_enabled()
 
 
 def precision_mode(device_type: str) -> tuple:
@@ -60,7 +87,7 @@ def precision_mode(device_type: str) -> tuple:
     return (
         torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
         is_double_backward(),  # other kernels, which differ in the last bits
-        torch.is_inference_mode_enabled(),  # tensors made in inference mode cannot take part in autograd later
+        _is_inference(),  # tensors made in inference mode cannot take part in autograd later
     )
 
 
