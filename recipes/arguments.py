@@ -24,12 +24,8 @@ from jscpt_peft.data.benchmarks import TASK_SET_MEMBERS
 from jscpt_peft.methods import HYPERPARAMETERS, METHODS, method_fields, training_options
 from jscpt_peft.model.groups import check_grouping
 from jscpt_peft.reading import one_line, read_json, read_text
-<<<<<<< HEAD
-from jscpt_peft.settings import OneOf, PositiveInt, annotations_of, check_setting, setting
-from jscpt_peft.training.arguments import AUTO, Auto
-=======
 from jscpt_peft.settings import Name, OneOf, PositiveInt, annotations_of, check_setting, setting
->>>>>>> main
+from jscpt_peft.training.arguments import AUTO, Auto
 from jscpt_peft.training.trainer_settings import ANNOTATIONS
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -52,6 +52,10 @@ TABLES = {
         }
     ),
     "emoji": Table({"clean": "--task_set emoji"}),
+    "base_to_new": Table(
+        {name: f"--task_set {name} --split base_to_new" for name in ("icons", "shapes")},
+        tuple(name for name in ALL if "--single_task" not in name),
+    ),
     "office_home": Table(
         {f"{part:.0%}": f"--task_set office_home --train_fraction {part}" for part in (0.1, 0.2)},
         published=PUBLISHED["office_home"],

@@ -1,4 +1,4 @@
-"""Accuracy over growing training data, method by method, in a panel for each task (counterpart of the paper's Fig. 3)."""
+"""Accuracy over growing training data, in a panel for each task (counterpart of the paper's Fig. 3)."""
 
 from __future__ import annotations
 

@@ -9,10 +9,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from jscpt_peft.model.heads import TaskParameters
 from jscpt_peft.model.task_module import TaskModule
 
 from .arguments import JSCPTTrainingArguments
-from .task_gradients import TaskMeans, scheduled_gradient
+from .task_gradients import scheduled_gradient
+from .task_sums import TaskMeans
 
 
 class OwnSteps(TrainerCallback):
@@ -37,22 +39,27 @@ class OwnSteps(TrainerCallback):
         self.weights: Tensor | None = None
         self._before: list[Tensor] = []
 
-    def gradients(self, model: PeftModel, step: TaskMeans, weights: Tensor) -> dict[nn.Parameter, Tensor]:
-        """The gradient of every trained parameter (Eq. 9), and `weights` noted for the step that follows.
+    def give_gradients(
+        self, model: PeftModel, task_parameters: TaskParameters, step: TaskMeans, weights: Tensor
+    ) -> Tensor:
+        """Gives every trained parameter its gradient (Eq. 9), notes `weights`, and returns the gradient's norm.
 
         Args:
             model: the JSCPT model.
-            step: the tasks' gradients.
+            task_parameters: its task parameters, with their graph.
+            step: the tasks' gradients; where none is usable, no parameter gets any, so that nothing moves.
             weights: `[N]` φ without its graph.
         """
         self.weights, parameters = weights, [each for each in model.parameters() if each.requires_grad]
-        own = [getattr(part, name) for part, name in own_stacks(model)] if self.args.weigh_own_steps else []
-        found = {}
-        for among, factors in ((parameters, weights), (own, torch.ones_like(weights))):
-            if among:
-                gradients = scheduled_gradient(model.task_parameters(), among, step.gradients, factors)
-                found |= zip(among, gradients, strict=True)
-        return found
+        gradients = scheduled_gradient(task_parameters, parameters, step.gradients, weights)
+        given = list(zip(parameters, gradients, strict=True))
+        if self.args.weigh_own_steps:
+            own, ones = [getattr(part, name) for part, name in own_stacks(model)], torch.ones_like(weights)
+            unweighed = scheduled_gradient(model.task_parameters(), own, step.gradients, ones)
+            given += zip(own, unweighed, strict=True)
+        for parameter, gradient in given if bool(step.usable.any()) else ():
+            parameter.grad = gradient
+        return torch.stack([gradient.norm() for gradient in gradients]).norm()
 
     def on_pre_optimizer_step(
         self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, model: PeftModel, **_: Any

@@ -38,12 +38,8 @@ from .own_steps import OwnSteps
 from .plain_arguments import own_arguments
 from .publishing import Publishing
 from .step_log import HISTORY_FILE, StepLog
-<<<<<<< HEAD
-from .task_gradients import Batch, TaskSums, shared_gramian, task_gradients
-=======
-from .task_gradients import Batch, scheduled_gradient, shared_gramian
+from .task_gradients import Batch, shared_gramian
 from .task_sums import TaskSums
->>>>>>> main
 from .weightings import check_shared, make_weighting
 
 
@@ -265,23 +261,12 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
             if damping is None:  # what the optimizer applies, which a resumed run has from its checkpoint
                 damping = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)
             upper = self.upper_level.update(self.model, batches, kept, step, weights, damping)
-<<<<<<< HEAD
-        gradients = self._own_steps.gradients(self.model, step, weights.detach())
-        for parameter, gradient in gradients.items() if usable else ():  # without one, momentum moves nothing either
-            parameter.grad = gradient
-=======
             task_parameters = self.model.task_parameters()  # differences have moved θ there and back
-        parameters = self.trainable_parameters()
-        gradients = scheduled_gradient(task_parameters, parameters, step.gradients, weights.detach())
-        if usable:  # without a gradient, momentum and weight decay move nothing either
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
->>>>>>> main
+        norm = self._own_steps.give_gradients(self.model, task_parameters, step, weights.detach())
         step.show(self.model.task_adapter.head)
-        row = {"step": number, "epoch": number / self._steps_per_epoch(), **step.columns()}
+        row = {"step": number, "epoch": number / self._steps_per_epoch(), "gradient_norm": norm, **step.columns()}
         row |= {"weight": weights.detach(), **explanation, **learned}
         row |= {f"{name}_after": value for name, value in self.weighting.learned().items()}
-        row["gradient_norm"] = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
         self.step_log.append({**row, "scheduler": upper})
 
     def _steps_per_epoch(self) -> int:
