@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import Field, fields, make_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -25,6 +25,7 @@ from jscpt_peft.methods import HYPERPARAMETERS, METHODS, method_fields, training
 from jscpt_peft.model.groups import check_grouping
 from jscpt_peft.reading import one_line, read_json, read_text
 from jscpt_peft.settings import Name, OneOf, PositiveInt, annotations_of, check_setting, setting
+from jscpt_peft.training.arguments import AUTO, Auto
 from jscpt_peft.training.trainer_settings import ANNOTATIONS
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -200,6 +201,16 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
         return action.option_strings[0] + value
 
 
+def _or_auto(kind: type) -> Callable[[str], Any]:
+    """Reads a number, or "auto"."""
+
+    def read(word: str) -> Any:
+        return word if word == AUTO else kind(word)
+
+    read.__name__ = kind.__name__  # which the parser's errors show
+    return read
+
+
 class YAMLLoader(yaml.SafeLoader):
     """Takes `1e-3` for a number, as YAML 1.2 does, and a key once."""
 
@@ -222,6 +233,9 @@ class RecipeParser(HfArgumentParser):
 
     def __init__(self, dataclasses: type | Sequence[type] = (), **options: Any) -> None:
         super().__init__(dataclasses, formatter_class=HelpFormatter, **options)
+        for action in self._actions:
+            if Auto in get_args(self.annotations.get(action.dest)):  # of which the base makes the number alone
+                action.type = _or_auto(action.type)
 
     @property
     def names(self) -> set[str]:
