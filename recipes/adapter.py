@@ -10,6 +10,7 @@ from arguments import BUNDLED, base_source
 from base_model import load_clip, load_processor
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from peft import PeftModel
+from peft.utils import CONFIG_NAME
 from task_data import ASSETS
 from transformers import CLIPImageProcessorPil
 
@@ -48,6 +49,8 @@ def adapter_config(adapter: str, revision: str | None) -> JSCPTConfig:
     """
     if os.path.isfile(adapter):
         raise ValueError(f"`adapter` {adapter} is a file: name the folder that it is in.")
+    if os.path.isdir(adapter) and not os.path.isfile(os.path.join(adapter, CONFIG_NAME)):
+        raise ValueError(f"`adapter`: Can't find '{CONFIG_NAME}' at {adapter!r}, or it is no file.")
     if os.path.isdir(adapter) and revision is not None:
         raise ValueError(f"`revision` {revision!r} says nothing of the folder `adapter` {adapter}: leave it out.")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import Field, fields, make_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -25,6 +25,7 @@ from jscpt_peft.methods import HYPERPARAMETERS, METHODS, method_fields, training
 from jscpt_peft.model.groups import check_grouping
 from jscpt_peft.reading import one_line, read_json, read_text
 from jscpt_peft.settings import Name, OneOf, PositiveInt, annotations_of, check_setting, setting
+from jscpt_peft.training.arguments import AUTO, Auto
 from jscpt_peft.training.trainer_settings import ANNOTATIONS
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -179,7 +180,8 @@ def with_method(own: dict[str, Any], name: str, hyperparameters: str = "paper") 
     check_choice("method", name, (*METHODS, *OUTSIDE))
     if name in OUTSIDE:
         of_adapters = {each for each, *_ in (*config_fields(JSCPTConfig), *OWN_ARGUMENTS)} - {"model_name_or_path"}
-        return {**{each: value for each, value in own.items() if each not in of_adapters}, **OUTSIDE[name]}
+        of_all = {each: value for each, value in own.items() if each not in of_adapters}
+        return {**of_all, **OUTSIDE[name][hyperparameters]}
     method = {**method_fields(name, hyperparameters), **training_options(name, hyperparameters)}
     if hyperparameters == "original":
         return {**own, **method}
@@ -197,6 +199,16 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
             return super()._format_action_invocation(action)
         value = f" {self._format_args(action, self._get_default_metavar_for_optional(action))}"
         return action.option_strings[0] + value
+
+
+def _or_auto(kind: type) -> Callable[[str], Any]:
+    """Reads a number, or "auto"."""
+
+    def read(word: str) -> Any:
+        return word if word == AUTO else kind(word)
+
+    read.__name__ = kind.__name__  # which the parser's errors show
+    return read
 
 
 class YAMLLoader(yaml.SafeLoader):
@@ -221,6 +233,9 @@ class RecipeParser(HfArgumentParser):
 
     def __init__(self, dataclasses: type | Sequence[type] = (), **options: Any) -> None:
         super().__init__(dataclasses, formatter_class=HelpFormatter, **options)
+        for action in self._actions:
+            if Auto in get_args(self.annotations.get(action.dest)):  # of which the base makes the number alone
+                action.type = _or_auto(action.type)
 
     @property
     def names(self) -> set[str]:

@@ -58,8 +58,7 @@ def load_clip(source: str, option: str = "`model_name_or_path`") -> CLIPModel:
 
 
 def _check_config(source: str) -> None:
-    if os.path.isfile(os.path.join(source, "config.json")):  # with duplicate keys, depth and size
-        read_json_object(os.path.join(source, "config.json"))
+    _check_files(source, "config.json")
     config, _ = CLIPConfig.get_config_dict(source)
     if config.get("model_type") != CLIPConfig.model_type:
         raise ValueError(f"its `model_type` is {config.get('model_type')!r}, not 'clip'")
@@ -71,6 +70,13 @@ def _check_config(source: str) -> None:
                 check_setting(f"{tower}[{name!r}]", given[name], annotation)
 
 
+def _check_files(source: str, *names: str) -> None:
+    """Reads JSON files of a folder, which transformers takes with keys that come twice, and otherwise as they come."""
+    for path in (os.path.join(source, name) for name in names):
+        if os.path.isfile(path):
+            read_json_object(path)
+
+
 def load_processor(source: str, clip: CLIPModel, option: str = "`model_name_or_path`") -> CLIPImageProcessorPil:
     """The image processor beside a base model, for images of the size that the model takes; arguments as above.
 
@@ -79,6 +85,7 @@ def load_processor(source: str, clip: CLIPModel, option: str = "`model_name_or_p
     """
     named = f"the image processor of {option} {source!r}"
     try:
+        _check_files(source, "preprocessor_config.json", "processor_config.json")
         processor = CLIPImageProcessorPil.from_pretrained(source)
         check_statistics(processor.image_mean, processor.image_std)
         side = _side(processor.crop_size)

@@ -11,6 +11,9 @@ otherwise each large tensor is fetched from the kernel page by page, and upper s
 All variants run on the same random weights, prompts and images, in turn, so that what else the machine does meanwhile
 meets them alike. Before anything is timed, the baseline and the fast path must agree. A matrix product of the step's
 own size and precision runs among them: it says what the machine can do at that moment.
+
+Code of others, such as MVLPT's, is timed in turn with them where `--peer FILE` says how one makes a step of it:
+`make_step(arguments)` in FILE gets this program's arguments and returns a function without any.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -53,7 +57,7 @@ LOWER_STEPS = 10  # M of Algorithm 1
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}  # bytes
 KEEP_MEMORY["MALLOC_TOP_PAD_"] = str(256 << 20)
 BASELINE, JOINT, LOWER, UPPER = "baseline", "fast joint", "full lower step", "upper step"
-PRODUCT, FRACTION = "matrix product", "fraction of the matrix-product rate"
+PEER, PRODUCT, FRACTION = "peer", "matrix product", "fraction of the matrix-product rate"
 
 
 @dataclass
@@ -74,6 +78,9 @@ class BenchmarkArguments:
     dtype: Literal["float32", "bfloat16"] = setting("float32", "bfloat16: autocast.")
     device: str = setting("cpu", "cpu or cuda.")
     json: str | None = setting(None, "A file to write the figures to as well.")
+    peer: str | None = setting(
+        None, "A Python file whose `make_step(arguments)` gives a step of other code, to be timed."
+    )
     compare: str | None = setting(None, "Such a file: fail where a ratio has worsened beyond its noise.")
 
     def __post_init__(self) -> None:
@@ -102,7 +109,9 @@ def environment(arguments: BenchmarkArguments) -> dict[str, str | int]:
 
 def ratios(seconds: dict[str, float], flops: dict[str, int]) -> dict[str, float]:
     """Of the seconds of one round, or of medians."""
-    found = {f"{name} / {JOINT}": seconds[name] / seconds[JOINT] for name in (BASELINE, LOWER) if name in seconds}
+    found = {
+        f"{name} / {JOINT}": seconds[name] / seconds[JOINT] for name in (BASELINE, PEER, LOWER) if name in seconds
+    }
     if PRODUCT in seconds:
         rate = flops[PRODUCT] / seconds[PRODUCT]
         found[FRACTION] = flops[JOINT] / seconds[JOINT] / rate
@@ -148,6 +157,8 @@ def make_variants(arguments: BenchmarkArguments) -> dict[str, Callable[[], objec
     if not arguments.quick:
         for name, options in upper_variants(arguments).items():
             variants[name] = partial(upper_step, model, weighting, batches, dev_batch, dtype, **options)
+    if arguments.peer is not None:
+        variants[PEER] = runpy.run_path(arguments.peer)["make_step"](arguments)
     return {**variants, PRODUCT: matrix_product(arguments)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-HIGHER_IS_BETTER = ("baseline / ", "fraction of ")
+HIGHER_IS_BETTER = ("baseline / ", "peer / ", "fraction of ")
 # What two runs of the same code may differ by without any of it showing within one run.
 LEAST_NOISE = 0.02
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from arguments import ModelArguments, base_source, model_config, parse
 from base_model import load_clip, load_processor
+from datasets import Dataset
 from evaluated_model import zero_shot_model
+from other_classes import OtherClassesTrainer
 from outside import outside_trainer
 from outside_methods import OUTSIDE
 from peft import get_peft_model
@@ -25,6 +27,7 @@ from transformers import PrinterCallback, ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, read_column
+from jscpt_peft.data.base_to_new import base_classes, images_of_classes, new_classes
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 
 ZERO_SHOT = "zero_shot"
@@ -80,7 +83,8 @@ def measure(run: Run, output: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was broken off
     words = [*run.words, "--learning_rate", str(run.learning_rate), "--seed", str(run.seed)]
     data, model_arguments, training = parsed([*words, "--output_dir", str(folder)], run.method)
-    task_set = load_data(data, training.seed)
+    whole = load_data(data, training.seed)
+    task_set = base_classes(whole) if data.split == "base_to_new" else whole
     source = base_source(model_arguments.model_name_or_path)
     clip = load_clip(source)
     processor = load_processor(source, clip)
@@ -100,30 +104,48 @@ def measure(run: Run, output: Path) -> None:
     if run.method != ZERO_SHOT:
         trainer.train()
     seconds = perf_counter() - started
+    tables = dict(zip(task_set.class_names, task_set.split(run.split), strict=True))
     result = {
         **asdict(run),
         "trainable_parameters": trainer.model.get_nb_trainable_parameters()[0],
         "steps": trainer.state.global_step,
         "train_seconds": seconds,
         "device": torch.cuda.get_device_name() if training.device.type == "cuda" else training.device.type,
-        **_answers(trainer, task_set, datasets[run.split], run.split),
+        **_answers(trainer, tables, datasets[run.split]),
     }
+    if data.split == "base_to_new" and run.split == "test":
+        result |= _on_new_classes(trainer, whole, result, datasets["test"])
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{RESULT}.part"
     part.write_text(json.dumps(result), encoding="utf-8")
     part.replace(folder / RESULT)
 
 
-def _answers(trainer: JSCPTTrainer, task_set: TaskSet, images: ImageTaskDataset, split: str) -> dict[str, Any]:
-    """Which images are classified rightly, `"101..."` per task in their order, and which images these are."""
+def _answers(trainer: JSCPTTrainer, tables: Mapping[str, Dataset], images: ImageTaskDataset) -> dict[str, Any]:
+    """Which images of each task's table are classified rightly, `"101..."`, and which images these are."""
+    keys = [read_column(table, "key") for table in tables.values()]
     prediction = trainer.predict(images)
     right = prediction.predictions.argmax(-1) == prediction.label_ids[0]
-    ends = np.cumsum([len(part) for part in task_set.split(split)])[:-1]
-    by_task = dict(zip(task_set.class_names, np.split(right, ends), strict=True))
-    keys = [read_column(part, "key") for part in task_set.split(split)]
+    by_task = dict(zip(tables, np.split(right, np.cumsum([len(each) for each in keys])[:-1]), strict=True))
     return {
         "accuracy": {task: float(each.mean()) for task, each in by_task.items()},
         "worst_group": prediction.metrics.get("test_worst_group_accuracy"),
         "right": {task: "".join(map(str, each.astype(int))) for task, each in by_task.items()},
         "images": hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:16],
     }
+
+
+def _on_new_classes(
+    trainer: JSCPTTrainer, whole: TaskSet, base: dict[str, Any], images: ImageTaskDataset
+) -> dict[str, Any]:
+    """Columns `<task>, base` and `<task>, new`: the answers so far, and those on the classes training has not seen."""
+    classes = new_classes(whole)
+    tables = dict(zip(classes, images_of_classes(whole, classes), strict=True))
+    among_new = OtherClassesTrainer(trainer.model, trainer.args, classes)
+    new = _answers(among_new, tables, ImageTaskDataset(list(tables.values()), images.transform))
+    kinds = {"base": base, "new": new}
+    columns = {
+        name: {f"{task}, {kind}": each[name][task] for task in classes for kind, each in kinds.items()}
+        for name in ("accuracy", "right")
+    }
+    return {**columns, "images": base["images"] + new["images"]}

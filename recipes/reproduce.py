@@ -8,7 +8,7 @@
 A method is a name with further arguments of recipes/train.py; arguments that are not listed below go to every run. The
 learning rate of each method is chosen on validation images, by the same grid for all, with the same steps and images
 of a step. Test images are seen once, by the runs with the chosen rates. After an interruption the same command goes
-on. Writes results.parquet (a row for each run and task) and results.md.
+on. Writes results.parquet (a row for each run and task), results.md and, of growing training data, a figure.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from reproduced_tables import TABLES
 
 from jscpt_peft.choices import check_choice
 from jscpt_peft.evaluation.comparison import comparison_markdown, summarise
+from jscpt_peft.evaluation.comparison_figure import draw_comparison
 from jscpt_peft.evaluation.intervals import paired_interval
 from jscpt_peft.evaluation.tables import markdown_table, points
 
@@ -47,6 +48,10 @@ def main(command_line: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", help="rows of the table, in quotes with arguments; default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--factors", nargs="+", type=float, default=FACTORS, help="of the learning rate; 1 tries none")
+    parser.add_argument(
+        "--rates_from",
+        help="the part of the table that learning rates are chosen on, for all; default: each part its own",
+    )
     parser.add_argument("--reference", default="jscpt", help="the method that others are compared with")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/reproduce/TABLE")
     parser.add_argument(
@@ -60,28 +65,32 @@ def main(command_line: list[str] | None = None) -> None:
 def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
     """Does what is missing of a table, and writes the table anew after every run."""
     table, output = TABLES[options.table], options.output_dir or Path("outputs", "reproduce", options.table)
-    for setting in options.settings or ():
+    for setting in (*(options.settings or ()), *([options.rates_from] if options.rates_from else [])):
         check_choice("settings", setting, table.settings)
+    words = {setting: (*shlex.split(text), *everywhere) for setting, text in table.settings.items()}
     searches = {}
     for setting in options.settings or table.settings:
-        words = (*shlex.split(table.settings[setting]), *everywhere)
+        place = options.rates_from or setting
         for method in options.methods or table.methods:  # parses all, so that a wrong word is told at once
-            searches[setting, method] = candidates(setting, method, words, options.factors)
+            searches[setting, method] = candidates(place, method, words[place], options.factors)
     output.mkdir(parents=True, exist_ok=True)
     with run_all(options.processes or torch.cuda.device_count() or os.cpu_count() or 1, output) as do:
-        do([run for runs in searches.values() if len(runs) > 1 for run in runs], "learning rates")
-        chosen = [best(runs, output) for runs in searches.values()]
+        do([run for runs in dict.fromkeys(searches.values()) if len(runs) > 1 for run in runs], "learning rates")
+        chosen = [
+            replace(best(runs, output), setting=setting, words=words[setting])
+            for (setting, _), runs in searches.items()
+        ]
         finals = [replace(run, seed=seed, split="test") for seed in options.seeds for run in chosen]
         do(finals, "test", lambda: write_tables(options, output, finals))
     write_tables(options, output, finals)
     console.print((output / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
 
 
-def candidates(setting: str, method: str, words: tuple[str, ...], factors: Sequence[float]) -> list[Run]:
+def candidates(setting: str, method: str, words: tuple[str, ...], factors: Sequence[float]) -> tuple[Run, ...]:
     """Runs with the learning rates to choose among: the method's own on this task set, times each factor."""
     _, _, training = parsed([*words, "--output_dir", "unused"], method)
     rates = [0.0] if method == ZERO_SHOT else [float(f"{training.learning_rate * factor:.3g}") for factor in factors]
-    return [Run(setting, method, words, rate, SEARCH_SEED, "validation") for rate in rates]
+    return tuple(Run(setting, method, words, rate, SEARCH_SEED, "validation") for rate in rates)
 
 
 def best(runs: Sequence[Run], output: Path) -> Run:
@@ -149,7 +158,7 @@ def write_tables(options: argparse.Namespace, output: Path, runs: Sequence[Run])
             "training, s": seconds.map("{:.0f}".format),
         }
         if setting in published:
-            columns = {"published mean": published[setting], **columns}
+            columns = {"mean, as published": published[setting], **columns}
         if part["worst_group"].notna().any():
             columns = {"worst group": (100 * by_method["worst_group"].mean()).map("{:.1f}".format), **columns}
         table = comparison_markdown(summary, {name: dict(column) for name, column in columns.items()})
@@ -158,6 +167,9 @@ def write_tables(options: argparse.Namespace, output: Path, runs: Sequence[Run])
         if options.reference in summary.index and len(summary) > 1:
             text += f"\n{differences(part, options.reference)}\n"
     (output / "results.md").write_text(text, encoding="utf-8")
+    settings = list(results["setting"].unique())
+    if len(settings) > 1 and all(name[0].isdigit() for name in settings):  # amounts of training data
+        draw_comparison(results, output)
 
 
 def differences(part: pd.DataFrame, reference: str) -> str:

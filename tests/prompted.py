@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import oracles
 import torch
 from peft import PeftModel, get_peft_model
@@ -10,6 +12,9 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
+
+if TYPE_CHECKING:
+    from jscpt_peft.training.task_gradients import Batch
 
 # Tasks with different numbers of classes; names of different lengths, so that padding takes part.
 TASKS = {"photo": ["cat", "dog", "fox"], "clipart": ["cat", "dog"], "sketch": ["a", "b", "c", "d"]}
@@ -32,7 +37,9 @@ def class_token_ids(tasks: dict[str, list[str]] = TASKS) -> dict[str, list[list[
 
 def config(**options) -> JSCPTConfig:
     """A configuration that needs no tokenizer; `options` replace its fields."""
-    options = {"tasks": TASKS, "num_shared_tokens": 3, "num_task_tokens": 2, "intervention_hidden": 4, **options}
+    options = {"tasks": TASKS, "num_shared_tokens": 3, "num_task_tokens": 2, **options}
+    if options.get("intervention", "mask_mlp") in ("mask_mlp", "decoupled"):
+        options = {"intervention_hidden": 4, **options}
     return JSCPTConfig(**{"class_token_ids": class_token_ids(options["tasks"]), "prompt_init_std": 0.5, **options})
 
 
@@ -63,6 +70,16 @@ def batch(model: PeftModel, per_task: int = 2, seed: int = 2) -> tuple[Tensor, T
     labels = torch.tensor([int(torch.randint(counts[task], (), generator=generator)) for task in task_ids])
     pixels = torch.randn(len(task_ids), 3, 32, 32, generator=generator).to(model.dtype)
     return pixels, task_ids, labels
+
+
+def batch_in_blocks(model: PeftModel, per_task: int = 2, seed: int = 2) -> Batch:
+    """The same task after task, as the trainer's sampler gives it and the trainer checks it."""
+    from jscpt_peft.training.task_gradients import Batch  # here, since tests of models need no trainer
+
+    pixels, task_ids, labels = batch(model, per_task, seed)
+    order = task_ids.argsort(stable=True)
+    inputs = {"pixel_values": pixels[order], "task_ids": task_ids[order], "labels": labels[order]}
+    return Batch.checked(inputs, model.active_jscpt_config.tasks, torch.device("cpu"))
 
 
 def losses_by_hand(model: PeftModel, embeds: Tensor, output, task_ids: Tensor, labels: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
@@ -56,6 +56,10 @@ def by_task(argument: str, dataset: Any) -> Any:
     if dataset is None or hasattr(dataset, "sizes"):
         return dataset
     check_map_style(argument, dataset)
+    if len(dataset) and not isinstance(dataset[0], Mapping):
+        raise ValueError(
+            f"`{argument}` has items of type {type(dataset[0]).__name__}: give mappings of {list(COLUMNS)}."
+        )
     missing = [name for name in COLUMNS if len(dataset) and name not in dataset[0]]
     if missing:
         raise ValueError(

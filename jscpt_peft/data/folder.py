@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask, build_task, keys_of
@@ -9,6 +10,8 @@ from jscpt_peft.data.layout import LAYOUT, find_images
 from jscpt_peft.data.manifest import images_of_manifest, new_manifest
 from jscpt_peft.data.splits import carve_dev, check_amount, split_pools, take
 from jscpt_peft.data.task import TaskSet
+
+logger = logging.getLogger(__name__)
 
 
 def folder_task_set(
@@ -91,6 +94,9 @@ def _complete(
                 f"`data_root`: class {folder!r} of task {task!r} has no training images; add some or remove its "
                 f"folder; {LAYOUT}."
             )
+    untested = [folder for folder, keys in complete["test"].items() if not keys]
+    if untested and keys_of(complete["test"]):
+        logger.warning("No test images of the classes %s of task %r: accuracies say nothing of them.", untested, task)
     if not keys_of(complete["test"]):
         raise ValueError(
             f"`data_root`: task {task!r} has no test images; add some (a task without split folders needs two or more "

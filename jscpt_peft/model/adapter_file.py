@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def check_digest(source: str | Path, **of_hub: Any) -> None:
     Raises:
         SafetensorError: the weights are no safetensors file, or not whole.
     """
+    if os.path.isdir(source):
+        _check_folder(Path(source, of_hub.get("subfolder") or ""))
     kinds = "gated_repo", "missing_entries", "connection_errors"
     options = {f"_raise_exceptions_for_{kind}": False for kind in kinds}  # `load_adapter` tells of those
     options |= {name: value for name, value in of_hub.items() if value is not None}
@@ -105,6 +108,15 @@ def check_digest(source: str | Path, **of_hub: Any) -> None:
                 f"{each} of the adapter {str(source)!r} is not what was saved: its digest is not that of "
                 f"{DIGEST_FILE}. Get all of it again; or remove that file, if it was changed on purpose."
             )
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises a `ValueError` where what belongs to an adapter is not there, or no file."""
+    names = [SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, CONFIG_NAME, DIGEST_FILE]
+    if wrong := [name for name in names if os.path.lexists(folder / name) and not os.path.isfile(folder / name)]:
+        raise ValueError(f"{wrong[0]} of the adapter {str(folder)!r} is no file: get the adapter again.")
+    if not any(os.path.isfile(folder / name) for name in names[:2]):
+        raise ValueError(f"the adapter {str(folder)!r} has no {SAFETENSORS_WEIGHTS_NAME}: get the adapter again.")
 
 
 def _digest(path: Path) -> str:

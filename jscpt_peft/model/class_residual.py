@@ -80,6 +80,10 @@ class ClassResidual(TaskModule):
         by_row = gradients.new_zeros(tasks, len(self.row_of) + 1, width).scatter_add(1, rows, gradients)
         return by_row[:, :-1].flatten(1)
 
+    def centre(self, _name: str, weights: Tensor) -> Tensor:
+        """Zero: own rows are differences from what tasks share, and those of one label may be of other classes."""
+        return weights.new_zeros(())
+
     def append(self, other: Self, copied_from: int | None = None) -> None:
         """As the base's; new names, and more classes than any task had, start at zero."""
         self.row_of, self.rows_of_labels = other.row_of, other.rows_of_labels.to(self.rows_of_labels)

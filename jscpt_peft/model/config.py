@@ -21,6 +21,7 @@ from .registration import TASK_TYPE, add_peft_type
 
 PEFT_TYPE = add_peft_type("JSCPT")
 
+VISION_INITS = ("normal", "uniform")
 TOWERS = {"both": ("vision", "text"), "vision": ("vision",), "text": ("text",)}
 
 
@@ -70,6 +71,8 @@ class JSCPTConfig(PeftConfig):
             N(0, `prompt_init_std`²) like all other prompts.
         prompt_init_token_ids: token ids of `prompt_init`; filled when the adapter is injected unless given.
         prompt_init_std: standard deviation of the random start of the prompts.
+        vision_init: `"uniform"`: vision prompts start from U(-v, v) with v = sqrt(6 / (3p² + d)) for patches of p x p
+            pixels and width d, as in VPT; `"normal"`: as all others.
         init_seed: seed of that start; the same on every process.
         target_modules: the modules of the base model that are wrapped; filled for `CLIPModel`.
         base_dimensions: sizes of the base model the adapter was made for; filled when the adapter is injected.
@@ -123,6 +126,9 @@ class JSCPTConfig(PeftConfig):
     prompt_init_token_ids: list[int] | None = setting(None, "Token ids of these words.", command_line=False)
     prompt_init_std: Annotated[float, Between(0, 100)] = setting(
         0.02, "Standard deviation of the prompts' random start."
+    )
+    vision_init: Annotated[str, OneOf(VISION_INITS)] = setting(
+        "normal", "Random start of the vision prompts: normal, or uniform as in VPT."
     )
     init_seed: int = setting(0, "Seed of that start.", command_line=False)
     target_modules: str | list[str] | None = setting(None, "Wrapped modules.", command_line=False)

@@ -21,6 +21,7 @@ KNOWN_BY = {
     "entropy_weight": ("intervention", ("modular",)),
     "invariance_weight": ("intervention", ("modular",)),
     "projection_rank": ("prompts", ("projected",)),
+    "vision_init": ("prompts", ("concatenated", "projected", "unified")),
 }
 # The same, of options that adapters are saved with which do not know them: a warning says so.
 ONLY_SAID = {

@@ -20,6 +20,7 @@ class Sizes:
         projection: D, size of the projected features.
         vocabulary: number of token ids.
         positions: longest text.
+        patch: side of an image patch in pixels.
     """
 
     widths: dict[str, int]
@@ -27,6 +28,7 @@ class Sizes:
     projection: int
     vocabulary: int
     positions: int
+    patch: int
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,13 @@ class Start:
         salt = name if self.added_task is None else f"{name}/{self.added_task}"
         digest = hashlib.sha256(f"{self.config.init_seed}/{salt}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+    def tokens(self, tower: str, generator: torch.Generator, *shape: int) -> Tensor:
+        """Prompt tokens `[..., d]` of a tower at random, as `prompt_init_std` and `vision_init` say."""
+        if tower == "vision" and self.config.vision_init == "uniform":
+            bound = (6 / (3 * self.sizes.patch**2 + self.sizes.widths[tower])) ** 0.5
+            return self.uniform(generator, *shape, bound=bound)
+        return self.normal(generator, *shape, std=self.config.prompt_init_std)
 
     def normal(self, generator: torch.Generator, *shape: int, std: float) -> Tensor:
         """N(0, std²)."""

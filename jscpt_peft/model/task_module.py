@@ -82,6 +82,12 @@ class TaskModule(nn.Module):
         own = {*self.stacked, *(f"rows.{name}" for name in self.rows)}
         return [parameter for name, parameter in self.named_parameters() if name not in own]
 
+    def centre(self, name: str, weights: Tensor) -> Tensor:
+        """What a prior holds the slices of a stack `[N, ...]` near: their mean, weighted by `[N]` weights, `[...]`."""
+        return torch.tensordot(
+            weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny), self.tensors()[name], 1
+        )
+
     @property
     def has_own_parameters(self) -> bool:
         """Whether a task has parameters here that no other task has."""

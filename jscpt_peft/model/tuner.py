@@ -93,9 +93,12 @@ class JSCPTModel(JSCPTInjection):
             ValueError: a task id or a label is out of range, or no task is known.
             FloatingPointError: logits are NaN, without labels and gradients; the message names the cause.
         """
-        if not (isinstance(pixel_values, Tensor) and pixel_values.dim() == 4):
-            shape = list(pixel_values.shape) if isinstance(pixel_values, Tensor) else type(pixel_values).__name__
-            raise ValueError(f"`pixel_values` is {shape}: give a tensor [B, 3, H, W]; `predict` takes images.")
+        if not (isinstance(pixel_values, Tensor) and pixel_values.dim() == 4 and pixel_values.is_floating_point()):
+            tensor = isinstance(pixel_values, Tensor)
+            given = f"{pixel_values.dtype} {list(pixel_values.shape)}" if tensor else type(pixel_values).__name__
+            raise ValueError(
+                f"`pixel_values` is {given}: give normalised floating-point [B, 3, H, W]; `predict` takes images."
+            )
         rows = self.backbone.vision.resolve(task_ids, pixel_values)
         given = task_parameters is not None
         parameters = task_parameters if given else self.task_parameters()

@@ -41,6 +41,8 @@ COMPILERS = ("inductor", "aot_eager")
 HESSIAN_PARAMETERS = ("all", "shared")
 SCHEDULER_OPTIMIZERS = ("adam", "sgd")
 WATCHING_A_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+AUTO = "auto"
+Auto = Annotated[str, OneOf((AUTO,))]
 DEFAULT_METRIC = "mean_accuracy"
 SCHEDULER = "scheduler"
 WEIGHTINGS = (SCHEDULER, "loss_cosine", "uniform", "uw", "gradnorm", "dwa", "famo", *AGGREGATORS)
@@ -107,6 +109,10 @@ class JSCPTTrainingArguments(TrainingArguments):
         f"(uncertainty), gradnorm, dwa, famo, or by the shared gradients alone {', '.join(AGGREGATORS)} (TorchJD; "
         "needs jscpt-peft[aggregators]).",
     )
+    weigh_own_steps: bool = setting(
+        False, "Weights scale the steps of a task's own parameters, not their gradients (for adaptive optimizers)."
+    )
+    task_prior: Rate = setting(0.0, "λ: pull of a task's own parameters towards the weighted mean of the tasks'.")
     weighting_learning_rate: PositiveRate = setting(0.025, "Learning rate of --weighting uw, gradnorm and famo.")
     gradnorm_alpha: Rate = setting(1.5, "α of --weighting gradnorm: how strongly slow tasks are pulled.")
     dwa_temperature: PositiveRate = setting(2.0, "T of --weighting dwa.")
@@ -145,7 +151,9 @@ class JSCPTTrainingArguments(TrainingArguments):
 
     # ---- the upper level (Eqs. 8-11) ----
     learn_scheduler: bool = setting(True, "Update Ω = {α, β}; without, it stays at 1.")
-    lower_steps: PositiveInt = setting(10, "M: lower steps between two updates of Ω.")
+    lower_steps: PositiveInt | Auto = setting(
+        10, "M: lower steps between two updates of Ω; auto: at least 64 updates in a run."
+    )
     neumann_terms: Terms = setting(3, "H of Eq. 11; 0 needs no Hessian-vector product.")
     neumann_step_size: PositiveRate = setting(1.0, "Largest step size of the Neumann series.")
     power_iterations: Terms = setting(3, "Products that estimate λ_max for the step size 0.9/λ_max; 0 fixes it.")
@@ -168,7 +176,9 @@ class JSCPTTrainingArguments(TrainingArguments):
     hessian_parameters: Annotated[str, OneOf(HESSIAN_PARAMETERS)] = setting(
         "all", "θ of the Hessian: all, or shared prompts only."
     )
-    scheduler_learning_rate: PositiveRate = setting(1e-2, "Learning rate η₂ of Ω.")
+    scheduler_learning_rate: PositiveRate | Auto = setting(
+        1e-2, "Learning rate η₂ of Ω; auto: 16 / number of updates in the run."
+    )
     scheduler_optimizer: Annotated[str, OneOf(SCHEDULER_OPTIMIZERS)] = setting("adam", "Optimizer of Ω: adam or sgd.")
     max_hypergradient_norm: NonNegativeFloat = setting(10.0, "Clip the gradient of Ω; 0 does not.")
     dev_batch_size: BatchSize | None = setting(

@@ -16,7 +16,7 @@ from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate
 from jscpt_peft.model.backbones.double_backward import upper_level_precision
 from jscpt_peft.scheduling import Weighting
 
-from .arguments import JSCPTTrainingArguments
+from .arguments import AUTO, JSCPTTrainingArguments
 from .hessian import HessianProduct, KeptGraph, hessian_chunks
 from .implicit_gradient import dev_gradient, implicit_gradient
 from .loading import make_loader
@@ -25,6 +25,9 @@ from .task_gradients import Batch
 from .task_sums import TaskMeans
 
 logger = logging.get_logger(__name__)
+
+AUTO_UPDATES = 64  # of Ω in a run, at least
+AUTO_TRAVEL = 16.0  # how far α and β can move in a run
 
 
 class UpperLevel:
@@ -40,6 +43,7 @@ class UpperLevel:
 
     Attributes:
         updates: how often Ω has been updated.
+        lower_steps: M.
     """
 
     def __init__(
@@ -60,8 +64,9 @@ class UpperLevel:
         self.optimizer = None
         if any(True for _ in weighting.parameters()):
             optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[args.scheduler_optimizer]
-            self.optimizer = optimizer(weighting.parameters(), lr=args.scheduler_learning_rate)
-        self.updates = 0
+            self.optimizer = optimizer(weighting.parameters(), lr=0.0)
+        self.updates, self.lower_steps = 0, 1
+        self.begin(1)
         self._dev_batches: Iterator[dict[str, Tensor]] | None = None
 
     def check(self, model: PeftModel) -> None:
@@ -83,9 +88,24 @@ class UpperLevel:
                 "`dtype=torch.float32` (and use `bf16=True` for speed), or set `neumann_terms=0`."
             )
 
+    def begin(self, steps: int) -> None:
+        """Sets M and η₂, which `"auto"` makes follow the length of a training of so many steps.
+
+        M = max(1, steps // 64): at least 64 updates in a run that has so many steps, less than 128 in any longer one.
+        η₂ = 16 / updates: Adam's steps are of about η₂, so that α and β can move by 16 in all. To weigh one task 19
+        times as much as another takes a difference of 8 where Δ is near the neutral 0.73, half of what they can have.
+        """
+        args = self.args
+        self.lower_steps = max(1, steps // AUTO_UPDATES) if args.lower_steps == AUTO else args.lower_steps
+        rate = args.scheduler_learning_rate
+        if rate == AUTO:
+            rate = AUTO_TRAVEL / max(1, steps // self.lower_steps)
+        for group in [] if self.optimizer is None else self.optimizer.param_groups:
+            group["lr"] = rate
+
     def due(self, step: int) -> bool:
         """Whether optimizer step `step` (from 1) is one that updates Ω: every M-th (Algorithm 1, line 5)."""
-        return self.learns and step % self.args.lower_steps == 0
+        return self.learns and step % self.lower_steps == 0
 
     def update(
         self,

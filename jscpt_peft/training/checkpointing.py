@@ -120,6 +120,7 @@ class Checkpointing(Trainer):
         epochs, steps_per_epoch, *others, max_steps = super().set_initial_training_values(*args)
         if self._resumed_step >= max_steps:
             epochs = min(epochs, self._resumed_step // steps_per_epoch)
+        self.upper_level.begin(max_steps)
         return epochs, steps_per_epoch, *others, max_steps
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

@@ -18,7 +18,7 @@ from .distributed import world_size
 
 # Of the adapter: all but what the stored tensors and token ids already tell.
 STORED = {"class_template", "tokenizer_name_or_path", "target_modules"}
-STORED |= {"prompt_init", "prompt_init_token_ids", "prompt_init_std", "init_seed"}
+STORED |= {"prompt_init", "prompt_init_token_ids", "prompt_init_std", "vision_init", "init_seed"}
 # Of the arguments: what the optimizers' states depend on.
 OPTIMIZERS = ("optim", "scheduler_optimizer", "scheduler_parameterization", "weighting", "gradient_aggregator")
 # Of those of `Trainer`, what else decides what a step does.

@@ -15,6 +15,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
+from jscpt_peft.choices import check_choice
 from jscpt_peft.evaluation import multi_task_accuracy
 from jscpt_peft.model.causes import cause_of_nan
 from jscpt_peft.model.task_rows import TaskRows
@@ -43,7 +44,9 @@ class EvaluatingTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """As `Trainer`'s, with the bound on how long a data worker may take."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        if isinstance(dataset, str):
+            check_choice("eval_dataset", dataset, self.eval_dataset if isinstance(self.eval_dataset, dict) else ())
+            dataset = self.eval_dataset[dataset]
         if dataset is None:
             raise ValueError("`eval_dataset` is missing: give one to the trainer or to `evaluate`.")
         return self.get_test_dataloader(dataset)

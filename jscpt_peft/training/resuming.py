@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.utils import logging
+
+from jscpt_peft.settings import check_setting
 
 from . import checkpoint as files
 from .configuration import RESTORED
@@ -30,6 +33,7 @@ def checkpoint_to_resume(
     Raises:
         ValueError: the checkpoint is damaged, of another configuration or not there, or no valid one is.
     """
+    check_setting("resume_from_checkpoint", asked, bool | str | os.PathLike)
     files.recover(run)
     newest, refused = files.last_valid_checkpoint(run, configuration)
     if asked is not True:

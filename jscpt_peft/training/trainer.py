@@ -34,10 +34,11 @@ from .loading import make_loader
 from .lost_processes import lost_processes_named
 from .lower_step import LowerStep
 from .output_lock import output_lock
+from .own_steps import OwnSteps
 from .plain_arguments import own_arguments
 from .publishing import Publishing
 from .step_log import HISTORY_FILE, StepLog
-from .task_gradients import Batch, scheduled_gradient, shared_gramian
+from .task_gradients import Batch, shared_gramian
 from .task_sums import TaskSums
 from .weightings import chosen_weighting
 
@@ -104,6 +105,8 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         others = kwargs["compute_metrics"] != self.multi_task_accuracy or isinstance(eval_dataset, dict)
         if (others or args.prediction_loss_only) and not args.needs_a_metric:
             args.metric_for_best_model = None
+        self._own_steps = OwnSteps(args)
+        kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), SaveAfterEvaluation(), self._own_steps]
         super().__init__(
             model=model,
             args=args,
@@ -117,7 +120,6 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         self.dev_dataset = by_task("dev_dataset", dev_dataset)
         self._given_weighting = weighting
         self._set_up()
-        self.add_callback(SaveAfterEvaluation())
         self._forget()
 
     def _set_up(self) -> None:
@@ -255,16 +257,11 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
                 damping = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)
             upper = self.upper_level.update(self.model, batches, kept, step, weights, damping)
             task_parameters = self.model.task_parameters()  # differences have moved θ there and back
-        parameters = self.trainable_parameters()
-        gradients = scheduled_gradient(task_parameters, parameters, step.gradients, weights.detach())
-        if usable:  # without a gradient, momentum and weight decay move nothing either
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient
+        norm = self._own_steps.give_gradients(self.model, task_parameters, step, weights.detach())
         step.show(self.model.task_adapter.head)
-        row = {"step": number, "epoch": number / self._steps_per_epoch(), **step.columns()}
+        row = {"step": number, "epoch": number / self._steps_per_epoch(), "gradient_norm": norm, **step.columns()}
         row |= {"weight": weights.detach(), **explanation, **learned}
         row |= {f"{name}_after": value for name, value in self.weighting.learned().items()}
-        row["gradient_norm"] = torch.stack([gradient.norm() for gradient in gradients]).norm()
         self.step_log.append({**row, "scheduler": upper})
 
     def _steps_per_epoch(self) -> int:

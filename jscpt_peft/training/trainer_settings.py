@@ -61,7 +61,7 @@ ANNOTATIONS: dict[str, Any] = {
 """Annotations of inherited fields, where those of `TrainingArguments` say too little or are not true."""
 
 _OFF = (None, False, "", [], {})
-_COMPILE = "the two levels of derivatives are not compiled. Leave it out."
+_COMPILE = "the upper level differentiates twice. `compile_blocks` compiles what lower steps run."
 _WHOLE = "per-task gradients need whole parameters, which are a few MB. Leave it out of the arguments."
 _BATCHES = "every batch has `per_device_train_batch_size` images of every task, in an order of its own. Leave it out."
 _GATHERED = "evaluation gathers tensors of all batches and computes metrics once. Leave it out."

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from jscpt_peft.evaluation.comparison import MEAN, comparison_markdown, summarise
+from jscpt_peft.evaluation.comparison_figure import comparison_figure, draw_comparison
 
 
 def runs(accuracies: dict[str, list[tuple[float, float]]]) -> pd.DataFrame:
@@ -34,3 +35,14 @@ def test_the_best_is_bold_and_the_second_underlined():
     assert lines[4].startswith("| z | <u>40.0</u> | 10.0 |")
     alone = comparison_markdown(summarise(runs({"x": [(0.5, 0.2), (0.5, 0.2)]})), {})
     assert "| x | 50.0 ± 0.0 | 20.0 ± 0.0 | 35.0 ± 0.0 |" in alone
+
+
+def test_a_figure_of_growing_training_data_has_a_panel_for_each_task_and_one_of_their_mean(tmp_path):
+    found = runs({"x": [(0.5, 0.2), (0.6, 0.2)], "y": [(0.5, 0.3), (0.5, 0.3)]})
+    grown = pd.concat([found.assign(setting=f"{shots} shots") for shots in (5, 1)])
+    (path,) = draw_comparison(grown, tmp_path)
+    assert path.stat().st_size > 10_000
+    figure = comparison_figure(grown)
+    assert [axes.get_title() for axes in figure.axes] == ["mean of tasks", "art", "real"]
+    line = figure.axes[1].containers[-1].lines[0]  # the best method is drawn last
+    assert [*line.get_xdata()] == ["5", "1"] and [*line.get_ydata()] == pytest.approx([50, 50])

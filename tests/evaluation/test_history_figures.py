@@ -10,7 +10,7 @@ from matplotlib import style
 from matplotlib.text import Text
 from PIL import Image
 
-from jscpt_peft.evaluation import SchedulerHistory, draw_figures, history_arrays, read_history
+from jscpt_peft.evaluation import SchedulerHistory, draw_figures, history_arrays, history_figures, read_history
 from jscpt_peft.evaluation.history_figures import (
     affinity_figure,
     causal_effects_figure,
@@ -112,18 +112,19 @@ def test_what_a_weighting_does_not_log_is_not_drawn_nor_left_from_an_earlier_run
     assert {path.stem for path in output.iterdir()} == drawn | {"own"}
 
 
-def test_the_task_of_prompt_scheduling_is_the_first_or_the_one_asked_for(tmp_path):
-    path = history(tmp_path / "history.jsonl", ["art", "sketch"], 20)
-    figures = {}
-    for name, options in {"default": {}, "art": {"task": "art"}, "sketch": {"task": "sketch"}}.items():
-        figures[name] = draw_figures(path, tmp_path / name, **options)[-1].read_bytes()
-    assert figures["default"] == figures["art"] != figures["sketch"]
+def test_the_task_of_prompt_scheduling_is_the_first_or_the_one_asked_for(tmp_path, monkeypatch):
+    path, makers = history(tmp_path / "history.jsonl", ["art", "sketch"], 20), []
+    monkeypatch.setattr(history_figures, "write_figures", lambda _, each: makers.append(each))
+    for options in ({}, {"task": "art"}, {"task": "sketch"}):
+        draw_figures(path, tmp_path, **options)
+    headings = [each["prompt_scheduling.png"]().texts[0].get_text() for each in makers]
+    assert headings == [f"Prompt scheduling of {task}, batch by batch" for task in ("art", "art", "sketch")]
     with pytest.raises(ValueError, match=r"`task` must be one of .* got 'sketsh'. Did you mean 'sketch'"):
         draw_figures(path, tmp_path, task="sketsh")
 
 
 def test_drawing_leaves_the_users_matplotlib_alone_and_is_not_changed_by_it(tmp_path, monkeypatch):
-    path = history(tmp_path / "history.jsonl", tasks(2), 5)
+    path = history(tmp_path / "history.jsonl", tasks(2), 5, columns=("step", "epoch", "loss", "weight"))
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     plain = [figure.read_bytes() for figure in draw_figures(path, tmp_path / "plain")]
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "savefig.dpi": 20}):

@@ -63,7 +63,9 @@ def test_what_is_not_the_adapter_is_refused_by_name(folder, problem):
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("changed", [{"num_shared_tokens": 0}, {"intervention": "none"}, {"towers": "text"}])
+@pytest.mark.parametrize(
+    "changed", [{"num_shared_tokens": 0}, {"intervention": "none", "intervention_hidden": 8}, {"towers": "text"}]
+)
 def test_configuration_and_tensors_agree(folder, changed):
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
@@ -133,6 +135,15 @@ def test_the_digest_is_of_the_configuration_and_of_what_peft_loads(tmp_path, cha
         PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), tmp_path)
     (tmp_path / DIGEST_FILE).write_text(whole.splitlines()[0])  # as 0.1 wrote it
     PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), tmp_path)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, DIGEST_FILE])
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name):
+    prompted.prompted_clip(torch.float32).save_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name} of the adapter .* is no file"):
+        PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), tmp_path)
 
 
 def test_what_was_saved_last_is_what_loads(tmp_path):

@@ -337,6 +337,22 @@ def test_maple_starts_from_words_in_the_first_block_and_from_like_maps_behind_it
         assert 0.8 * 24**-0.5 < each.abs().max() <= 24**-0.5
 
 
+@pytest.mark.parametrize("name", ["vpt", "mvlpt"])
+def test_vision_prompts_of_vpt_start_uniform_where_its_own_hyperparameters_are_asked_for(name):
+    prompts = {}
+    for whose in ("paper", "original"):
+        config = configuration(name, hyperparameters=whose, num_shared_tokens=50, prompt_init_std=0.02)
+        prompts[whose] = dict(get_peft_model(oracles.tiny_clip(), config).task_adapter.prompts.named_parameters())
+    vision = "vision_shared" if name == "vpt" else "vision"
+    bound = (6 / (3 * 8 * 8 + 32)) ** 0.5  # patches of 8 x 8 pixels, width 32
+    values = prompts["original"][vision].detach().flatten()
+    assert 0.99 * bound < values.abs().max() <= bound
+    assert values.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert prompts["paper"][vision].detach().std() == pytest.approx(0.02, rel=0.05)
+    if name == "mvlpt":
+        assert torch.equal(prompts["original"]["text"], prompts["paper"]["text"])
+
+
 def test_a_source_without_task_tokens_says_so():
     config = JSCPTConfig(prompts="coupled", tasks=prompted.TASKS, class_token_ids=prompted.class_token_ids())
     with pytest.raises(ValueError, match=r"`num_task_tokens` is 16, but prompts='coupled' takes 0.*'concatenated'"):

@@ -167,7 +167,7 @@ def shifted_accuracy(seed: int, **weights: float) -> float:
     config = JSCPTConfig(
         tasks={"a": ["no", "yes"], "b": ["no", "yes"]}, intervention="modular", num_modules=4, **{**off, **weights}
     )
-    sizes = Sizes({"vision": 8, "text": 8}, {"vision": 1, "text": 1}, 8, 99, 77)
+    sizes = Sizes({"vision": 8, "text": 8}, {"vision": 1, "text": 1}, 8, 99, 77, 8)
     head = FeatureModules(Start(config, sizes, 2, like=torch.zeros(())))
     classes = torch.tensor([[-1.0], [1.0]]) * torch.tensor([1.0] * 4 + [0.0] * 4)
     spread = torch.tensor([1.0, 1.0, 0.3, 0.3, 0.6, 0.6, 0.6, 0.6])

@@ -86,3 +86,11 @@ def test_an_empty_batch(model, present_tasks_only):
 def test_bad_input(model, pixels, call, message):
     with pytest.raises(ValueError, match=message):
         call(model, pixels)
+
+
+@pytest.mark.parametrize("pixels", [[[1]], torch.zeros(3, 32, 32), torch.zeros(2, 3, 32, 32, dtype=torch.uint8)])
+def test_pixels_that_are_no_batch_of_normalised_images_are_refused(pixels):
+    with pytest.raises(ValueError, match=r"`pixel_values` is .*: give normalised floating-point \[B, 3, H, W\]"):
+        prompted.prompted_clip(torch.float32).classify(pixels, 0)
+    with pytest.raises(ValueError, match="`task_ids` is 'photo': give whole numbers"):
+        prompted.prompted_clip(torch.float32).classify(torch.zeros(2, 3, 32, 32), "photo")

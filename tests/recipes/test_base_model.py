@@ -60,7 +60,7 @@ FAULTS = {
     "`mean` is 'x'": of_processor(image_mean="x", crop_size=64),
     "three finite numbers": of_processor(image_mean=[0, 0, 0], image_std=[0, 1, 1], crop_size=64),
     "makes images of 32 pixels, the model takes 64": of_processor(crop_size=32),
-    r"cannot be loaded \(maximum recursion": written("processor_config.json", b"[" * 100_000),
+    r"cannot be loaded \(it is nested too deeply": written("processor_config.json", b"[" * 100_000),
 }
 
 

@@ -58,6 +58,7 @@ def test_mistakes_are_told_in_a_line(folder, image, tmp_path, capsys):
         (["--task", "", image], "`task` '' is not one of the adapter's tasks"),
         ([image], "`--task` is missing: name one of painting, sketch."),
         ([*named, image, "--adaptor", "x"], "unknown argument '--adaptor'. Did you mean 'adapter'?"),
+        ([*named, image, "--revision", "v2"], "`revision` 'v2' says nothing of the folder `adapter`"),
         ([*named, "no.png", image], "image no.png does not exist"),
         ([*named, 300 * "x" + ".png"], "does not exist, or is no file"),
         ([*named, str(tmp_path / "text.png")], "text.png"),

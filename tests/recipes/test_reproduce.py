@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import pandas as pd
 import pytest
 import reproduce
@@ -112,3 +115,47 @@ def test_an_interrupted_table_goes_on_to_the_same_numbers(made, images, tmp_path
 def test_wrong_words_are_told_before_anything_runs(images, tmp_path, capsys, words, message):
     assert message in fails(capsys, reproduce.main, *command(images, tmp_path / "out", *words))
     assert not (tmp_path / "out").exists()
+
+
+def test_learning_rates_may_come_from_one_part_of_the_table(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(run, output):
+        measured.append(run)
+        accuracy = 0.9 if run.learning_rate == 0.03 else 0.5
+        result = {**asdict(run), "accuracy": {"flat": accuracy}, "right": {"flat": "10"}, "images": "same"}
+        result |= {"worst_group": None, "train_seconds": 1.0, "steps": 2, "trainable_parameters": 3}
+        run.folder(output).mkdir(parents=True)
+        (run.folder(output) / "result.json").write_text(json.dumps(result))
+
+    monkeypatch.setattr(reproduce, "measure", measure)
+    words = [
+        "--table",
+        "shapes",
+        "--settings",
+        "clean",
+        "biased",
+        "--methods",
+        "jscpt",
+        "coop",
+        "--rates_from",
+        "clean",
+    ]
+    words += ["--seeds", "1", "2", "--processes", "1", "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    reproduce.main(words)
+    searches, finals = ([run for run in measured if run.split == split] for split in ("validation", "test"))
+    assert len(searches) == 2 * 3 and {run.setting for run in searches} == {"clean"}
+    assert len(finals) == 2 * 2 * 2 and {run.learning_rate for run in finals} == {0.03}
+    assert all(("--spurious_strength" in run.words) == (run.setting == "biased") for run in finals)
+
+
+def test_base_and_new_classes_are_columns_of_each_task(images, tmp_path):
+    words = command(images, tmp_path, "--split", "base_to_new", "--processes", "1")
+    words[words.index("--methods") + 1 : words.index("--seeds")] = [JSCPT]
+    words[words.index("--seeds") + 1 : words.index("--factors")] = ["1"]
+    words[words.index("--factors") + 1 : words.index("--processes")] = ["1"]
+    reproduce.main(words)
+    found = results(tmp_path)
+    assert list(found["task"]) == [f"{task}, {kind}" for task in ("my photos", "scans") for kind in ("base", "new")]
+    for row in found.itertuples():
+        assert row.accuracy == pytest.approx(row.right.count("1") / len(row.right))

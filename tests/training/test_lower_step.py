@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import oracles
 import prompted
 import pytest
 import small_run
@@ -12,14 +13,7 @@ import torch
 from jscpt_peft.training import JSCPTTrainingArguments
 from jscpt_peft.training.lower_step import LowerStep
 from jscpt_peft.training.step_graphs import WARM_UP, StepGraphs
-from jscpt_peft.training.task_gradients import Batch, task_gradients
-
-
-def in_blocks(model, seed, per_task=2) -> Batch:
-    pixels, task_ids, labels = prompted.batch(model, per_task, seed)
-    order = task_ids.argsort(stable=True)
-    inputs = {"pixel_values": pixels[order], "task_ids": task_ids[order], "labels": labels[order]}
-    return Batch.checked(inputs, model.active_jscpt_config.tasks, torch.device("cpu"))
+from jscpt_peft.training.task_gradients import task_gradients
 
 
 def same(one, other):
@@ -48,21 +42,24 @@ def test_replays_read_the_batch_and_the_parameters_of_now():
 
     graphs, results = StepGraphs(step, record), []
     for seed in range(WARM_UP + 3):
-        batch = in_blocks(model, seed)
+        batch = prompted.batch_in_blocks(model, 2, seed)
         results.append((graphs(batch), step(batch)))
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.mul_(1.01)
     assert len(recorded) == 1 and len(replays) == 3
-    mixed, larger = in_blocks(model, 9).rows(torch.tensor([3, 0, 5])), in_blocks(model, 9, per_task=3)
+    mixed, larger = (
+        prompted.batch_in_blocks(model, 2, 9).rows(torch.tensor([3, 0, 5])),
+        prompted.batch_in_blocks(model, 3, 9),
+    )
     results += [(graphs(odd), step(odd)) for odd in (mixed, larger)]
     assert len(replays) == 3, "odd batches are no replays"
     for found, expected in results:  # at the end: a result is not overwritten by later ones
         same(found, expected)
     graphs.forget()
     for seed in range(WARM_UP + 1):
-        graphs(in_blocks(model, seed, per_task=3))
+        graphs(prompted.batch_in_blocks(model, 3, seed))
     assert recorded[1].known.each == 3
 
 
@@ -72,13 +69,17 @@ def arguments(tmp_path):
 
 
 def test_compiled_blocks(arguments):
-    model = prompted.prompted_clip()
-    batch = in_blocks(model, 0)
+    """Blocks of one shape share one graph, however many they are."""
+    model = prompted.prompted_clip(clip=oracles.tiny_clip(layers=5))
+    batch = prompted.batch_in_blocks(model)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     plain, compiled = (
         LowerStep(model, arguments(compile_blocks=backend), True, nullcontext, None)(batch, keep=False)[0]
         for backend in (None, "aot_eager")
     )
     same(compiled, plain)
+    assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
 
 
 def test_a_run_on_a_cpu_says_that_it_records_no_steps(tmp_path, caplog):
@@ -89,7 +90,7 @@ def test_a_run_on_a_cpu_says_that_it_records_no_steps(tmp_path, caplog):
 
 def test_the_base_model_is_looked_at_again_after_a_log(arguments):
     model = prompted.prompted_clip()
-    step, batch = LowerStep(model, arguments(), True, nullcontext, None), in_blocks(model, 0)
+    step, batch = LowerStep(model, arguments(), True, nullcontext, None), prompted.batch_in_blocks(model)
     before, *_ = step(batch, keep=False)
     with torch.no_grad():
         model.get_base_model().text_model.base_layer.embeddings.token_embedding.weight.mul_(2)

@@ -37,6 +37,7 @@ VARIANTS = {
     "adamw, Ω by sgd": {"optim": "adamw_torch", "learning_rate": 0.01, "scheduler_optimizer": "sgd"},
     "accumulation": {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5},
     "no Hessian": {"neumann_terms": 0, "lower_steps": 1, "weight_decay": 0.1},
+    "auto": {"lower_steps": "auto", "scheduler_learning_rate": "auto", "weigh_own_steps": True, "task_prior": 1.0},
     "gradvac": {"gradient_aggregator": "gradvac"},
     "vision": {"max_steps": 5},  # class features are kept between steps
     "data workers": {"dataloader_num_workers": 1, "max_steps": 6},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from inspect import signature
 
 import prompted
 import pytest
@@ -11,10 +11,11 @@ import torch
 from cagrad import cagrad_weights
 
 from jscpt_peft.evaluation import read_history
-from jscpt_peft.scheduling import JointScheduling
+from jscpt_peft.scheduling import JointScheduling, TaskPromptScheduler, causal_effect, inter_task_affinity
 from jscpt_peft.training import JSCPTTrainer
 
 ALPHA, BETA = [1.5, 0.3, -0.8], [0.7, 4.0, -1.1]
+OMEGA = {"alpha": torch.tensor(ALPHA), "beta": torch.tensor(BETA)}
 NONE = {"weight_normalization": "none"}
 SWITCHES = {
     "as the paper has it": {},
@@ -45,52 +46,24 @@ def known(tmp_path_factory):
         output = model.classify(batch["pixel_values"].double(), tasks)
         views = (1 - torch.sigmoid(model.task_parameters()["mask"])[tasks]) * output.image_embeds
         complement = prompted.losses_by_hand(model, views, output, tasks, labels)
-    known = {"selected": losses, "original": references, "complement": complement}
-    return {**{name: each.tolist() for name, each in known.items()}, "gradients": gradients}
+    return {"selected": losses, "original": references, "complement": complement, "gradients": gradients}
 
 
-def sigmoid(value):
-    return 1 / (1 + math.exp(-value))
-
-
-def effects(known, kind="literal", reference="original"):
-    """Eq. 4 for Python numbers."""
-    differences = [x - y for x, y in zip(known[reference], known["selected"], strict=True)]
-    return [sigmoid(math.exp(max(min(d, 10), -10)) if kind == "literal" else d) for d in differences]
-
-
-def affinities(known, kind="clipped", direction="incoming"):
-    """Mean of Eq. 5 over the other tasks."""
-    g, means = known["gradients"], []
-    for i in range(3):
-        values = []
-        for j in {0, 1, 2} - {i}:
-            target = i if direction == "incoming" else j
-            value = (g[i] @ g[j] / g[target].norm() ** 2).item()
-            value = max(min(value, 1), -1) if kind == "clipped" else value
-            values.append((g[i] @ g[j] / g[i].norm() / g[j].norm()).item() if kind == "cosine" else value)
-        means.append(sum(values) / 2)
-    return means
-
-
-def weights_by_hand(known, options, factor=None):
-    """Eq. 6 for Python numbers, with the switches' own words for what they do."""
-    effect = effects(known, options.get("causal_effect", "literal"), options.get("reference", "original"))
-    affinity = affinities(known, options.get("affinity", "clipped"), options.get("affinity_direction", "incoming"))
-    weights = []
-    for i in range(3):
-        prompt = sigmoid(ALPHA[i] * effect[i]) if options.get("prompt_scheduling", True) else 1
-        task = sigmoid(BETA[i] * affinity[i]) if options.get("task_scheduling", True) else 1
-        weights.append(prompt * (task if factor is None else float(factor[i])))
-    if options.get("weight_normalization", "sum") == "sum":
-        weights = [3 * weight / sum(weights) for weight in weights]
-    return weights
+def expected_weights(known, options, factor=None, present=None):
+    """Eq. 6 from Eqs. 4 and 5, which `tests/scheduling` computes by hand: here they are given the switches."""
+    reference, kind = options.get("reference", "original"), options.get("causal_effect", "literal")
+    effect = causal_effect(known[reference], known["selected"], kind)
+    affinity = inter_task_affinity(known["gradients"], options.get("affinity", "clipped"))
+    names = signature(TaskPromptScheduler).parameters
+    scheduler = TaskPromptScheduler(3, **{name: each for name, each in options.items() if name in names}).double()
+    scheduler.load_state_dict(OMEGA)
+    return scheduler(effect, affinity, present, factor).tolist()
 
 
 def first_row(run):
     """The history of the first step, from given Ω."""
     if isinstance(run.weighting, JointScheduling):
-        run.weighting.scheduler.load_state_dict({"alpha": torch.tensor(ALPHA), "beta": torch.tensor(BETA)})
+        run.weighting.scheduler.load_state_dict(OMEGA)
     run.train()
     return read_history(f"{run.args.output_dir}/scheduler_history.jsonl")[0]
 
@@ -107,10 +80,10 @@ def one_step(tmp_path, **options):
 def test_weights_of_a_step_are_those_of_the_formula(tmp_path, known, switch):
     options = SWITCHES[switch]
     row = first_row(one_step(tmp_path, **options))
-    expected = weights_by_hand(known, options)
+    expected = expected_weights(known, options)
     assert row["weight"] == pytest.approx(expected, rel=1e-5)
     if options:
-        assert expected != pytest.approx(weights_by_hand(known, {}), rel=1e-3), "the switch changes nothing here"
+        assert expected != pytest.approx(expected_weights(known, {}), rel=1e-3), "the switch changes nothing here"
 
 
 def test_without_both_the_step_is_that_of_the_plain_sum(tmp_path):
@@ -174,7 +147,7 @@ def test_fixed_omega_stays_and_needs_no_dev_images(tmp_path, known):
     )
     run = JSCPTTrainer(run.model, run.args, train_dataset=run.train_dataset)
     row = first_row(run)
-    assert row["weight"] == pytest.approx(weights_by_hand(known, {}), rel=1e-5)
+    assert row["weight"] == pytest.approx(expected_weights(known, {}), rel=1e-5)
     rows = read_history(tmp_path / "scheduler_history.jsonl")
     assert len(rows) == 3 and run.upper_level.updates == 0
     for row in rows:
@@ -198,11 +171,11 @@ class TestGradientAggregator:
         chosen = {} if c == 0.5 else {"cagrad_c": c}  # the default is the design's
         row = first_row(one_step(tmp_path, gradient_aggregator="cagrad", **chosen, **options))
         factor = cagrad_weights(known["gradients"], c)
-        expected = weights_by_hand(known, options, factor)
+        expected = expected_weights(known, options, factor)
         assert row["weight"] == pytest.approx(expected, rel=1e-3)
         assert row["task_factor"] == pytest.approx(factor.tolist(), rel=1e-3)
-        assert expected != pytest.approx(weights_by_hand(known, options), rel=1e-2)
-        other = weights_by_hand(known, options, cagrad_weights(known["gradients"], 0.1))
+        assert expected != pytest.approx(expected_weights(known, options), rel=1e-2)
+        other = expected_weights(known, options, cagrad_weights(known["gradients"], 0.1))
         assert expected != pytest.approx(other, rel=1e-2)
 
     def test_a_task_that_is_not_finite_is_left_out(self, tmp_path, known):
@@ -211,19 +184,19 @@ class TestGradientAggregator:
         with pytest.raises(FloatingPointError, match="The run ends with step 1, but tasks were not finite"):
             first_row(run)
         (row,) = read_history(tmp_path / "scheduler_history.jsonl")
-        two = cagrad_weights(known["gradients"][[0, 2]], 0.5)
-        effect = effects(known)
-        first, last = (sigmoid(ALPHA[task] * effect[task]) * float(two[task // 2]) for task in (0, 2))
-        assert row["weight"] == pytest.approx([2 * first / (first + last), 0, 2 * last / (first + last)], rel=1e-3)
+        present = torch.tensor([True, False, True])
+        factor = torch.zeros(3, dtype=torch.float64)
+        factor[present] = cagrad_weights(known["gradients"][present], 0.5)
+        assert row["weight"] == pytest.approx(expected_weights(known, {}, factor, present), rel=1e-3)
 
     @pytest.mark.parametrize("name", ["mean", "sum", "random"])
     def test_controls(self, tmp_path, known, name):
         row = first_row(one_step(tmp_path, gradient_aggregator=name, **NONE))
-        factor = {"mean": [1 / 3] * 3, "sum": [1] * 3}.get(name)
-        if factor:
-            assert row["weight"] == pytest.approx(weights_by_hand(known, NONE, factor), rel=1e-5)
+        factor = {"mean": torch.full((3,), 1 / 3), "sum": torch.ones(3)}.get(name)
+        if factor is not None:
+            assert row["weight"] == pytest.approx(expected_weights(known, NONE, factor), rel=1e-5)
         else:
-            prompt = weights_by_hand(known, {**NONE, "task_scheduling": False})
+            prompt = expected_weights(known, {**NONE, "task_scheduling": False})
             assert sum(w / p for w, p in zip(row["weight"], prompt, strict=True)) == pytest.approx(1, rel=1e-5)
 
     def test_alpha_learns_and_beta_stays(self, tmp_path):

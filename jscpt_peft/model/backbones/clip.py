@@ -30,6 +30,7 @@ class CLIPBackbone(Backbone):
             projection=config.projection_dim,
             vocabulary=config.text_config.vocab_size,
             positions=config.text_config.max_position_embeddings,
+            patch=config.vision_config.patch_size,
         )
 
     @property

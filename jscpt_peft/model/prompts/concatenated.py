@@ -28,7 +28,7 @@ class ConcatenatedPrompts(PromptSource):
                 self.share(f"{tower}_shared", start_of_shared(start, tower, generator))
             if config.num_task_tokens:
                 shape = start.num_tasks, start.depth(tower), config.num_task_tokens, start.sizes.widths[tower]
-                self.own(f"{tower}_task", start.normal(generator, *shape, std=config.prompt_init_std))
+                self.own(f"{tower}_task", start.tokens(tower, generator, *shape))
 
     def forward(self) -> dict[str, Tensor]:
         """Tower -> `[N, depth, n_s + n_t, d]`, shared tokens first."""
@@ -51,7 +51,7 @@ class ConcatenatedPrompts(PromptSource):
 def start_of_shared(start: Start, tower: str, generator: torch.Generator) -> Tensor:
     """Shared prompts `[depth, n_s, d]` at their start: random, or for text the words of `prompt_init` per block."""
     shape = start.depth(tower), start.config.num_shared_tokens, start.sizes.widths[tower]
-    shared = start.normal(generator, *shape, std=start.config.prompt_init_std)
+    shared = start.tokens(tower, generator, *shape)
     if tower == "text" and start.prompt_init is not None:
         return repeat_to_length(start.prompt_init, start.config.num_shared_tokens).expand(shape).clone()
     return shared

@@ -20,8 +20,7 @@ class UnifiedPrompts(PromptSource):
 
     As the publications describe it, every token of the sequence attends to all others. (MVLPT's code hands
     `[1, tokens, 128]` to CLIP's block, which takes the first dimension for the sequence: there a token sees itself
-    alone.) Unlike in that code, the vision tokens start from a normal distribution as the text tokens do, and the
-    class name comes after the text tokens (CoOp's `end`), not in their `middle`.
+    alone.) Unlike in that code, the class name comes after the text tokens (CoOp's `end`), not in their `middle`.
 
     Attributes:
         text, vision: `[n, d_l]` and `[depth, n, d_v]` tokens before the block.
@@ -30,10 +29,10 @@ class UnifiedPrompts(PromptSource):
 
     def __init__(self, start: Start) -> None:
         super().__init__(start)
-        count, std = shared_tokens(start), start.config.prompt_init_std
+        count = shared_tokens(start)
         for tower, shape in {"text": (count,), "vision": (start.depth("vision"), count)}.items():
             width, generator = start.sizes.widths[tower], start.generator(tower)
-            self.share(tower, start.normal(generator, *shape, width, std=std))
+            self.share(tower, start.tokens(tower, generator, *shape, width))
             self._linear(start, f"{tower}_in", width, WIDTH)
             self._linear(start, f"{tower}_out", WIDTH, width)
         # Inside torch's attention, maps start as one map of their joint size would, and biases at zero.
