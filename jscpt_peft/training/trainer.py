@@ -217,7 +217,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # a schedule-free one, which evaluation has switched over
             self.optimizer.train()
-        batch = Batch.checked(inputs, model.active_jscpt_config.tasks, self.args.device)
+        batch = Batch.checked(inputs, self.model.active_jscpt_config.tasks, self.args.device)
         upper = self.upper_level.due(self.state.global_step + 1)
         keep = upper and self.args.keeps_lower_graph and self.current_gradient_accumulation_steps == 1
         sums, task_parameters, kept = self.lower_step(batch, keep)
