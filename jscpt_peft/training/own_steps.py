@@ -14,7 +14,6 @@ from jscpt_peft.model.task_module import TaskModule
 
 from .arguments import JSCPTTrainingArguments
 from .task_gradients import scheduled_gradient
-from .task_sums import TaskMeans
 
 
 class OwnSteps(TrainerCallback):
@@ -40,24 +39,30 @@ class OwnSteps(TrainerCallback):
         self._before: list[Tensor] = []
 
     def give_gradients(
-        self, model: PeftModel, task_parameters: TaskParameters, step: TaskMeans, weights: Tensor
+        self,
+        model: PeftModel,
+        task_parameters: TaskParameters,
+        task_gradients: TaskParameters,
+        weights: Tensor,
+        move: bool,
     ) -> Tensor:
         """Gives every trained parameter its gradient (Eq. 9), notes `weights`, and returns the gradient's norm.
 
         Args:
             model: the JSCPT model.
             task_parameters: its task parameters, with their graph.
-            step: the tasks' gradients; where none is usable, no parameter gets any, so that nothing moves.
+            task_gradients: task parameter -> `[N, ...]`.
             weights: `[N]` φ without its graph.
+            move: without, no parameter gets a gradient, so that momentum and weight decay move nothing either.
         """
         self.weights, parameters = weights, [each for each in model.parameters() if each.requires_grad]
-        gradients = scheduled_gradient(task_parameters, parameters, step.gradients, weights)
+        gradients = scheduled_gradient(task_parameters, parameters, task_gradients, weights)
         given = list(zip(parameters, gradients, strict=True))
         if self.args.weigh_own_steps:
             own, ones = [getattr(part, name) for part, name in own_stacks(model)], torch.ones_like(weights)
-            unweighed = scheduled_gradient(model.task_parameters(), own, step.gradients, ones)
+            unweighed = scheduled_gradient(model.task_parameters(), own, task_gradients, ones)
             given += zip(own, unweighed, strict=True)
-        for parameter, gradient in given if bool(step.usable.any()) else ():
+        for parameter, gradient in given if move else ():
             parameter.grad = gradient
         return torch.nn.utils.get_total_norm(gradients)
 

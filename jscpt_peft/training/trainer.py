@@ -218,7 +218,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         model.train()
         if callable(getattr(self.optimizer, "train", None)):  # a schedule-free one, which evaluation has switched over
             self.optimizer.train()
-        batch = Batch.checked(inputs, model.active_jscpt_config.tasks, self.args.device)
+        batch = Batch.checked(inputs, self.model.active_jscpt_config.tasks, self.args.device)
         upper = self.upper_level.due(self.state.global_step + 1)
         keep = upper and self.args.keeps_lower_graph and self.current_gradient_accumulation_steps == 1
         sums, task_parameters, kept = self.lower_step(batch, keep)
@@ -258,7 +258,8 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
                 damping = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)
             upper = self.upper_level.update(self.model, batches, kept, step, weights, damping)
             task_parameters = self.model.task_parameters()  # differences have moved θ there and back
-        norm = self._own_steps.give_gradients(self.model, task_parameters, step, weights.detach())
+        given = self.model, task_parameters, step.gradients, weights.detach()
+        norm = self._own_steps.give_gradients(*given, move=usable > 0)
         step.show(self.model.task_adapter.head)
         row = {"step": number, "epoch": number / self._steps_per_epoch(), "gradient_norm": norm, **step.columns()}
         row |= {"weight": weights.detach(), **explanation, **learned}

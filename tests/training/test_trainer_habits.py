@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inspect import signature
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -108,6 +109,14 @@ def test_how_data_workers_start(tmp_path):
     run = small_run.trainer(tmp_path, dataloader_num_workers=1, dataloader_multiprocessing_context="spawn")
     loader = run.get_train_dataloader()
     assert loader.multiprocessing_context.get_start_method() == "spawn"
+
+
+def test_no_data_worker_outlives_the_training(tmp_path):
+    """Not even that of the dev images, which would keep a program waiting for five seconds."""
+    before = set(active_children())
+    run = small_run.trainer(tmp_path, dataloader_num_workers=1, max_steps=2)
+    run.train()
+    assert run.upper_level.updates == 1 and set(active_children()) <= before
 
 
 def test_a_schedule_free_optimizer_is_switched_back_after_an_evaluation(tmp_path):
