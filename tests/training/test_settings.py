@@ -111,7 +111,7 @@ def test_what_would_do_nothing_is_refused(name):
             for kind in ("activation", "gradient")
             for given, message in (({"reentrant": 0}, "mean 'use_reentrant'"), ({"use_reentrant": 1}, "does not work"))
         ),
-        ({"load_best_model_at_end": True, "save_strategy": "no"}, "`load_best_model_at_end=True` needs an `eval_strategy`"),
+        ({"load_best_model_at_end": True, "save_strategy": "no"}, "`load_best_model_at_end=True` needs an `eval_"),
         ({"dataloader_persistent_workers": True}, "`dataloader_persistent_workers=True` needs `dataloader_num_work"),
         ({"ddp_backend": "nccl"}, "`ddp_backend='nccl'` does not join processes on CPUs"),
         ({"learning_rate": 1e300}, "`learning_rate` must be at most 10000, got 1e"),
