@@ -81,7 +81,7 @@ class EvaluationArguments(JSCPTTrainingArguments):
         for name in self.chosen_corruptions:
             check_choice("corruptions", name, CORRUPTIONS)
         self.eval_strategy = "no"  # that of training, where a configuration file sets it
-        self.report_to = []
+        self.load_best_model_at_end, self.report_to = False, []
         self.push_to_hub = False
 
     @property

@@ -57,9 +57,9 @@ def read_manifest(path: str | Path) -> dict:
     return manifest
 
 
-def _well_formed(options: Any, tasks: Any, **_: Any) -> bool:
+def _well_formed(options: Any, tasks: Any, task_set: Any, seed: Any, **_: Any) -> bool:
     """Whether the fields are of the right types: a file of this name may come from anybody."""
-    if not (isinstance(options, dict) and isinstance(tasks, dict)):
+    if not (isinstance(task_set, str) and type(seed) is int and isinstance(options, dict) and isinstance(tasks, dict)):
         return False
     mappings = [options.get("sources", {}), options.get("images_per_class", {}), *tasks.values()]
     if not all(isinstance(each, dict) for each in mappings):

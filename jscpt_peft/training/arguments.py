@@ -197,6 +197,8 @@ class JSCPTTrainingArguments(TrainingArguments):
         on_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
         if on_cpu and self.ddp_backend in (None, "gloo"):
             join_on_cpu(self.ddp_timeout)
+        elif on_cpu:
+            raise ValueError(f"`ddp_backend={self.ddp_backend!r}` does not join processes on CPUs: leave it out.")
         super().__post_init__()
         if self.lr_scheduler_type in WATCHING_A_METRIC:  # both take less for better, unless they are told
             mode = "max" if self.greater_is_better else "min"
@@ -218,6 +220,12 @@ class JSCPTTrainingArguments(TrainingArguments):
         check_mappings(self)
 
     def _check_together(self) -> None:
+        if self.load_best_model_at_end and self.eval_strategy == "no":
+            raise ValueError(
+                "`load_best_model_at_end=True` needs an `eval_strategy`: without one nothing is compared."
+            )
+        if self.dataloader_persistent_workers and not self.dataloader_num_workers:
+            raise ValueError("`dataloader_persistent_workers=True` needs `dataloader_num_workers`: leave it out.")
         if self.gradient_aggregator is not None and not self.task_scheduling:
             raise ValueError(
                 f"`gradient_aggregator={self.gradient_aggregator!r}` takes the place of the affinity factor, "

@@ -81,6 +81,14 @@ class EvaluatingTrainer(Trainer):
         finally:
             self.preprocess_logits_for_metrics = given
 
+    def check_best_metric(self) -> None:
+        """Raises a `ValueError` before a run where no evaluation would give `metric_for_best_model`."""
+        ours = self.compute_metrics == self.multi_task_accuracy and not isinstance(self.eval_dataset, dict)
+        if ours and self.args.needs_a_metric and self.args.metric_for_best_model is not None:
+            accuracies = (*(f"accuracy/{name}" for name in self.task_names), "mean_accuracy", "worst_task_accuracy")
+            named = self.args.metric_for_best_model.removeprefix("eval_")
+            check_choice("metric_for_best_model", named, ("loss", *accuracies, "worst_group_accuracy"))
+
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """As `Trainer`'s, with the exact mean loss where logits or losses are gathered."""
         with lost_processes_named(self.args.ddp_timeout):

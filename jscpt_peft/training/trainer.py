@@ -183,6 +183,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         try:
             with lost_processes_named(self.args.ddp_timeout), ExitStack() as lock:
                 by_first_process(lambda: lock.enter_context(output_lock(self.args.output_dir)))
+                self.check_best_metric()
                 check_same_data({"train_dataset": self.train_dataset, "dev_dataset": self.dev_dataset})
                 return super().train(*args, **kwargs)
         finally:

@@ -79,8 +79,8 @@ def test_what_would_do_nothing_is_refused(name):
         ({"adam_beta1": 1.0}, "`adam_beta1` must be below 1, got 1.0"),
         ({"seed": None}, "`seed` must be a whole number, got None"),
         ({"seed": 2**32}, "`seed` must be at most 4294967295, got 4294967296"),
-        ({"lower_steps": 2.5}, "`lower_steps` must be a whole number, got 2.5"),
-        ({"lower_steps": True}, "`lower_steps` must be a whole number, got True"),
+        ({"lower_steps": 2.5}, r"`lower_steps` must be a whole number.*, got 2\.5"),
+        ({"lower_steps": True}, "`lower_steps` must be a whole number.*, got True"),
         ({"max_steps": 10**30}, "`max_steps` must be a whole number, got 1000"),
         ({"learn_scheduler": 1}, "`learn_scheduler` must be True or False, got 1"),
         ({"learning_rate": "0.1"}, "`learning_rate` must be a finite number, got '0.1'"),
@@ -111,6 +111,9 @@ def test_what_would_do_nothing_is_refused(name):
             for kind in ("activation", "gradient")
             for given, message in (({"reentrant": 0}, "mean 'use_reentrant'"), ({"use_reentrant": 1}, "does not work"))
         ),
+        ({"load_best_model_at_end": True, "save_strategy": "no"}, "`load_best_model_at_end=True` needs an `eval_"),
+        ({"dataloader_persistent_workers": True}, "`dataloader_persistent_workers=True` needs `dataloader_num_work"),
+        ({"ddp_backend": "nccl"}, "`ddp_backend='nccl'` does not join processes on CPUs"),
         ({"learning_rate": 1e300}, "`learning_rate` must be at most 10000, got 1e"),
         ({"num_train_epochs": 1e300}, "`num_train_epochs` must be at most 1000000000"),
         ({"dataloader_num_workers": 10**9}, "`dataloader_num_workers` must be at most 1024"),
@@ -131,8 +134,11 @@ def test_values_that_are_set_later_are_checked_by_the_trainer(tmp_path):
         JSCPTTrainer(prompted.prompted_clip(torch.float32), args)
     args.learning_rate = 0.1
     trainer = JSCPTTrainer(prompted.prompted_clip(torch.float32), args)
-    args.lower_steps = 2.5
-    with pytest.raises(ValueError, match=r"`lower_steps` must be a whole number, got 2\.5"):
+    args.metric_for_best_model = "mean_acuracy"
+    with pytest.raises(ValueError, match=r"got 'mean_acuracy'\. Did you mean 'mean_accuracy'"):
+        trainer.train()
+    args.metric_for_best_model, args.lower_steps = "mean_accuracy", 2.5
+    with pytest.raises(ValueError, match=r"`lower_steps` must be a whole number.*, got 2\.5"):
         trainer.train()
 
 
