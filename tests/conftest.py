@@ -16,7 +16,7 @@ from paths import RECIPES
 sys.path.append(str(RECIPES))  # last: recipes/evaluate.py bears the name of a library
 
 
-os.fsync = lambda _descriptor: None  # it shows where a machine loses its power alone, and disks take their time
+os.fsync = lambda _descriptor: None  # only a power cut would tell, and a busy disk takes long
 
 
 def pytest_collection_modifyitems(items):

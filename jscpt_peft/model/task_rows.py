@@ -8,6 +8,7 @@ whose backward is a sort; and nothing waits for the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Self
 
 import torch
@@ -73,13 +74,13 @@ class TaskRows(NamedTuple):
     def choose(self, by_task: Tensor) -> Tensor:
         """The tasks in use `[T, ...]` of something by task `[N, ...]`."""
         whole = len(self.tasks) == len(by_task)
-        return by_task if whole else by_task.index_select(0, self.ids.new_tensor(self.tasks))
+        return by_task if whole else by_task.index_select(0, _on_device(self.tasks, self.ids.device))
 
     def places(self) -> Tensor:
         """Place `[B]` of each row's task among those in use."""
         if self.tasks == tuple(range(len(self.tasks))):
             return self.ids
-        return torch.searchsorted(self.ids.new_tensor(self.tasks), self.ids)
+        return torch.searchsorted(_on_device(self.tasks, self.ids.device), self.ids)
 
     def spread(self, chosen: Tensor) -> Tensor:
         """What `choose` gave `[T, ...]`, for each row its task's: `[B, ...]`."""
@@ -92,3 +93,10 @@ class TaskRows(NamedTuple):
         if self.each is not None and len(self.tasks) == num_tasks:
             return values.view(num_tasks, self.each).sum(1)
         return values.new_zeros(num_tasks).index_add(0, self.ids, values)
+
+
+@lru_cache(maxsize=64)
+def _on_device(tasks: tuple[int, ...], device: torch.device) -> Tensor:
+    """Kept: each copy from the host would wait for the device."""
+    with torch.inference_mode(False):  # used in training too, where inference tensors may not take part
+        return torch.tensor(tasks, dtype=torch.long, device=device)

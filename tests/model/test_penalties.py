@@ -220,10 +220,6 @@ def test_invariance_beats_joint_training_where_a_spurious_feature_turns():
     [
         ({"method": "coop", "num_modules": 4}, r"`num_modules` is 4, which intervention='none' does not know.*mt_crl"),
         ({"method": "mt_crl", "num_confounders": 4}, r"`num_confounders` is 4.*intervention='decoupled'.*projected"),
-        (
-            {"method": "clip_adapter", "learn_masks": False},
-            r"`learn_masks` is False.*'mask_mlp'.*'jscpt'",
-        ),
         ({"method": "jscpt", "projection_rank": 2}, r"`projection_rank` is 2.*'concatenated' does not know"),
         ({"method": "mt_crl", "num_modules": 21}, r"`num_modules` is 21 .* at most 20 modules"),
         ({"method": "mt_crl", "invariance_weight": math.nan}, r"`invariance_weight` must be a finite number"),

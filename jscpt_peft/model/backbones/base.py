@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import partial
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -52,8 +51,12 @@ class PromptedTower(JSCPTLayer):
         dtype, *_ = precision_mode(self.base_layer.device.type)
         if dtype is None:
             return [None] * len(self.blocks)
-        make = partial(list, (cast_weights(layer, dtype) for layer in self.blocks))
-        return self._kept.get(dtype, lambda: CacheKey([self.blocks]), make, hold=True)
+        return self._kept.get(
+            dtype,
+            lambda: CacheKey([self.blocks]),
+            lambda: [cast_weights(layer, dtype) for layer in self.blocks],
+            hold=True,
+        )
 
     def refuse_recording(self, keywords: dict) -> None:
         """Raises a `ValueError` where hidden states or attention weights are asked for."""
