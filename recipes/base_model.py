@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from jscpt_peft.data.transforms import check_statistics
+from jscpt_peft.model.adapter_file import unsound
 from jscpt_peft.reading import one_line, read_json_object
 from jscpt_peft.serving.base_names import is_hub_id
 from jscpt_peft.settings import Between, check_setting
@@ -52,8 +53,8 @@ def load_clip(source: str, option: str = "`model_name_or_path`") -> CLIPModel:
             more = f" and {len(keys) - 1} tensors more" if len(keys) > 1 else ""
             raise ValueError(f"{named} is not whole: the model {words} {keys[0]!r}{more}: {REMEDY}")
     for name, tensor in clip.state_dict().items():
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"{named} is damaged: {name!r} is not finite: {REMEDY}")
+        if problem := unsound(tensor):
+            raise ValueError(f"{named} is damaged: {name!r} {problem}: {REMEDY}")
     return clip
 
 

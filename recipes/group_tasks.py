@@ -17,6 +17,7 @@ import yaml
 from arguments import ModelArguments, base_source, parse
 from base_model import load_clip, load_processor
 from cli_errors import cli_errors, console
+from output_folder import output_folder
 from peft import get_peft_model
 from task_data import DataArguments, load_data, make_datasets
 from transformers import CLIPModel
@@ -40,7 +41,7 @@ GROUPS_FILE = "groups.yaml"
 def main(command_line: list[str] | None = None) -> None:
     kinds = (DataArguments, ModelArguments, JSCPTTrainingArguments)
     data, model_arguments, training = parse(kinds, __doc__, command_line)
-    with cli_errors():
+    with cli_errors(), output_folder(training.output_dir, data):
         run(data, model_arguments, training)
 
 

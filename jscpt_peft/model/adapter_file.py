@@ -55,7 +55,7 @@ def _problem(found: Tensor | None, expected: Tensor | None) -> str | None:
 
 
 def unsound(tensor: Tensor) -> str | None:
-    """What is wrong with the values of an adapter's tensor, if anything."""
+    """What is wrong with the values of an adapter's tensor, or a base model's, if anything."""
     if tensor.numel() == 0:
         return None
     largest = tensor.detach().abs().max().item()  # NaN where any is

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
-from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from jscpt_peft.choices import check_choice
 from jscpt_peft.reading import one_line
-from jscpt_peft.settings import check_setting
+from jscpt_peft.settings import OneOf, PositiveInt, check_setting
 
 if TYPE_CHECKING:
     from .arguments import JSCPTTrainingArguments
@@ -29,7 +27,13 @@ PLAIN_SCHEDULES = (SchedulerType.COSINE, SchedulerType.LINEAR, SchedulerType.CON
 WITHOUT_OPTIONS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
 # Of the optimizers that read them; others do not.
 OF_OPTIMIZERS = ("momentum", "adam_beta1", "adam_beta2", "adam_epsilon")
-CHECKPOINTING = {"every_n_layers", "offload", *signature(checkpoint).parameters} - {"function", "args", "kwargs"}
+# Of `Trainer`, and of `torch.utils.checkpoint.checkpoint`.
+CHECKPOINTING = {
+    "every_n_layers": PositiveInt,
+    **dict.fromkeys(("offload", "use_reentrant", "preserve_rng_state", "debug", "early_stop"), bool),
+    "determinism_check": Annotated[str, OneOf(("default", "none"))],
+    "context_fn": Callable,
+}
 
 
 def check_mappings(args: JSCPTTrainingArguments) -> None:
@@ -51,8 +55,9 @@ def check_mappings(args: JSCPTTrainingArguments) -> None:
     for name, given in (("activation_checkpointing_kwargs", new), ("gradient_checkpointing_kwargs", old)):
         if given is None:
             continue
-        for key in given:
+        for key, value in given.items():
             check_choice(f"a key of {name}", key, sorted(CHECKPOINTING))
+            check_setting(f"{name}[{key!r}]", value, CHECKPOINTING[key])
         if given.get("use_reentrant"):
             raise ValueError(
                 f"`{name}={given!r}` does not work with `torch.autograd.grad`: use `{{'use_reentrant': False}}`."

@@ -169,7 +169,7 @@ def test_a_wrong_file_is_answered(capsys, tmp_path):
         "task_set: [shapes]": "`task_set` must be a string, got ['shapes']",
         "method: 2024-01-01": "`method` must be a string or None, got datetime.date(2024, 1, 1)",
         "learn_masks: 3": "`learn_masks` must be True or False, got 3",
-        "lower_steps: 2.5": "`lower_steps` must be a whole number, got 2.5",
+        "lower_steps: 2.5": "`lower_steps` must be a whole number or a string, got 2.5",
         "save_strategy: no": "`save_strategy` must be one of 'no', 'steps', 'epoch', 'best', got False",
         "class_template: {art: 5}": "`class_template['art']` must be a string or a list, got 5",
         "learning_rate: .nan": "`learning_rate` must be a finite number, got nan",

@@ -48,6 +48,7 @@ FAULTS = {
     "mismatch|another shape": of_tensors(lambda tensors: tensors.update({FIRST: torch.zeros(2, 2)})),
     "no place for 'stranger.weight'": of_tensors(rename),
     "'.*layers.0.mlp.fc1.weight' is not finite": of_tensors(lambda tensors: tensors[FIRST].fill_(torch.nan)),
+    r"'.*layers.0.mlp.fc1.weight' holds 1e\+30": of_tensors(lambda tensors: tensors[FIRST].fill_(1e30)),
     "`model_type` is 'siglip', not 'clip'": of_config(model_type="siglip"),
     r"`text_config\['num_hidden_layers'\]` must be at most": of_config(text_config={"num_hidden_layers": 10**9}),
     "`vision_config` must be a mapping": of_config(vision_config=[1]),

@@ -109,7 +109,7 @@ def test_what_would_do_nothing_is_refused(name):
         *(
             ({"activation_checkpointing": True, f"{kind}_checkpointing_kwargs": given}, f"`.*{kind}_.*{message}")
             for kind in ("activation", "gradient")
-            for given, message in (({"reentrant": 0}, "mean 'use_reentrant'"), ({"use_reentrant": 1}, "does not work"))
+            for given, message in (({"reentrant": 0}, "mean 'use_reentrant'"), ({"use_reentrant": True}, "not work"))
         ),
         ({"load_best_model_at_end": True, "save_strategy": "no"}, "`load_best_model_at_end=True` needs an `eval_"),
         ({"dataloader_persistent_workers": True}, "`dataloader_persistent_workers=True` needs `dataloader_num_work"),
