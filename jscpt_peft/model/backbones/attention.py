@@ -25,6 +25,7 @@ from . import double_backward
 from .cast_weights import CastLinear, CastWeights
 
 QUICK_GELU_SLOPE = 1.702
+FEW_KEYS = 128
 
 
 class KeysValues(NamedTuple):
@@ -159,8 +160,9 @@ def _attend(
 ) -> torch.Tensor:
     dropout = attention.dropout if attention.training and not is_deterministic() else 0.0
     implementation = attention.config._attn_implementation
-    # The fused kernel's backward in bfloat16 takes a CPU two to three times as long as products and a softmax do.
-    slow = queries.dtype == torch.bfloat16 and queries.device.type == "cpu" and seen.keys.requires_grad
+    # In bfloat16 a CPU takes twice as long for the fused kernel's backward, where there are few keys.
+    on_cpu = queries.device.type == "cpu" and queries.dtype == torch.bfloat16
+    slow = on_cpu and seen.keys.requires_grad and seen.keys.shape[-2] <= FEW_KEYS
     if double_backward.is_double_backward() or (slow and implementation == "sdpa"):
         return double_backward.attention(queries, *seen, mask, dropout, attention.scale)
     if implementation == "sdpa":
