@@ -81,8 +81,8 @@ def measure(run: Run, output: Path) -> None:
     disable_progress_bar()
     folder = run.folder(output)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was broken off
-    words = [*run.words, "--learning_rate", str(run.learning_rate), "--seed", str(run.seed)]
-    data, model_arguments, training = parsed([*words, "--output_dir", str(folder)], run.method)
+    chosen = f"--learning_rate {run.learning_rate} --seed {run.seed}"  # last, so that they stand over the method's
+    data, model_arguments, training = parsed([*run.words, "--output_dir", str(folder)], f"{run.method} {chosen}")
     whole = load_data(data, training.seed)
     task_set = base_classes(whole) if data.split == "base_to_new" else whole
     source = base_source(model_arguments.model_name_or_path)

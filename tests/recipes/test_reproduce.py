@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+import measured_run
 import pandas as pd
 import pytest
 import reproduce
+from measured_run import parsed
 from recipe_runs import draw_images, fails
 
 JSCPT, COOP = "jscpt --num_shared_tokens 2 --num_task_tokens 2", "coop --single_task --num_shared_tokens 1"
@@ -71,6 +73,16 @@ def test_the_learning_rate_is_the_best_on_validation_images_and_tests_are_seen_o
             each["learning_rate"]: sum(each["accuracy"].values()) for each in searches if each["method"] == method
         }
         assert tried.get(rate, 0) == max(tried.values(), default=0)
+
+
+def test_what_a_run_is_given_stands_over_its_method(tmp_path, monkeypatch):
+    """Else a method with a learning rate of its own would be searched at this one alone."""
+    seen = []
+    monkeypatch.setattr(measured_run, "parsed", lambda words, method: seen.append(parsed(words, method)) or 1 / 0)
+    run = measured_run.Run("clean", "coop --learning_rate 0.5", ("--task_set", "icons"), 0.25, 3, "validation")
+    with pytest.raises(ZeroDivisionError):
+        measured_run.measure(run, tmp_path)
+    assert (seen[0][2].learning_rate, seen[0][2].seed) == (0.25, 3)
 
 
 def test_what_is_done_is_not_done_again(made, images, monkeypatch):
