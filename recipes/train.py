@@ -22,7 +22,7 @@ from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
-from arguments import ModelArguments, base_source, model_config, parse
+from arguments import ModelArguments, base_source, check_made_groups, model_config, parse
 from base_model import load_clip, load_processor
 from class_templates import templates_of
 from cli_errors import cli_errors, console
@@ -46,7 +46,7 @@ from jscpt_peft.evaluation.accuracy_tables import base_to_new_table, print_accur
 from jscpt_peft.model.heads import FeatureModules
 from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
-from jscpt_peft.training.arguments import SCHEDULER
+from jscpt_peft.training.arguments import AUTO, SCHEDULER
 from jscpt_peft.training.callbacks import StopOnInterrupt, TaskLines, TaskProgress
 from jscpt_peft.training.checkpoint import remove_checkpoints
 from jscpt_peft.training.distributed import by_first_process, leave
@@ -67,6 +67,8 @@ def main(command_line: list[str] | None = None) -> None:
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
     if model_arguments.method in OUTSIDE:
         check_outside_run(data, model_arguments.method, training)
+    check_publishing(training)
+    check_made_groups(model_arguments, made=model_arguments.groups == AUTO)
     resume = by_first_process(lambda: prepare_output(training))
     manifest = Path(training.output_dir, MANIFEST_FILE)
     if resume and data.task_set != "shapes" and data.manifest is None and manifest.exists():
@@ -169,6 +171,14 @@ def make_trainer(
         eval_dataset=datasets["validation"],
         processing_class=processor,
     )
+
+
+def check_publishing(training: JSCPTTrainingArguments) -> None:
+    """Raises a `ValueError` where it is said how to publish, and nothing is published."""
+    for name in ("hub_model_id", "hub_private_repo", "hub_revision"):
+        value = getattr(training, name)
+        if value is not None and not training.push_to_hub:
+            raise ValueError(f"`{name}` is {value!r}, which needs `push_to_hub`: add that, or leave it out.")
 
 
 def prepare_output(training: JSCPTTrainingArguments) -> str | bool | None:
