@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
+
+from jscpt_peft.choices import printable
+from jscpt_peft.settings import Name, check_setting
 
 from .adapter import TaskAdapter
 from .adapter_file import check_tensors
@@ -32,6 +36,12 @@ class JSCPTInjection(BaseTuner):
 
     prefix = "jscpt_"
     tuner_layer_cls = JSCPTLayer
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        check_setting("adapter_name", adapter_name, Name)
+        if "." in adapter_name or printable(adapter_name) != adapter_name:
+            raise ValueError(f"`adapter_name` is {adapter_name!r}: it can have no dots and no control characters.")
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _pre_injection_hook(self, model: nn.Module, config: JSCPTConfig, adapter_name: str) -> None:  # noqa: ARG002
         self.backbone = backbone_for(self.model)

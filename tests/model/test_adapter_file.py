@@ -9,7 +9,7 @@ import oracles
 import prompted
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from jscpt_peft.model.adapter_file import DIGEST_FILE
@@ -155,3 +155,27 @@ def test_what_was_saved_last_is_what_loads(tmp_path):
         model.save_pretrained(tmp_path, safe_serialization=safe)
         loaded = PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), tmp_path)
         assert torch.equal(loaded.prompt_tokens("vision"), model.prompt_tokens("vision"))
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a\x1b"])
+def test_names_that_no_adapter_can_have_are_refused(name):
+    model = prompted.prompted_clip(torch.float32)
+    with pytest.raises(ValueError, match="`adapter_name`"):
+        model.add_adapter(name, prompted.config())
+    assert list(model.peft_config) == ["default"]
+    with pytest.raises(ValueError, match="`adapter_name`"):
+        get_peft_model(oracles.tiny_clip(), prompted.config(), adapter_name=name)
+
+
+@pytest.mark.parametrize("folder", ["", 5, None])
+def test_an_adapter_is_saved_in_a_folder_that_is_named(folder):
+    with pytest.raises(ValueError, match="`save_directory`"):
+        prompted.prompted_clip(torch.float32).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"abc"])
+def test_weights_that_are_no_pickle_are_named(folder, content):
+    (folder / WEIGHTS).unlink()
+    (folder / "adapter_model.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=r"adapter_model.bin of the adapter .* or not whole"):
+        PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), folder)
