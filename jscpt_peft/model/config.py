@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar
 
 from peft import PeftConfig
 
+from jscpt_peft.choices import nearest
 from jscpt_peft.methods import METHODS, check_single_task, method_fields
 from jscpt_peft.reading import one_line, read_json_object
 from jscpt_peft.settings import Between, OneOf, Rate, Tokens, Width, check_settings, setting
@@ -149,13 +150,17 @@ class JSCPTConfig(PeftConfig):
             overrides: other fields, in the place of the method's.
 
         Raises:
+            TypeError: an override is no field.
             ValueError: there is no such method, or an override would make another method of it.
 
         Example:
             >>> JSCPTConfig.for_method("coop", tasks={"pets": ["cat", "dog"]}, num_shared_tokens=4).towers
             'text'
         """
-        return cls(tasks=tasks, method=name, **method_fields(name, hyperparameters, **overrides))
+        chosen, known = method_fields(name, hyperparameters, **overrides), {each.name for each in fields(cls)}
+        for option in overrides.keys() - known:
+            raise TypeError(f"`{option}` is no field of `{cls.__name__}`.{nearest(option, known)}")
+        return cls(tasks=tasks, method=name, **chosen)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any):
@@ -206,7 +211,7 @@ class JSCPTConfig(PeftConfig):
             check_texts(self.class_token_ids, self.tasks)
             self.class_token_ids = {task: self.class_token_ids[task] for task in self.tasks}
         self.groups = check_groups(self.groups, self.tasks, self.prompts, self.single_task)
-        starts = self.num_shared_tokens and "text" in TOWERS[self.towers]
+        starts = path_length(self) * self.num_shared_tokens and "text" in TOWERS[self.towers]
         if self.prompt_init is not None and not (starts and self.prompt_init.strip()):
             raise ValueError(
                 f"`prompt_init` is {self.prompt_init!r}, `num_shared_tokens` {self.num_shared_tokens} and `towers` "
