@@ -221,6 +221,21 @@ def check_single_task(name: str, single_task: bool) -> None:
         )
 
 
+def check_training(name: str, arguments: Any) -> None:
+    """Raises a `ValueError` where training arguments would make another method of a variant of JSCPT.
+
+    Every `weighting` goes with any method, and so do the factors of Eq. 6 with those that weigh tasks alike.
+    """
+    training = {} if METHODS[name].training is UNIFORM else METHODS[name].training
+    for field_name, needed in training.items():
+        value = getattr(arguments, field_name)
+        if field_name != "weighting" and value != needed:
+            raise ValueError(
+                f"`{field_name}` is {value!r}, but method {name!r} requires {needed!r}: leave it out, or choose "
+                "another method."
+            )
+
+
 def _checked(name: str, hyperparameters: str) -> str:
     check_choice("method", name, METHODS)
     check_choice("hyperparameters", hyperparameters, HYPERPARAMETERS)

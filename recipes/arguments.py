@@ -106,6 +106,8 @@ OWN_ARGUMENTS = [
     ("tree_levels", PositiveInt | None, setting(None, "auto, hipro: nodes above a task, at most. Default: 2.")),
     ("warm_up_batches", PositiveInt, setting(16, "auto: batches of all tasks that the gradients come from.")),
 ]
+# Hyperparameters of training that a task set's own file may set.
+TUNED = {"learning_rate", "optim", "weight_decay", "max_steps", "num_train_epochs", "per_device_train_batch_size"}
 GROUPS = str | annotations_of(JSCPTConfig)["groups"]
 
 
@@ -114,6 +116,10 @@ def _check_model(self: ModelArguments) -> None:
         check_setting(name, getattr(self, name), GROUPS if name == "groups" else annotation)
     if self.method == "zero_shot":
         raise ValueError("`method` 'zero_shot' has nothing to train: use recipes/evaluate.py --method zero_shot.")
+    if self.method is None and self.hyperparameters != "paper":
+        raise ValueError(
+            f"`hyperparameters` {self.hyperparameters!r} are those of a `method`: name one, or leave it out."
+        )
     check_outside(self)
     if self.method in OUTSIDE:
         return
@@ -175,7 +181,7 @@ def with_method(own: dict[str, Any], name: str, hyperparameters: str = "paper") 
     """A task set's own settings together with a method's.
 
     What makes the method stands over them. The paper's hyperparameters are those of ViT-B/16, so that a task set's own
-    come first; the method's original ones count where they are asked for.
+    come first. Where the method's original ones are asked for, the task set's count for nothing.
     """
     check_choice("method", name, (*METHODS, *OUTSIDE))
     if name in OUTSIDE:
@@ -184,7 +190,8 @@ def with_method(own: dict[str, Any], name: str, hyperparameters: str = "paper") 
         return {**of_all, **OUTSIDE[name][hyperparameters]}
     method = {**method_fields(name, hyperparameters), **training_options(name, hyperparameters)}
     if hyperparameters == "original":
-        return {**own, **method}
+        tuned = {each for each, *_ in config_fields(JSCPTConfig)} | TUNED
+        return {**{each: value for each, value in own.items() if each not in tuned}, **method}
     return {**method, **own, **METHODS[name].structure, **METHODS[name].training}
 
 

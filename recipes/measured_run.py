@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from arguments import ModelArguments, base_source, model_config, parse
 from base_model import load_clip, load_processor
+from class_templates import with_templates
 from datasets import Dataset
 from evaluated_model import zero_shot_model
+from group_tasks import chosen_groups
 from other_classes import OtherClassesTrainer
 from outside import outside_trainer
 from outside_methods import OUTSIDE
@@ -28,6 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, read_column
 from jscpt_peft.data.base_to_new import base_classes, images_of_classes, new_classes
+from jscpt_peft.methods import check_training
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 
 ZERO_SHOT = "zero_shot"
@@ -96,7 +99,12 @@ def measure(run: Run, output: Path) -> None:
     elif run.method == ZERO_SHOT:
         trainer = JSCPTTrainer(zero_shot_model(clip, source, task_set), training)
     else:
-        model = get_peft_model(clip, model_config(model_arguments, task_set.class_names, source, training.seed))
+        if name is not None:
+            check_training(name, training)
+        model_arguments = with_templates(model_arguments, task_set)
+        groups = chosen_groups(clip, source, datasets["train"], model_arguments, training, resume=False)
+        config = model_config(model_arguments, task_set.class_names, source, training.seed, groups)
+        model = get_peft_model(clip, config)
         trainer = make_trainer(model, training, datasets, processor)
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
