@@ -24,6 +24,7 @@ from pathlib import Path
 
 from arguments import ModelArguments, base_source, model_config, parse
 from base_model import load_clip, load_processor
+from choosing import choose
 from class_templates import with_templates
 from cli_errors import cli_errors, console
 from evaluated_model import zero_shot_model
@@ -47,7 +48,7 @@ from jscpt_peft.methods import check_training
 from jscpt_peft.model.heads import FeatureModules
 from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
-from jscpt_peft.training.arguments import SCHEDULER
+from jscpt_peft.training.arguments import AUTO, SCHEDULER
 from jscpt_peft.training.callbacks import StopOnInterrupt, TaskLines, TaskProgress
 from jscpt_peft.training.checkpoint import remove_checkpoints
 from jscpt_peft.training.distributed import by_first_process, leave
@@ -61,6 +62,12 @@ def main(command_line: list[str] | None = None) -> None:
     end_with_launcher()
     kinds = (DataArguments, ModelArguments, JSCPTTrainingArguments)
     data, model_arguments, training = parse(kinds, __doc__, command_line)
+    if model_arguments.method == AUTO:
+        with cli_errors():
+            chosen, reasons = choose(load_data(data, training.seed))
+        for reason in reasons:
+            console.print(f"auto: {reason}", highlight=False, soft_wrap=True)
+        data, model_arguments, training = parse(kinds, __doc__, command_line, chosen=chosen)
     with cli_errors(), output_folder(training.output_dir, data):
         run(data, model_arguments, training)
 
