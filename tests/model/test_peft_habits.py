@@ -17,6 +17,7 @@ IDS = torch.tensor(prompted.class_token_ids()["clipart"][0])[None]
 BIRDS = {"birds": ["owl", "hen"]}
 
 
+@torch.no_grad()  # in bfloat16 a backward has another kernel, with other roundings
 def logits(model):
     return model.classify(*prompted.batch(model)[:2]).logits
 
