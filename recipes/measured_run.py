@@ -17,6 +17,7 @@ from arguments import ModelArguments, base_source, model_config, parse
 from base_model import load_clip, load_processor
 from datasets import Dataset
 from evaluated_model import zero_shot_model
+from kept_features import keep_features, take_kept_features
 from other_classes import OtherClassesTrainer
 from outside import outside_trainer
 from outside_methods import OUTSIDE
@@ -46,6 +47,7 @@ class Run:
         learning_rate: 0 where nothing is trained.
         seed: of data and training.
         split: `"validation"`, by which the learning rate is chosen, or `"test"`.
+        views: crops of each training image whose features all runs share (`kept_features`); 0: images as they are.
     """
 
     setting: str
@@ -54,6 +56,7 @@ class Run:
     learning_rate: float
     seed: int
     split: str
+    views: int = 0
 
     def folder(self, output: Path) -> Path:
         """Where it is kept; other arguments have another folder."""
@@ -90,6 +93,9 @@ def measure(run: Run, output: Path) -> None:
     processor = load_processor(source, clip)
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
     name = model_arguments.method
+    if run.views:
+        stem = f"{Path(source).name}-{data.smallest_crop:g}-{run.views}"
+        datasets = keep_features(clip, task_set, datasets, run.views, output / "features" / f"{stem}.pt")
     if name in OUTSIDE:
         rank = model_arguments.lora_rank
         trainer = outside_trainer(name, clip, source, task_set, datasets, training, rank)
@@ -98,6 +104,8 @@ def measure(run: Run, output: Path) -> None:
     else:
         model = get_peft_model(clip, model_config(model_arguments, task_set.class_names, source, training.seed))
         trainer = make_trainer(model, training, datasets, processor)
+    if run.views:
+        take_kept_features(trainer.model)
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     started = perf_counter()
