@@ -15,10 +15,11 @@ def choose(task_set: TaskSet) -> tuple[dict[str, Any], list[str]]:
     used = Counter(name for task in tasks for name in task.class_names)
     common = sum(count for count in used.values() if count > 1) / classes
     settings = {"method": "jscpt", "num_shared_tokens": 0, "num_task_tokens": 0}
+    settings |= {"optim": "adamw_torch", "learning_rate": 0.003}  # as measured
     reasons = [
         f"{len(tasks)} tasks, {classes} classes of which {common:.0%} are in several tasks, "
         f"{images / classes:.0f} training images of each.",
-        "no prompt tokens: residuals on the class features learn in a tenth of the steps.",
+        "no prompt tokens: residuals on the class features need fewer and cheaper steps (measured on a small CLIP).",
     ]
     if common == 0:
         settings["class_residual"] = "task"

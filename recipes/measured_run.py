@@ -19,6 +19,7 @@ from class_templates import with_templates
 from datasets import Dataset
 from evaluated_model import zero_shot_model
 from group_tasks import chosen_groups
+from kept_features import keep_features, take_kept_features
 from other_classes import OtherClassesTrainer
 from outside import outside_trainer
 from outside_methods import OUTSIDE
@@ -49,6 +50,7 @@ class Run:
         learning_rate: 0 where nothing is trained.
         seed: of data and training.
         split: `"validation"`, by which the learning rate is chosen, or `"test"`.
+        views: crops of each training image whose features all runs share (`kept_features`); 0: images as they are.
     """
 
     setting: str
@@ -57,6 +59,7 @@ class Run:
     learning_rate: float
     seed: int
     split: str
+    views: int = 0
 
     def folder(self, output: Path) -> Path:
         """Where it is kept; other arguments have another folder."""
@@ -93,6 +96,9 @@ def measure(run: Run, output: Path) -> None:
     processor = load_processor(source, clip)
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
     name = model_arguments.method
+    if run.views:
+        stem = f"{Path(source).name}-{data.smallest_crop:g}-{run.views}"
+        datasets = keep_features(clip, task_set, datasets, run.views, output / "features" / f"{stem}.pt")
     if name in OUTSIDE:
         rank = model_arguments.lora_rank
         trainer = outside_trainer(name, clip, source, task_set, datasets, training, rank)
@@ -106,6 +112,8 @@ def measure(run: Run, output: Path) -> None:
         config = model_config(model_arguments, task_set.class_names, source, training.seed, groups)
         model = get_peft_model(clip, config)
         trainer = make_trainer(model, training, datasets, processor)
+    if run.views:
+        take_kept_features(trainer.model)
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     started = perf_counter()

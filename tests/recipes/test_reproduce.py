@@ -183,3 +183,20 @@ def test_base_and_new_classes_are_columns_of_each_task(images, tmp_path):
     assert list(found["task"]) == [f"{task}, {kind}" for task in ("my photos", "scans") for kind in ("base", "new")]
     for row in found.itertuples():
         assert row.accuracy == pytest.approx(row.right.count("1") / len(row.right))
+
+
+def test_kept_features_answer_as_images_do_and_not_where_they_would_change(images, tmp_path, capsys):
+    still = "--num_shared_tokens 0 --num_task_tokens 0 --class_residual both"
+    methods = ["zero_shot", f"jscpt {still}", "linear_probe"]
+    answers = []
+    for views in ("0", "2"):
+        words = command(images, tmp_path / views, "--learning_rate", "0", "--kept_views", views)
+        words[words.index("--methods") + 1 : words.index("--seeds")] = methods
+        words[words.index("--seeds") + 1 : words.index("--processes")] = ["1", "--factors", "1"]
+        words[words.index("--reference") + 1] = "zero_shot"
+        reproduce.main(words)
+        answers.append(results(tmp_path / views)["right"])
+    pd.testing.assert_series_equal(*answers)
+    assert len(list((tmp_path / "2" / "features").iterdir())) == 1
+    words[words.index("--methods") + 1] = JSCPT
+    assert "`kept_views` keeps image features" in fails(capsys, reproduce.main, *words)
