@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from arguments import ModelArguments, base_source, parse
+from arguments import ModelArguments, YAMLLoader, base_source, parse
 from base_model import load_clip, load_processor
 from class_templates import with_templates
 from cli_errors import cli_errors, console
@@ -156,7 +156,7 @@ def read_groups(path: str) -> dict[str, Any]:
         ValueError: it cannot be read, or holds something else.
     """
     try:
-        groups = yaml.safe_load(read_text(path))
+        groups = yaml.load(read_text(path), Loader=YAMLLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(
             f"`groups` is {path!r}, which cannot be read ({error}): give {AUTO!r}, or a YAML or JSON file."

@@ -32,6 +32,7 @@ from transformers.utils.logging import disable_progress_bar
 from jscpt_peft.data import ImageTaskDataset, TaskSet, read_column
 from jscpt_peft.data.base_to_new import base_classes, images_of_classes, new_classes
 from jscpt_peft.methods import check_training
+from jscpt_peft.reading import one_line, read_json_object
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 
 ZERO_SHOT = "zero_shot"
@@ -70,7 +71,12 @@ class Run:
     def result(self, output: Path) -> dict[str, Any] | None:
         """What `measure` has found, if it is done."""
         path = self.folder(output) / RESULT
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        try:
+            return read_json_object(path) if path.exists() else None
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{path} cannot be read ({one_line(error)}): remove it, and the run is done anew."
+            ) from error
 
 
 def parsed(words: Sequence[str], method: str) -> tuple[DataArguments, ModelArguments, JSCPTTrainingArguments]:

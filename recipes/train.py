@@ -22,7 +22,7 @@ from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
-from arguments import ModelArguments, base_source, model_config, parse
+from arguments import ModelArguments, base_source, check_made_groups, model_config, parse
 from base_model import load_clip, load_processor
 from choosing import choose
 from class_templates import with_templates
@@ -77,6 +77,8 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
         check_outside_run(data, model_arguments.method, training)
     elif model_arguments.method is not None:
         check_training(model_arguments.method, training)
+    check_publishing(training)
+    check_made_groups(model_arguments, made=model_arguments.groups == AUTO)
     resume = by_first_process(lambda: prepare_output(training))
     manifest = Path(training.output_dir, MANIFEST_FILE)
     if resume and data.task_set != "shapes" and data.manifest is None and manifest.exists():
@@ -177,6 +179,14 @@ def make_trainer(
         eval_dataset=datasets["validation"],
         processing_class=processor,
     )
+
+
+def check_publishing(training: JSCPTTrainingArguments) -> None:
+    """Raises a `ValueError` where it is said how to publish, and nothing is published."""
+    for name in ("hub_model_id", "hub_private_repo", "hub_revision"):
+        value = getattr(training, name)
+        if value is not None and not training.push_to_hub:
+            raise ValueError(f"`{name}` is {value!r}, which needs `push_to_hub`: add that, or leave it out.")
 
 
 def prepare_output(training: JSCPTTrainingArguments) -> str | bool | None:

@@ -78,10 +78,10 @@ def check_token_ids(config: JSCPTConfig, base: CLIPConfig) -> None:
     for task, name, ids in _texts(config):
         in_range = len(ids) >= 2 and min(ids) >= 0 and max(ids) < vocabulary
         # Configurations with `eos_token_id` 2 read the highest id, see `read_out_positions`.
-        if not in_range or ids[:1] != start or ids[-1] != (max(ids) if end == 2 else end):
+        if not in_range or ids[:1] != start or ids[-1] != (max(ids) if end == 2 else end) or ids[-1] in ids[:-1]:
             raise ValueError(
-                f"`class_token_ids` of class {name!r} in task {task!r} must be [SOS] ... [EOS], with the same "
-                f"[SOS] for all and ids below the vocabulary size {vocabulary}, got {ids}."
+                f"`class_token_ids` of class {name!r} in task {task!r} must be [SOS] ... [EOS], with one [EOS], the "
+                f"same [SOS] for all and ids below the vocabulary size {vocabulary}, got {ids}."
             )
     for task, names in config.tasks.items():
         name_of: dict[str, str] = {}

@@ -148,6 +148,11 @@ def test_the_base_model_of_a_task_set():
         (["--train_fraction", "1.5"], "`train_fraction` must be at most 1, got 1.5"),
         (["--smallest_crop", "0"], "`smallest_crop` must be above 0, got 0.0"),
         (["--lower_steps", "ten"], "argument --lower_steps/--lower-steps: invalid int value: 'ten'"),
+        (["--templates", "own", "--class_template", "a {}"], "`templates` is 'own' and `class_template` 'a {}':"),
+        (["--method", "mmap", "--tree_levels", "2"], "`tree_levels` is 2, which is for `groups`"),
+        (["--method", "mmap", "--groups", "x.yaml", "--num_groups", "2"], "`num_groups` is 2, which is for `groups`"),
+        (["--max_steps", "0"], "`max_steps` is 0, which `Trainer` takes for all epochs"),
+        (["--max_steps", "4", "--warmup_steps", "5"], "`warmup_steps` is 5.0, beyond `max_steps` 4"),
         (["shapes"], "not used by the HfArgumentParser: ['shapes']"),
         (["missing.yaml"], "missing.yaml does not exist"),
     ],
@@ -177,6 +182,12 @@ def test_a_wrong_file_is_answered(capsys, tmp_path):
         "lower_steps: 2.5": "`lower_steps` must be a whole number or a string, got 2.5",
         "save_strategy: no": "`save_strategy` must be one of 'no', 'steps', 'epoch', 'best', got False",
         "class_template: {art: 5}": "`class_template['art']` must be a string or a list, got 5",
+        **{
+            f"seed: {word}": f"must be a whole number, got '{word}'"
+            for word in ("1:30", "017", "0x1f", "1_000", "0b1")
+        },
+        "learning_rate: 1:30.5": "must be a finite number, got '1:30.5'",
+        "help: 1": "unknown argument 'help'",
         "learning_rate: .nan": "`learning_rate` must be a finite number, got nan",
     }.items():
         config.write_text(content)

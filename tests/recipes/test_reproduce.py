@@ -134,6 +134,13 @@ def test_an_interrupted_table_goes_on_to_the_same_numbers(made, images, tmp_path
         (["--settings", "wet"], "wet"),
         (["--methods", "jspct"], "jscpt"),
         (["--stpes", "3"], "--stpes"),
+        (["--seeds", "1", "1"], "`seeds` holds one of [1, 1] twice"),
+        (["--seeds", "-1"], "`seeds` must be at least 0, got -1"),
+        (["--factors", "nan"], "`factors` must be a finite number, got nan"),
+        (["--factors", "0"], "`factors` must be above 0"),
+        (["--processes", "0"], "`processes` must be at least 1"),
+        (["--methods", " "], "`methods` is ' ': name something"),
+        (["--reference", "coop"], "`reference` must be one of 'zero_shot'"),
     ],
 )
 def test_wrong_words_are_told_before_anything_runs(images, tmp_path, capsys, words, message):
