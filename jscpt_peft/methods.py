@@ -113,7 +113,7 @@ METHODS: dict[str, Method] = {
         "shared text and vision prompts that a small transformer block couples (MVLPT with UPT, WACV 2024)",
         {"prompts": "unified", "towers": "both", "num_task_tokens": 0, "intervention": "none"},
         paper={"num_shared_tokens": 16},
-        original={"num_shared_tokens": 4, "vision_init": "uniform"},
+        original={"num_shared_tokens": 4, "vision_init": "uniform", "class_position": "middle"},
         training=UNIFORM,
         original_training=_COOP_TRAINING,
         published_parameters=566_400,
