@@ -120,7 +120,7 @@ METHODS: dict[str, Method] = {
         {"prompts": "unified", "towers": "both", "num_task_tokens": 0, "intervention": "none"},
         at_least={"num_shared_tokens": 1},
         paper={"num_shared_tokens": 16},
-        original={"num_shared_tokens": 4, "vision_init": "uniform"},
+        original={"num_shared_tokens": 4, "vision_init": "uniform", "class_position": "middle"},
         training=UNIFORM,
         original_training=_COOP_TRAINING,
         published_parameters=566_400,

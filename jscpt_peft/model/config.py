@@ -23,6 +23,7 @@ from .registration import TASK_TYPE, add_peft_type
 PEFT_TYPE = add_peft_type("JSCPT")
 
 VISION_INITS = ("normal", "uniform")
+CLASS_POSITIONS = ("end", "middle")
 TOWERS = {"both": ("vision", "text"), "vision": ("vision",), "text": ("text",)}
 
 
@@ -49,9 +50,13 @@ class JSCPTConfig(PeftConfig):
         towers: `"both"`, `"vision"` or `"text"`: which encoders are prompted.
         class_template: the text of a class, `{}` standing for its name; or task name -> the template of that task, or
             a list of templates, whose class features are averaged.
+        class_position: where the class name stands among the text prompts: at the `"end"`, or in the `"middle"`: their
+            second half follows it, before the rest of the template (CoOp, MVLPT). The latter needs text prompts of the
+            first block alone, and computes half of the prompts anew for every class.
         tokenizer_name_or_path: tokenizer of the class texts; default: the base model's name or path.
         class_token_ids: task name -> one unpadded list of token ids per class, `[SOS]` and `[EOS]` included; with
-            several templates one such list per class and template. Filled when the adapter is injected unless given;
+            several templates one such list per class and template. With `class_position="middle"`, -1 stands once in
+            each, where the second half of the prompts belongs. Filled when the adapter is injected unless given;
             stored, so that a loaded adapter needs no tokenizer.
         intervention: what happens to the image features x, one of `jscpt_peft.model.heads.FEATURE_HEADS`:
             `"mask_mlp"`: a mask and two residual MLPs select features (Eq. 2); `"adapter"`: CLIP-Adapter's residual
@@ -104,6 +109,9 @@ class JSCPTConfig(PeftConfig):
     )
     towers: Annotated[str, OneOf(TOWERS)] = setting("both", "Prompted encoders: both, vision or text.")
     class_template: str | dict[str, str | list[str]] = setting("{}.", "Text of a class; {} stands for its name.")
+    class_position: Annotated[str, OneOf(CLASS_POSITIONS)] = setting(
+        "end", "Class name among the text prompts: end, or middle (with prompts of the first block alone)."
+    )
     tokenizer_name_or_path: str | None = setting(None, "Tokenizer of the class texts.", command_line=False)
     class_token_ids: dict[str, list] | None = setting(None, "Token ids of the class texts.", command_line=False)
     intervention: Annotated[str, OneOf(FEATURE_HEADS)] = setting(
