@@ -80,7 +80,7 @@ def made(middle_ids=True, **options):
     [
         ({"prompt_depth": None}, "`class_position` is 'middle', but 3 blocks of the text tower.*prompt_depth=1"),
         ({"towers": "vision"}, "`class_position` is 'middle', but no blocks of the text tower have prompts"),
-        ({"num_shared_tokens": 0}, "`class_position` is 'middle', but no blocks"),
+        ({"num_shared_tokens": 0, "prompt_depth": None}, "`class_position` is 'middle', but no blocks"),
         (
             {"middle_ids": False},
             r"of class 'cat' in task 'photo' must be \[SOS\] \.\.\. \[EOS\], -1 once among them",
