@@ -111,11 +111,11 @@ def measure(run: Run, output: Path) -> None:
     elif run.method == ZERO_SHOT:
         trainer = JSCPTTrainer(zero_shot_model(clip, source, task_set), training)
     else:
-        if name is not None:
-            check_training(name, training)
         model_arguments = with_templates(model_arguments, task_set)
         groups = chosen_groups(clip, source, datasets["train"], model_arguments, training, resume=False)
         config = model_config(model_arguments, task_set.class_names, source, training.seed, groups)
+        if name is not None:
+            check_training(name, training)
         model = get_peft_model(clip, config)
         trainer = make_trainer(model, training, datasets, processor)
     if run.views:
