@@ -21,6 +21,7 @@ from .methods import METHODS
 from .model import JSCPTModel
 from .model.adapter_file import DIGEST_FILE, check_digest, write_digest
 from .model.losses import JSCPTOutput
+from .settings import path_given
 
 logger = logging.get_logger(__name__)
 
@@ -144,6 +145,7 @@ class JSCPTPeftModel(PeftModel):
         """
         from .serving.card import default_adapter
 
+        save_directory = path_given("save_directory", save_directory)
         names = (selected_adapters or list(self.peft_config)) if is_main_process else []
         folders = [Path(save_directory, "" if name == "default" else name) for name in names]
         try:
@@ -199,9 +201,9 @@ class JSCPTPeftModel(PeftModel):
                 f"{SAFETENSORS_WEIGHTS_NAME} of the adapter {str(model_id)!r} is no safetensors file, or not whole "
                 f"({error}): download it again, or have it published again."
             ) from error
-        except UnpicklingError as error:
+        except (UnpicklingError, EOFError, IndexError) as error:  # the last two of what is cut off, or no pickle
             raise ValueError(
-                f"{WEIGHTS_NAME} of the adapter {str(model_id)!r} is a pickle of more than tensors, and nothing of it "
+                f"{WEIGHTS_NAME} of the adapter {str(model_id)!r} is a pickle of more than tensors, or not whole, and nothing of it "
                 f"was executed: have the adapter published as {SAFETENSORS_WEIGHTS_NAME}."
             ) from error
         finally:

@@ -20,6 +20,7 @@ from jscpt_peft.evaluation import Predictions
 from jscpt_peft.model.losses import task_logits
 from jscpt_peft.model.task_rows import TaskRows
 from jscpt_peft.model.unseen_classes import class_embeds_among
+from jscpt_peft.reading import one_line, read_text
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 
 
@@ -108,10 +109,10 @@ def class_list(words: str) -> list[str]:
     names = words.split(",")
     if len(names) == 1 and Path(words).suffix:
         try:
-            names = Path(words).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            names = read_text(words).splitlines()
+        except (OSError, ValueError) as error:
             raise ValueError(
-                f"`classes` {words} cannot be read ({error}): give a file of one name per line."
+                f"`classes` {words} cannot be read ({one_line(error)}): give a file of one name per line."
             ) from error
     names = [name.strip() for name in names if name.strip()]
     if not names:

@@ -132,6 +132,8 @@ def check_outside_run(data: DataArguments, method: str, training: JSCPTTrainingA
     asked = {name: getattr(training, name) for name in ("resume_from_checkpoint", "push_to_hub")}
     asked |= {"split": data.split != "all" and data.split}
     asked |= {"weighting": training.weighting not in (SCHEDULER, "uniform") and training.weighting}
+    asked |= {name: getattr(training, name) for name in ("task_prior", "weigh_own_steps", "compile_blocks")}
+    asked |= {"cuda_graphs": training.cuda_graphs != "off" and training.cuda_graphs}
     for name, value in asked.items():
         if value:
             raise ValueError(f"`{name}` {value!r} does not go with method {method!r}: leave it out.")

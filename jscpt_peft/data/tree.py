@@ -91,7 +91,7 @@ class Scan:
         except OSError as error:
             raise ValueError(f"`data_root`: {str(path)!r} cannot be read ({one_line(error)}): make it so.") from error
         for entry in found:
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name == "__MACOSX":  # of archives made on macOS
                 self.noted["hidden"] += 1
                 continue
             if entry.name != os.fsencode(entry.name).decode(errors="replace"):

@@ -9,6 +9,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
+from jscpt_peft.choices import printable
+from jscpt_peft.settings import Name, check_setting
+
 from .adapter import TaskAdapter
 from .adapter_file import check_tensors
 from .backbones import backbone_for
@@ -33,7 +36,10 @@ class JSCPTInjection(BaseTuner):
     prefix = "jscpt_"
     tuner_layer_cls = JSCPTLayer
 
-    def _pre_injection_hook(self, model: nn.Module, config: JSCPTConfig, adapter_name: str) -> None:  # noqa: ARG002
+    def _pre_injection_hook(self, model: nn.Module, config: JSCPTConfig, adapter_name: str) -> None:
+        check_setting("adapter_name", adapter_name, Name)
+        if "." in adapter_name or printable(adapter_name) != adapter_name:
+            raise ValueError(f"`adapter_name` is {adapter_name!r}: it can have no dots and no control characters.")
         self.backbone = backbone_for(self.model)
         self.class_features = ClassFeatures(self.backbone)
 

@@ -92,6 +92,16 @@ class OwnSteps(TrainerCallback):
                 stack.lerp_(part.centre(name, weights).expand_as(stack), pull)
 
 
+def check_own_steps(args: JSCPTTrainingArguments, model: PeftModel) -> None:
+    """Raises a `ValueError` where steps of tasks' own parameters are to be changed, and there are none."""
+    for name in ("weigh_own_steps", "task_prior"):
+        if getattr(args, name) and not own_stacks(model):
+            value = getattr(args, name)
+            raise ValueError(
+                f"`{name}` is {value}, but the tasks of this adapter train no parameters of their own: leave it out."
+            )
+
+
 def own_stacks(model: PeftModel) -> list[tuple[TaskModule, str]]:
     """The parts of an adapter, and the names of their stacks that are trained."""
     return [

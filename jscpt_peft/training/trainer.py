@@ -34,7 +34,7 @@ from .loading import make_loader
 from .lost_processes import lost_processes_named
 from .lower_step import LowerStep
 from .output_lock import output_lock
-from .own_steps import OwnSteps
+from .own_steps import OwnSteps, check_own_steps
 from .plain_arguments import own_arguments
 from .publishing import Publishing
 from .step_log import HISTORY_FILE, StepLog
@@ -184,6 +184,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
             with lost_processes_named(self.args.ddp_timeout), ExitStack() as lock:
                 by_first_process(lambda: lock.enter_context(output_lock(self.args.output_dir)))
                 self.check_best_metric()
+                check_own_steps(self.args, self.model)
                 check_same_data({"train_dataset": self.train_dataset, "dev_dataset": self.dev_dataset})
                 return super().train(*args, **kwargs)
         finally:

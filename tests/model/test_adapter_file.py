@@ -155,3 +155,22 @@ def test_what_was_saved_last_is_what_loads(tmp_path):
         model.save_pretrained(tmp_path, safe_serialization=safe)
         loaded = PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), tmp_path)
         assert torch.equal(loaded.prompt_tokens("vision"), model.prompt_tokens("vision"))
+
+
+@pytest.mark.parametrize("name", ["", "a.b", 5, None, "a\x1b"])
+def test_names_and_folders_that_are_none_are_refused(name):
+    model = prompted.prompted_clip(torch.float32)
+    with pytest.raises(ValueError, match="`adapter_name`"):
+        model.add_adapter(name, prompted.config())
+    assert list(model.peft_config) == ["default"]
+    for folder in {"", 5, None} & {name}:
+        with pytest.raises(ValueError, match="`save_directory`"):
+            model.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"abc"])
+def test_weights_that_are_no_pickle_are_named(folder, content):
+    (folder / WEIGHTS).unlink()
+    (folder / "adapter_model.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=r"adapter_model.bin of the adapter .* or not whole"):
+        PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import predict
 import pytest
@@ -141,6 +142,12 @@ def test_texts_of_the_task_set(images, tmp_path, kind):
     texts = {"class_template": template, "tokenizer_name_or_path": str(TINY_CLIP)}
     model = get_peft_model(clip, JSCPTConfig.for_method("zero_shot", tasks=dict.fromkeys(TASKS, ALL), **texts))
     assert found["scans"]["accuracy"] == pytest.approx(accuracy_of(model, images, "scans"))
+
+
+def test_a_pipe_is_no_list_of_classes(tmp_path):
+    os.mkfifo(tmp_path / "names.txt")  # which would never end
+    with pytest.raises(ValueError, match=r"names.txt cannot be read \(.* is no regular file\)"):
+        class_list(str(tmp_path / "names.txt"))
 
 
 def test_harmonic_mean():

@@ -86,3 +86,10 @@ def test_auto_is_set_when_training_begins(tmp_path):
     run = small_run.trainer(tmp_path, max_steps=3, lower_steps="auto", scheduler_learning_rate="auto", neumann_terms=0)
     run.train()
     assert run.upper_level.updates == 3 and run.upper_level.optimizer.param_groups[0]["lr"] == pytest.approx(16 / 3)
+
+
+@pytest.mark.parametrize("options", [{"task_prior": 2.0}, {"weigh_own_steps": True}])
+def test_own_steps_need_parameters_of_the_tasks_own(options, tmp_path):
+    model = prompted.prompted_clip(torch.float32, num_task_tokens=0, intervention="none")
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}` is .* train no parameters of their own"):
+        small_run.trainer(tmp_path, model, **options).train()
