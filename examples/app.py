@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio
 from peft import PeftConfig, PeftModel
-from transformers import CLIPImageProcessorPil, CLIPModel
 
 import jscpt_peft  # noqa: F401  (registers the PEFT type)
+
+sys.path.append(str(Path(__file__).parent.parent / "recipes"))
+from base_model import load_clip, load_processor  # which refuse a base that is not whole
 
 LAUNCH = {"server_name": "127.0.0.1", "share": False}  # for this machine only
 
@@ -38,8 +42,9 @@ def make_page(adapter: str, base: str | None = None) -> gradio.Interface:
     """A page with an image, a menu of the adapter's tasks, and the best five classes."""
     config = PeftConfig.from_pretrained(adapter)
     base = base or config.base_model_name_or_path
-    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(base), adapter)
-    processor = CLIPImageProcessorPil.from_pretrained(base)
+    clip = load_clip(base)
+    model = PeftModel.from_pretrained(clip, adapter)
+    processor = load_processor(base, clip)
 
     def classify(image: str | None, task: str) -> dict[str, float]:
         if image is None:

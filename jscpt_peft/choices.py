@@ -11,6 +11,11 @@ from difflib import get_close_matches
 # two joiners that emoji and several scripts are written with.
 _UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _JOINERS = "\u200c\u200d"
+# Fillers that count as letters, marks of variants, and joiners without anything to join.
+_INVISIBLE = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+    r"|(?<![^\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?![^\x00-\x7f])"
+)
 
 
 def nearest(value: str, choices: Iterable[str]) -> str:
@@ -36,6 +41,20 @@ def printable(text: str) -> str:
         ascii(each)[1:-1] if unicodedata.category(each) in _UNPRINTABLE and each not in _JOINERS else each
         for each in text
     )
+
+
+def visible(name: str) -> str:
+    """What can be seen of a name: without invisible characters, spaces around it, and forms of accents."""
+    return " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFC", name)).split())
+
+
+def alike(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two names that nobody could tell apart on a screen, if there are such."""
+    seen: dict[str, str] = {}
+    for name in names:
+        if (other := seen.setdefault(visible(name), name)) is not name:
+            return other, name
+    return None
 
 
 def markdown(text: str) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from functools import cache
+from os import PathLike
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -86,6 +88,7 @@ NAMES = {
     list: "a list",
     dict: "a mapping",
     NoneType: "None",
+    PathLike: "a path",
 }
 
 
@@ -113,6 +116,16 @@ def check_settings(settings: Any, annotations: Mapping[str, Any] | None = None) 
     """
     for name, annotation in {**annotations_of(type(settings)), **(annotations or {})}.items():
         check_setting(name, getattr(settings, name), annotation)
+
+
+def path_given(argument: str, value: Any) -> Path:
+    """A path that was given as a string or as one; not an empty one, which would mean the working directory.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    check_setting(argument, value, Name | PathLike)
+    return Path(value)
 
 
 def check_setting(argument: str, value: Any, annotation: Any) -> None:

@@ -23,6 +23,7 @@ from jscpt_peft.choices import check_choice, nearest
 from jscpt_peft.data.benchmarks import TASK_SET_MEMBERS
 from jscpt_peft.methods import HYPERPARAMETERS, METHODS, method_fields, training_options
 from jscpt_peft.model.groups import check_grouping
+from jscpt_peft.model.prompts import PROMPT_SOURCES
 from jscpt_peft.reading import one_line, read_json, read_text
 from jscpt_peft.settings import Name, OneOf, PositiveInt, annotations_of, check_setting, setting
 from jscpt_peft.training.arguments import AUTO, Auto
@@ -106,6 +107,8 @@ OWN_ARGUMENTS = [
     ("tree_levels", PositiveInt | None, setting(None, "auto, hipro: nodes above a task, at most. Default: 2.")),
     ("warm_up_batches", PositiveInt, setting(16, "auto: batches of all tasks that the gradients come from.")),
 ]
+# Hyperparameters of training that a task set's own file may set.
+TUNED = {"learning_rate", "optim", "weight_decay", "max_steps", "num_train_epochs", "per_device_train_batch_size"}
 GROUPS = str | annotations_of(JSCPTConfig)["groups"]
 
 
@@ -114,6 +117,10 @@ def _check_model(self: ModelArguments) -> None:
         check_setting(name, getattr(self, name), GROUPS if name == "groups" else annotation)
     if self.method == "zero_shot":
         raise ValueError("`method` 'zero_shot' has nothing to train: use recipes/evaluate.py --method zero_shot.")
+    if self.method is None and self.hyperparameters != "paper":
+        raise ValueError(
+            f"`hyperparameters` {self.hyperparameters!r} are those of a `method`: name one, or leave it out."
+        )
     if self.method == AUTO:  # these arguments are parsed again when the tasks are known
         return
     check_outside(self)
@@ -121,8 +128,22 @@ def _check_model(self: ModelArguments) -> None:
         return
     if self.groups is not None:
         check_grouping(self.groups, self.prompts, self.single_task)
+    if self.templates is not None and self.class_template != JSCPTConfig.class_template:
+        raise ValueError(
+            f"`templates` is {self.templates!r} and `class_template` {self.class_template!r}: give one of the two."
+        )
+    check_made_groups(self, made=self.groups in (None, AUTO))  # with `None` by recipes/group_tasks.py
     of_tasks = next((each for each in (self.class_template, self.groups) if isinstance(each, dict)), ["task"])
     model_config(self, {task: ["class"] for task in of_tasks}, source="", seed=0)  # of any tasks: it checks the rest
+
+
+def check_made_groups(arguments: ModelArguments, made: bool) -> None:
+    """Raises a `ValueError` where an option of making groups is given, and none of its kind are made."""
+    kind = PROMPT_SOURCES[arguments.prompts].grouping
+    for name, of, method in (("num_groups", "group", "mmap"), ("tree_levels", "tree", "hipro")):
+        value = getattr(arguments, name)
+        if value is not None and not (made and kind == of):
+            raise ValueError(f"`{name}` is {value}, which is for `groups` 'auto' of method {method}: leave it out.")
 
 
 def check_outside(arguments: ModelArguments) -> None:
@@ -179,7 +200,7 @@ def with_method(own: dict[str, Any], name: str, hyperparameters: str = "paper") 
     """A task set's own settings together with a method's.
 
     What makes the method stands over them. The paper's hyperparameters are those of ViT-B/16, so that a task set's own
-    come first; the method's original ones count where they are asked for.
+    come first. Where the method's original ones are asked for, the task set's count for nothing.
     """
     check_choice("method", name, (*METHODS, *OUTSIDE))
     if name in OUTSIDE:
@@ -188,7 +209,8 @@ def with_method(own: dict[str, Any], name: str, hyperparameters: str = "paper") 
         return {**of_all, **OUTSIDE[name][hyperparameters]}
     method = {**method_fields(name, hyperparameters), **training_options(name, hyperparameters)}
     if hyperparameters == "original":
-        return {**own, **method}
+        tuned = {each for each, *_ in config_fields(JSCPTConfig)} | TUNED
+        return {**{each: value for each, value in own.items() if each not in tuned}, **method}
     return {**method, **own, **METHODS[name].structure, **METHODS[name].training}
 
 
@@ -216,7 +238,7 @@ def _or_auto(kind: type) -> Callable[[str], Any]:
 
 
 class YAMLLoader(yaml.SafeLoader):
-    """Takes `1e-3` for a number, as YAML 1.2 does, and a key once."""
+    """Takes numbers as YAML 1.2 does, such as `1e-3`, and a key once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[str, yaml.Node] = {}
@@ -227,9 +249,17 @@ class YAMLLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-YAMLLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+# Numbers as YAML 1.2 has them: in 1.1 `1:30` is 90, `017` is 15 and `1_0` is 10.
+NUMBERS = {
+    "int": r"[-+]?(0|[1-9]\d*)$",
+    "float": r"[-+]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
+}
+YAMLLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] not in NUMBERS]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for kind, pattern in NUMBERS.items():
+    YAMLLoader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(pattern), list("-+.0123456789"))
 
 
 class RecipeParser(HfArgumentParser):
@@ -244,7 +274,7 @@ class RecipeParser(HfArgumentParser):
     @property
     def names(self) -> set[str]:
         """Of all arguments, as configuration files write them."""
-        return {action.dest for action in self._actions}
+        return {action.dest for action in self._actions} - {"help"}
 
     @property
     def annotations(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from typing import Annotated, Literal
 import torch
 from arguments import RecipeParser
 from benchmark_cases import CASES
-from benchmark_compare import noise_of, worsened
+from benchmark_compare import noise_of, read_report, worsened
 from benchmark_steps import (
     SHAPES,
     accumulated,
@@ -45,6 +45,7 @@ from benchmark_steps import (
     random_model,
     upper_step,
 )
+from cli_errors import cli_errors
 from measuring import count_flops, measure
 from rich.console import Console
 from rich.table import Table
@@ -85,6 +86,10 @@ class BenchmarkArguments:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.compare is not None and self.case != "step":
+            raise ValueError(f"`compare` needs ratios, which `case` {self.case!r} has none of: leave it out.")
+        if self.json is not None and not Path(self.json).absolute().parent.is_dir():
+            raise ValueError(f"`json` {self.json!r} is in a folder that does not exist: make it first.")
 
 
 def upper_variants(arguments: BenchmarkArguments) -> dict[str, dict[str, int | str]]:
@@ -186,6 +191,7 @@ def measured(arguments: BenchmarkArguments) -> dict:
 
 def main(arguments: BenchmarkArguments) -> dict:
     """The report; a `SystemExit` that says so where a ratio has worsened."""
+    before = None if arguments.compare is None else read_report(arguments.compare)
     if arguments.case == "step":
         report = measured(arguments)
         print_report(report)
@@ -198,7 +204,6 @@ def main(arguments: BenchmarkArguments) -> dict:
     if arguments.json is not None:
         Path(arguments.json).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if arguments.compare is not None:
-        before = json.loads(Path(arguments.compare).read_text(encoding="utf-8"))
         lines = worsened(before, report)
         if lines:
             sys.exit("\n".join(lines))
@@ -208,4 +213,5 @@ def main(arguments: BenchmarkArguments) -> dict:
 if __name__ == "__main__":
     if not KEEP_MEMORY.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**KEEP_MEMORY, **os.environ})
-    main(RecipeParser(BenchmarkArguments, description=__doc__).parse_dataclasses(None)[0])
+    with cli_errors():
+        main(RecipeParser(BenchmarkArguments, description=__doc__).parse_dataclasses(None)[0])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jscpt_peft.reading import one_line, read_json_object
+from jscpt_peft.settings import check_setting
+
 HIGHER_IS_BETTER = ("baseline / ", "peer / ", "fraction of ")
 # What two runs of the same code may differ by without any of it showing within one run.
 LEAST_NOISE = 0.02
@@ -12,6 +15,24 @@ LEAST_NOISE = 0.02
 def noise_of(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
     """Half the range of each ratio over the rounds, in which all variants ran one after the other."""
     return {name: (max(each[name] for each in rounds) - min(each[name] for each in rounds)) / 2 for name in rounds[0]}
+
+
+def read_report(path: str) -> dict:
+    """An earlier report.
+
+    Raises:
+        ValueError: there is none, or its ratios are no finite numbers.
+    """
+    try:
+        report = read_json_object(path)
+        for part in ("ratios", "noise"):
+            check_setting(part, report.get(part), dict[str, float])
+        check_setting("arguments", report.get("arguments"), dict)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"`compare` {path!r} is no report ({one_line(error)}): give a file that `--case step --json` has written."
+        ) from error
+    return report
 
 
 def worsened(before: dict, now: dict) -> list[str]:

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from arguments import ModelArguments, base_source, model_config, parse
 from base_model import load_clip, load_processor
+from class_templates import with_templates
 from datasets import Dataset
 from evaluated_model import zero_shot_model
+from group_tasks import chosen_groups
 from kept_features import keep_features, take_kept_features
 from other_classes import OtherClassesTrainer
 from outside import outside_trainer
@@ -29,6 +31,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, read_column
 from jscpt_peft.data.base_to_new import base_classes, images_of_classes, new_classes
+from jscpt_peft.methods import check_training
+from jscpt_peft.reading import one_line, read_json_object
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 
 ZERO_SHOT = "zero_shot"
@@ -67,7 +71,12 @@ class Run:
     def result(self, output: Path) -> dict[str, Any] | None:
         """What `measure` has found, if it is done."""
         path = self.folder(output) / RESULT
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        try:
+            return read_json_object(path) if path.exists() else None
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{path} cannot be read ({one_line(error)}): remove it, and the run is done anew."
+            ) from error
 
 
 def parsed(words: Sequence[str], method: str) -> tuple[DataArguments, ModelArguments, JSCPTTrainingArguments]:
@@ -102,7 +111,12 @@ def measure(run: Run, output: Path) -> None:
     elif run.method == ZERO_SHOT:
         trainer = JSCPTTrainer(zero_shot_model(clip, source, task_set), training)
     else:
-        model = get_peft_model(clip, model_config(model_arguments, task_set.class_names, source, training.seed))
+        if name is not None:
+            check_training(name, training)
+        model_arguments = with_templates(model_arguments, task_set)
+        groups = chosen_groups(clip, source, datasets["train"], model_arguments, training, resume=False)
+        config = model_config(model_arguments, task_set.class_names, source, training.seed, groups)
+        model = get_peft_model(clip, config)
         trainer = make_trainer(model, training, datasets, processor)
     if run.views:
         take_kept_features(trainer.model)

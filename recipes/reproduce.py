@@ -23,7 +23,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,9 @@ from jscpt_peft.evaluation.comparison import comparison_markdown, summarise
 from jscpt_peft.evaluation.comparison_figure import draw_comparison
 from jscpt_peft.evaluation.intervals import paired_interval
 from jscpt_peft.evaluation.tables import markdown_table, points
+from jscpt_peft.settings import Between, Name, PositiveInt, PositiveRate, check_setting
 
+Seed = Annotated[int, Between(0, 2**32 - 1)]
 SEARCH_SEED = 0  # of the runs by which learning rates are chosen
 FACTORS = (0.3, 1.0, 3.0)
 
@@ -59,7 +61,7 @@ def main(command_line: list[str] | None = None) -> None:
         default=0,
         help="image features of so many crops, computed once; for methods without image prompts",
     )
-    parser.add_argument("--reference", default="jscpt", help="the method that others are compared with")
+    parser.add_argument("--reference", help="the method to compare with; default: jscpt, if it is there")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/reproduce/TABLE")
     parser.add_argument(
         "--processes", type=int, help="runs at a time, of one thread each; default: one per CPU or GPU"
@@ -72,6 +74,7 @@ def main(command_line: list[str] | None = None) -> None:
 def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
     """Does what is missing of a table, and writes the table anew now and then."""
     table, output = TABLES[options.table], options.output_dir or Path("outputs", "reproduce", options.table)
+    check_options(options, options.methods or table.methods)
     for setting in (*(options.settings or ()), *([options.rates_from] if options.rates_from else [])):
         check_choice("settings", setting, table.settings)
     words = {setting: (*shlex.split(text), *everywhere) for setting, text in table.settings.items()}
@@ -91,6 +94,23 @@ def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
         do(finals, "test", now_and_then(lambda: write_tables(options, output, finals)))
     write_tables(options, output, finals)
     console.print((output / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+
+
+def check_options(options: argparse.Namespace, methods: Sequence[str]) -> None:
+    """Raises a `ValueError` where a value is out of its range, or given twice: a mean would count it twice."""
+    annotations = {"seeds": Seed, "factors": PositiveRate, "methods": Name, "settings": Name}
+    for name, annotation in annotations.items():
+        values = getattr(options, name) or []
+        for value in values:
+            check_setting(name, value, annotation)
+        if len(set(values)) < len(values):
+            raise ValueError(f"`{name}` holds one of {list(values)} twice: give each once.")
+    check_setting("processes", options.processes, PositiveInt | None)
+    if options.reference is not None:
+        check_choice("reference", options.reference, methods)
+    options.reference = options.reference or "jscpt"
+    if options.output_dir is not None and options.output_dir.exists() and not options.output_dir.is_dir():
+        raise ValueError(f"`output_dir` {str(options.output_dir)!r} is no folder: choose another.")
 
 
 def now_and_then(function: Callable[[], Any], seconds: float = 60.0) -> Callable[[], None]:

@@ -14,7 +14,7 @@ from jscpt_peft.data.folder import folder_task_set
 from jscpt_peft.data.icons import icons_task_set
 from jscpt_peft.data.shapes import shapes_task_set
 from jscpt_peft.data.task import TaskSet
-from jscpt_peft.settings import check_setting
+from jscpt_peft.settings import check_setting, path_given
 
 OWN = {"shapes": shapes_task_set, "folder": folder_task_set, "emoji": emoji_task_set, "icons": icons_task_set}
 NEED_FOLDER = {"folder": "the folder with your images (ROOT/<task>/<class>/)", "icons": "recipes/assets/icons"}
@@ -60,7 +60,7 @@ def load_task_set(
         raise ValueError(f"`name` is {name!r}: known task sets are {', '.join(TASK_SETS)}.{nearest(name, TASK_SETS)}")
     given = {"train_fraction": train_fraction, "shots": shots, "seed": seed, **options}
     if data_root is not None:
-        given["data_root"] = str(data_root)
+        given["data_root"] = str(path_given("data_root", data_root))
     elif name in NEED_FOLDER:
         raise ValueError(f"`data_root` is None: {name!r} needs {NEED_FOLDER[name]}.")
     if foreign := [option for option in given if option not in inspect.signature(load).parameters]:

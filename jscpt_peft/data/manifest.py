@@ -13,6 +13,7 @@ from jscpt_peft.data.benchmarks import BENCHMARKS
 from jscpt_peft.data.found import FoundTask, keys_of
 from jscpt_peft.data.task import SPLITS
 from jscpt_peft.reading import one_line, read_json
+from jscpt_peft.settings import path_given
 
 MANIFEST_FILE = "manifest.json"  # what a run calls it, in its output directory
 FIELDS = ("task_set", "seed", "options", "tasks")
@@ -41,6 +42,7 @@ def read_manifest(path: str | Path) -> dict:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be read, or holds no manifest.
     """
+    path = path_given("manifest", path)
     try:
         manifest = read_json(path)
     except (OSError, ValueError) as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jscpt_peft.choices import printable
+from jscpt_peft.choices import alike, printable, visible
 
 if TYPE_CHECKING:  # takes seconds to import
     import datasets
@@ -39,13 +39,17 @@ def check_names(task: str, class_names: Sequence[str]) -> None:
         for name in names:
             if not isinstance(name, str):
                 raise TypeError(f"{argument} holds {name!r} of type {type(name).__name__}: names are strings.")
-            if not name.strip() or printable(name) != name:
+            if not visible(name) or printable(name) != name:
                 raise ValueError(f"{argument} holds {name!r}, which is blank or has control characters: rename it.")
     repeated = [name for name, count in Counter(class_names).items() if count > 1]
     if repeated:
         raise ValueError(
             f"`class_names` of task {task!r} holds {repeated[0]!r} more than once: merge these classes or give them "
             "different names."
+        )
+    if twins := alike(class_names):
+        raise ValueError(
+            f"`class_names` of task {task!r} holds {twins[0]!a} and {twins[1]!a}, which look alike: rename one."
         )
 
 
@@ -143,6 +147,10 @@ class TaskSet:
         duplicates = [name for name, count in Counter(task.name for task in self.tasks).items() if count > 1]
         if duplicates:
             raise ValueError(f"`tasks` of task set {self.name!r} holds two tasks named {duplicates[0]!r}: rename one.")
+        if twins := alike(task.name for task in self.tasks):
+            raise ValueError(
+                f"`tasks` of task set {self.name!r} holds {twins[0]!a} and {twins[1]!a}, which look alike: rename one."
+            )
         for position, task in enumerate(self.tasks):
             for split in SPLITS:
                 wrong = set(read_column(task.split(split), "task_id")) - {position}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from typing import Any
+
+from jscpt_peft.choices import alike, printable, visible
 
 from .class_texts import texts_of_class
 
@@ -17,6 +18,8 @@ def check_tasks(tasks: dict[str, list[str]], task_order: list[str]) -> None:
         raise ValueError("`tasks` is empty: give a dict of task name -> list of class names.")
     if sorted(task_order) != sorted(tasks):
         raise ValueError(f"`task_order` {task_order} must name each of `tasks` {list(tasks)} once.")
+    if twins := alike(tasks):
+        raise ValueError(f"`tasks` names {twins[0]!a} and {twins[1]!a}, which look alike: rename one.")
     for task, names in tasks.items():
         check_task_name("a name in `tasks`", task)
         check_class_names(f"`tasks[{task!r}]`", names)
@@ -24,7 +27,7 @@ def check_tasks(tasks: dict[str, list[str]], task_order: list[str]) -> None:
 
 def check_task_name(argument: str, name: str) -> None:
     """Raises a `ValueError` that begins with `argument` unless this can be the name of a task."""
-    if not _is_name(name, unwanted=("Cc", "Cs")):
+    if not _is_name(name):
         raise ValueError(f"{argument} is {name!r}: a task needs a name, without control characters.")
 
 
@@ -36,11 +39,13 @@ def check_class_names(argument: str, names: list[str]) -> None:
     if not names:
         raise ValueError(f"{argument} has no class names.")
     for name in names:
-        if not _is_name(name, unwanted=("Cs",)):
-            raise ValueError(f"{argument}: {name!r} is no name of a class; give a string of characters.")
+        if not _is_name(name):
+            raise ValueError(f"{argument}: {name!r} is no name of a class; give a string of visible characters.")
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise ValueError(f"{argument} names {repeated} more than once: class names must differ.")
+    if twins := alike(names):
+        raise ValueError(f"{argument} names {twins[0]!a} and {twins[1]!a}, which look alike: rename one.")
 
 
 def templates_of(class_template: Templates, task: str) -> list[str]:
@@ -82,11 +87,9 @@ def check_texts(class_token_ids: dict[str, list], tasks: dict[str, list[str]]) -
             raise ValueError(f"`class_token_ids[{task!r}]` must have equally many texts for every class.")
 
 
-def _is_name(name: Any, unwanted: tuple[str, ...]) -> bool:
-    """Whether this is a string that says something, without characters of these Unicode categories."""
-    if not isinstance(name, str) or not name.strip():
-        return False
-    return not any(unicodedata.category(character) in unwanted for character in name)
+def _is_name(name: Any) -> bool:
+    """Whether this is a string that says something, without what a terminal would obey."""
+    return isinstance(name, str) and bool(visible(name)) and printable(name) == name
 
 
 def _is_template(template: str) -> bool:

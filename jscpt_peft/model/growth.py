@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from transformers import CLIPConfig
 
+from jscpt_peft.choices import alike
+
 from .class_tokens import check_token_ids, class_token_ids
 from .config import JSCPTConfig
 from .config_checks import check_class_names, check_task_name
@@ -63,8 +65,10 @@ def grown_config(
         ValueError: as `JSCPTModel.add_task`.
     """
     check_task_name("`name`", name)
-    if name in config.tasks:
-        raise ValueError(f"`name` is {name!r}: give a name that none of the adapter's tasks {list(config.tasks)} has.")
+    if name in config.tasks or alike([*config.tasks, name]):
+        raise ValueError(
+            f"`name` is {name!r}: give a name that looks like none of the adapter's tasks {list(config.tasks)}."
+        )
     check_class_names("`class_names`", class_names)
     names = list(class_names)
     template = config.class_template

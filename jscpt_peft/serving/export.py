@@ -27,6 +27,7 @@ from jscpt_peft.model.losses import averaged_over_views
 from jscpt_peft.model.task_context import deterministic, task_index
 from jscpt_peft.model.task_rows import TaskRows
 from jscpt_peft.reading import one_line, read_json_object
+from jscpt_peft.settings import path_given
 
 from .base_names import public_name
 from .versions import package_versions
@@ -180,7 +181,7 @@ def export_task(
     image_mean, image_std = check_statistics(image_mean, image_std)
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` is {dtype}: give one of {', '.join(map(str, DTYPES))}.")
-    directory = Path(directory).resolve()
+    directory = path_given("directory", directory).resolve()
     _check_directory(directory)
     with deterministic():  # a dropout of the base model would disturb the class features
         classifier = TaskClassifier(model, task_id, dtype)

@@ -220,6 +220,15 @@ class JSCPTTrainingArguments(TrainingArguments):
         check_mappings(self)
 
     def _check_together(self) -> None:
+        if self.max_steps == 0:
+            raise ValueError(
+                "`max_steps` is 0, which `Trainer` takes for all epochs: give at least 1, or leave it out."
+            )
+        if 0 < self.max_steps < self.warmup_steps:
+            raise ValueError(
+                f"`warmup_steps` is {self.warmup_steps}, beyond `max_steps` {self.max_steps}: the learning rate would "
+                "never be reached; give fewer, or a part below 1."
+            )
         if self.load_best_model_at_end and self.eval_strategy == "no":
             raise ValueError(
                 "`load_best_model_at_end=True` needs an `eval_strategy`: without one nothing is compared."

@@ -3,10 +3,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import prompted
 import pytest
+import torch
 from PIL import Image
 
-from jscpt_peft.data import TASK_SETS, load_task_set
+from jscpt_peft.data import TASK_SETS, load_task_set, read_manifest
 
 
 def test_options_reach_the_task_sets(tmp_path):
@@ -40,3 +42,15 @@ def test_data_root_is_required_or_refused():
 def test_importing_the_package_loads_no_data_library():
     code = "import sys, jscpt_peft.data; assert not {'datasets', 'pyarrow'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("path", [None, "", 5, b"x", ["x"], "a\0b"])
+def test_what_is_no_path_is_refused(path):
+    model = prompted.prompted_clip()
+    plain = {"dtype": torch.float32, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    with pytest.raises(ValueError, match=r"`directory`"):
+        model.export_task("photo", path, **plain)
+    with pytest.raises(ValueError, match=r"`manifest`"):
+        read_manifest(path)
+    with pytest.raises(ValueError, match=r"`data_root`"):
+        load_task_set("folder", path)

@@ -15,6 +15,7 @@ from peft import PeftConfig, get_peft_model
 from transformers import BertConfig, BertModel, CLIPModel
 
 from jscpt_peft import JSCPTConfig
+from jscpt_peft.data.task import check_names
 
 TASKS, IDS = prompted.TASKS, prompted.class_token_ids()
 FEW_IDS = {**IDS, "photo": IDS["photo"][:1]}
@@ -125,11 +126,37 @@ def test_many_classes_take_no_time():
 CAFE = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
 
 
-@pytest.mark.parametrize("names", [("star", "STAR"), ("star", " star"), (CAFE, unicodedata.normalize("NFD", CAFE))])
+ALIKE = [("star", " star"), (CAFE, unicodedata.normalize("NFD", CAFE)), ("star", "star\u200d")]
+ALIKE += [("sea star", "sea\u00a0star"), ("\u2764", "\u2764\ufe0f"), ("star", "star\u3164")]
+
+
+@pytest.mark.parametrize("names", ALIKE)
+def test_names_that_look_alike_are_refused(names):
+    """Of classes of a task, and of tasks; wherever they come in."""
+    model = prompted.prompted_clip()
+    grown = lambda name: model.add_task(name, ["x"], class_token_ids=[[97, 3, 98]])  # noqa: E731
+    grown(names[0])
+    for make in (
+        lambda: JSCPTConfig(tasks={"art": names}),
+        lambda: JSCPTConfig(tasks={name: ["x", "y"] for name in names}),
+        lambda: check_names("art", names),
+        lambda: grown(names[1]),
+    ):
+        with pytest.raises(ValueError, match=r"look alike|looks like none of"):
+            make()
+
+
+@pytest.mark.parametrize("name", ["\u200d", "\u3164", "a\x1bb", "a\tb", "a\u202eb"])
+def test_names_that_cannot_be_seen_or_printed_are_refused(name):
+    with pytest.raises(ValueError, match="is no name of a class"):
+        JSCPTConfig(tasks={"art": ["x", name]})
+
+
+@pytest.mark.parametrize("names", [("star", "STAR"), ("star<|endoftext|>x", "star<|endoftext|>y")])
 def test_classes_with_the_same_text_are_refused(names):
     """Their probabilities would be 0.5 and 0.5 for ever."""
     clip, tasks = CLIPModel.from_pretrained(TINY_CLIP), {"art": ["circle", *names]}
-    with pytest.raises(ValueError, match=r"Classes .* of task 'art' have the same text for the model"):
+    with pytest.raises(ValueError, match=r"Classes .* of task 'art' have the same text|with one .EOS., the same"):
         get_peft_model(clip, JSCPTConfig(tasks=tasks))
     other = [[97, 3, 98]]
     again = {"photo": 3 * other, "clipart": 2 * other, "sketch": 4 * other}

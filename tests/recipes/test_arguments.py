@@ -121,6 +121,10 @@ def test_a_method_is_made_by_its_structure_and_tuned_by_the_task_set_or_its_auth
     assert (training.learning_rate, training.learn_scheduler) == (own["learning_rate"], False)
     values = parsed(*coop, "--hyperparameters", "original")
     assert (values["num_shared_tokens"], values["learning_rate"], values["num_train_epochs"]) == (16, 2e-3, 200)
+    # Where the publication says nothing the defaults hold, and none of the task set's values, its steps included.
+    assert (values["class_template"], values["prompt_init_std"], values["optim"]) == ("{}.", 0.02, "sgd")
+    icons = parsed(*coop, "--hyperparameters", "original", "--task_set", "icons")
+    assert (icons["max_steps"], icons["per_device_train_batch_size"], icons["eval_steps"]) == (-1, 32, 68)
     assert parsed(*coop, "--hyperparameters", "original", "--learning_rate", "0.5")["learning_rate"] == 0.5
 
 
@@ -137,12 +141,18 @@ def test_the_base_model_of_a_task_set():
         (["--gradient_aggregator", "mgda", "--no_task_scheduling"], "`task_scheduling=False` switches off"),
         (["--method", "jscpt_cagrad", "--weighting", "uw"], "`gradient_aggregator='cagrad'` is an option of Eqs. 4-6"),
         (["--method", "cop"], "got 'cop'. Did you mean 'coop'?"),
+        (["--hyperparameters", "original"], "`hyperparameters` 'original' are those of a `method`: name one"),
         (["--method", "coop", "--towers", "both"], "`towers` is 'both', but method 'coop' requires 'text'"),
         (["--num_shared_tokens", "-1"], "`num_shared_tokens` must be at least 0, got -1"),
         (["--learning_rate", "nan"], "`learning_rate` must be a finite number, got nan"),
         (["--train_fraction", "1.5"], "`train_fraction` must be at most 1, got 1.5"),
         (["--smallest_crop", "0"], "`smallest_crop` must be above 0, got 0.0"),
         (["--lower_steps", "ten"], "argument --lower_steps/--lower-steps: invalid int value: 'ten'"),
+        (["--templates", "own", "--class_template", "a {}"], "`templates` is 'own' and `class_template` 'a {}':"),
+        (["--method", "mmap", "--tree_levels", "2"], "`tree_levels` is 2, which is for `groups`"),
+        (["--method", "mmap", "--groups", "x.yaml", "--num_groups", "2"], "`num_groups` is 2, which is for `groups`"),
+        (["--max_steps", "0"], "`max_steps` is 0, which `Trainer` takes for all epochs"),
+        (["--max_steps", "4", "--warmup_steps", "5"], "`warmup_steps` is 5.0, beyond `max_steps` 4"),
         (["shapes"], "not used by the HfArgumentParser: ['shapes']"),
         (["missing.yaml"], "missing.yaml does not exist"),
     ],
@@ -172,6 +182,12 @@ def test_a_wrong_file_is_answered(capsys, tmp_path):
         "lower_steps: 2.5": "`lower_steps` must be a whole number or a string, got 2.5",
         "save_strategy: no": "`save_strategy` must be one of 'no', 'steps', 'epoch', 'best', got False",
         "class_template: {art: 5}": "`class_template['art']` must be a string or a list, got 5",
+        **{
+            f"seed: {word}": f"must be a whole number, got '{word}'"
+            for word in ("1:30", "017", "0x1f", "1_000", "0b1")
+        },
+        "learning_rate: 1:30.5": "must be a finite number, got '1:30.5'",
+        "help: 1": "unknown argument 'help'",
         "learning_rate: .nan": "`learning_rate` must be a finite number, got nan",
     }.items():
         config.write_text(content)

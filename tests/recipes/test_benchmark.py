@@ -111,6 +111,16 @@ def test_a_worsened_ratio_ends_the_run(tmp_path):
         benchmark.main(benchmark.BenchmarkArguments(quick=True, compare=str(path), **SMALL))
 
 
+@pytest.mark.parametrize("content", [None, "[1]", '{"ratios": {"a": NaN}}', '{"ratios": {}, "noise": 3}', "{"])
+def test_what_is_no_report_is_told_before_anything_is_timed(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(benchmark, "measured", lambda _: pytest.fail("timed"))
+    path = tmp_path / "before.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=r"`compare` .* is no report"):
+        benchmark.main(benchmark.BenchmarkArguments(compare=str(path), **SMALL))
+
+
 @pytest.mark.parametrize("part", ["losses", "gradients"])
 def test_variants_that_disagree_are_not_timed(monkeypatch, part):
     exact = benchmark_steps.baseline_step

@@ -97,12 +97,25 @@ def test_groups_by_hand(images, tmp_path):
         (["--groups", "list.yaml"], "`groups in list.yaml` must be a mapping"),
         (["--groups", "other.yaml"], "`groups` says nothing of ['scans']"),
         (["--groups", "typo.yaml"], "none of `tasks` ['my photos', 'scans']. Did you mean 'scans'?"),
+        (["--groups", "twice.yaml"], "has the key 'scans' twice"),
+        (["--num_groups", "2"], "`num_groups` is 2, which is for `groups` 'auto' of method mmap"),
         (["--groups", "auto", "--num_groups", "3"], "`num_groups` is 3: give 1 to 2"),
+        (["--groups", "auot"], "Did you mean 'auto'?"),
+        (["--num_groups", "2"], "`num_groups` is 2, but it needs `groups` 'auto' and method 'mmap': leave it out"),
+        (
+            ["--groups", "auto", "--tree_levels", "1"],
+            "`tree_levels` is 1, but it needs `groups` 'auto' and method 'hip",
+        ),
     ],
 )
 def test_groups_that_do_not_fit_end_the_program(images, tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    for name, text in {"list": "[a]", "other": "my photos: a", "typo": "{my photos: a, scams: b}"}.items():
+    for name, text in {
+        "list": "[a]",
+        "twice": "{scans: a, scans: b}",
+        "other": "my photos: a",
+        "typo": "{my photos: a, scams: b}",
+    }.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     method = [] if "--method" in arguments else ["--method", "mmap"]
     assert message in fails(capsys, train.main, *command(images, "out", *method, *arguments))

@@ -85,6 +85,18 @@ def test_what_a_run_is_given_stands_over_its_method(tmp_path, monkeypatch):
     assert (seen[0][2].learning_rate, seen[0][2].seed) == (0.25, 3)
 
 
+def test_groups_and_templates_are_those_of_train(images, tmp_path, monkeypatch):
+    groups = {"my photos": "a", "scans": "b"}
+    (tmp_path / "groups.yaml").write_text(json.dumps(groups))
+    seen = []
+    monkeypatch.setattr(measured_run, "get_peft_model", lambda _, config: seen.append(config) or 1 / 0)
+    words = ("--task_set", "folder", "--data_root", str(images), "--use_cpu")
+    method = f"mmap --groups {tmp_path / 'groups.yaml'} --templates ensemble"
+    with pytest.raises(ZeroDivisionError):
+        measured_run.measure(measured_run.Run("clean", method, words, 0.1, 3, "validation"), tmp_path)
+    assert seen[0].groups == groups and len(seen[0].class_template["scans"]) == 8
+
+
 def test_what_is_done_is_not_done_again(made, images, monkeypatch):
     def done_again(run, _output):
         raise AssertionError(run)
@@ -122,6 +134,13 @@ def test_an_interrupted_table_goes_on_to_the_same_numbers(made, images, tmp_path
         (["--settings", "wet"], "wet"),
         (["--methods", "jspct"], "jscpt"),
         (["--stpes", "3"], "--stpes"),
+        (["--seeds", "1", "1"], "`seeds` holds one of [1, 1] twice"),
+        (["--seeds", "-1"], "`seeds` must be at least 0, got -1"),
+        (["--factors", "nan"], "`factors` must be a finite number, got nan"),
+        (["--factors", "0"], "`factors` must be above 0"),
+        (["--processes", "0"], "`processes` must be at least 1"),
+        (["--methods", " "], "`methods` is ' ': name something"),
+        (["--reference", "coop"], "`reference` must be one of 'zero_shot'"),
     ],
 )
 def test_wrong_words_are_told_before_anything_runs(images, tmp_path, capsys, words, message):

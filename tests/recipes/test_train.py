@@ -108,6 +108,7 @@ def test_wrong_arguments_give_one_clear_line(images, finished_run, tmp_path, cap
         (["--task_set", "folder", "--data_root", tmp_path / "none", *new], str(tmp_path / "none")),
         (["--output_dir", finished_run], "is not empty: choose another, pass --overwrite_output_dir"),
         ([*folder, *new, "--model_name_or_path", tmp_path / "no-clip"], "no-clip"),
+        ([*folder, *new, "--hub_model_id", "me/mine"], "`hub_model_id` is 'me/mine', which needs `push_to_hub`"),
         ([*folder, *new, "--method", "zero_shot"], "`method` 'zero_shot' has nothing to train"),
     ):
         assert message in fails(capsys, train.main, *arguments)
