@@ -196,7 +196,7 @@ def write_tables(options: argparse.Namespace, output: Path, runs: Sequence[Run])
         columns = {
             "learning rate": by_method["learning_rate"].first().map("{:g}".format),
             "parameters": by_method["trainable_parameters"].first().map("{:,}".format),
-            "ms per step": (1000 * seconds / by_method["steps"].mean()).map("{:.0f}".format),
+            "ms per step": (1000 * seconds / by_method["steps"].mean()).fillna(0).map("{:.0f}".format),
             "training, s": seconds.map("{:.0f}".format),
         }
         if setting in published:
