@@ -203,8 +203,8 @@ class JSCPTPeftModel(PeftModel):
             ) from error
         except (UnpicklingError, EOFError, IndexError) as error:  # the last two of what is cut off, or no pickle
             raise ValueError(
-                f"{WEIGHTS_NAME} of the adapter {str(model_id)!r} is a pickle of more than tensors, or not whole, and nothing of it "
-                f"was executed: have the adapter published as {SAFETENSORS_WEIGHTS_NAME}."
+                f"{WEIGHTS_NAME} of the adapter {str(model_id)!r} is a pickle of more than tensors, or not "
+                f"whole, and nothing of it was executed: have the adapter published as {SAFETENSORS_WEIGHTS_NAME}."
             ) from error
         finally:
             config = self.peft_config.get(adapter_name)

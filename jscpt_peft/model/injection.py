@@ -36,7 +36,7 @@ class JSCPTInjection(BaseTuner):
     prefix = "jscpt_"
     tuner_layer_cls = JSCPTLayer
 
-    def _pre_injection_hook(self, model: nn.Module, config: JSCPTConfig, adapter_name: str) -> None:
+    def _pre_injection_hook(self, _model: nn.Module, _config: JSCPTConfig, adapter_name: str) -> None:
         check_setting("adapter_name", adapter_name, Name)
         if "." in adapter_name or printable(adapter_name) != adapter_name:
             raise ValueError(f"`adapter_name` is {adapter_name!r}: it can have no dots and no control characters.")
