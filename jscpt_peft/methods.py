@@ -46,7 +46,12 @@ class Method:
 
 _JSCPT = {"prompts": "concatenated", "towers": "both", "intervention": "mask_mlp", "learn_masks": True}
 # CoOp's own schedule: 200 epochs for 16 shots, of 32 images.
-_COOP_TRAINING = {"learning_rate": 2e-3, "weight_decay": 5e-4, "num_train_epochs": 200.0}
+_COOP_TRAINING = {
+    "learning_rate": 2e-3,
+    "weight_decay": 5e-4,
+    "num_train_epochs": 200.0,
+    "per_device_train_batch_size": 32,
+}
 
 METHODS: dict[str, Method] = {
     "zero_shot": Method(
@@ -82,6 +87,7 @@ METHODS: dict[str, Method] = {
     "maple": Method(
         "shared text prompts and linear maps of them as vision prompts (MaPLe, CVPR 2023)",
         {"prompts": "coupled", "towers": "both", "num_task_tokens": 0, "intervention": "none"},
+        at_least={"num_shared_tokens": 1},
         paper={"num_shared_tokens": 16},
         original={
             "num_shared_tokens": 2,
@@ -112,8 +118,9 @@ METHODS: dict[str, Method] = {
     "mvlpt": Method(
         "shared text and vision prompts that a small transformer block couples (MVLPT with UPT, WACV 2024)",
         {"prompts": "unified", "towers": "both", "num_task_tokens": 0, "intervention": "none"},
+        at_least={"num_shared_tokens": 1},
         paper={"num_shared_tokens": 16},
-        original={"num_shared_tokens": 4, "vision_init": "uniform"},
+        original={"num_shared_tokens": 4, "vision_init": "uniform", "class_position": "middle"},
         training=UNIFORM,
         original_training=_COOP_TRAINING,
         published_parameters=566_400,
@@ -184,7 +191,10 @@ def method_fields(name: str, hyperparameters: str = "paper", **overrides: Any) -
     for field_name, value in overrides.items():
         needed = method.structure.get(field_name, value)
         fewest = method.at_least.get(field_name)
-        if (value is not needed and value != needed) or (fewest is not None and value < fewest):
+        too_few = (
+            fewest is not None and isinstance(value, int) and value < fewest
+        )  # other types: `JSCPTConfig`'s affair
+        if (value is not needed and value != needed) or too_few:
             words = f"{needed!r}" if fewest is None else f"at least {fewest}"
             raise ValueError(
                 f"`{field_name}` is {value!r}, but method {name!r} requires {words}: use "
@@ -209,6 +219,21 @@ def check_single_task(name: str, single_task: bool) -> None:
             f"`single_task` is True, but method {name!r} has no single-task form: it learns nothing, or the tasks' "
             f"connections are what it is about. Leave it out, or choose one of {others}."
         )
+
+
+def check_training(name: str, arguments: Any) -> None:
+    """Raises a `ValueError` where training arguments would make another method of a variant of JSCPT.
+
+    Every `weighting` goes with any method, and so do the factors of Eq. 6 with those that weigh tasks alike.
+    """
+    training = {} if METHODS[name].training is UNIFORM else METHODS[name].training
+    for field_name, needed in training.items():
+        value = getattr(arguments, field_name)
+        if field_name != "weighting" and value != needed:
+            raise ValueError(
+                f"`{field_name}` is {value!r}, but method {name!r} requires {needed!r}: leave it out, or choose "
+                "another method."
+            )
 
 
 def _checked(name: str, hyperparameters: str) -> str:

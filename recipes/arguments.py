@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import Field, fields, make_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -72,11 +72,11 @@ OWN_ARGUMENTS = [
     ),
     (
         "method",
-        Annotated[str, OneOf((*METHODS, *OUTSIDE))] | None,
+        Annotated[str, OneOf((*METHODS, *OUTSIDE, AUTO))] | None,
         setting(
             None,
-            f"{', '.join(METHODS)}; or, for comparison, {' or '.join(OUTSIDE)}. Default: JSCPT, as the arguments set "
-            "it.",
+            f"{', '.join(METHODS)}; or, for comparison, {' or '.join(OUTSIDE)}; auto: by the tasks, and "
+            "says why. Default: JSCPT, as the arguments set it.",
         ),
     ),
     ("lora_rank", PositiveInt, setting(2, "Rank of --method clip_lora.")),
@@ -107,6 +107,8 @@ OWN_ARGUMENTS = [
     ("tree_levels", PositiveInt | None, setting(None, "auto, hipro: nodes above a task, at most. Default: 2.")),
     ("warm_up_batches", PositiveInt, setting(16, "auto: batches of all tasks that the gradients come from.")),
 ]
+# Hyperparameters of training that a task set's own file may set.
+TUNED = {"learning_rate", "optim", "weight_decay", "max_steps", "num_train_epochs", "per_device_train_batch_size"}
 GROUPS = str | annotations_of(JSCPTConfig)["groups"]
 
 
@@ -115,6 +117,12 @@ def _check_model(self: ModelArguments) -> None:
         check_setting(name, getattr(self, name), GROUPS if name == "groups" else annotation)
     if self.method == "zero_shot":
         raise ValueError("`method` 'zero_shot' has nothing to train: use recipes/evaluate.py --method zero_shot.")
+    if self.method is None and self.hyperparameters != "paper":
+        raise ValueError(
+            f"`hyperparameters` {self.hyperparameters!r} are those of a `method`: name one, or leave it out."
+        )
+    if self.method == AUTO:  # these arguments are parsed again when the tasks are known
+        return
     check_outside(self)
     if self.method in OUTSIDE:
         return
@@ -178,6 +186,8 @@ def model_config(
     Raises:
         ValueError: a value is out of its range, or would make another method than the one that is named.
     """
+    if arguments.method == AUTO:
+        raise ValueError("`method` 'auto' chooses for a training with recipes/train.py: here, name one.")
     options = {name: getattr(arguments, name) for name, *_ in config_fields(JSCPTConfig)}
     options |= {"tasks": tasks, "tokenizer_name_or_path": source, "init_seed": seed}
     options["groups"] = groups if isinstance(arguments.groups, str) else arguments.groups
@@ -190,7 +200,7 @@ def with_method(own: dict[str, Any], name: str, hyperparameters: str = "paper") 
     """A task set's own settings together with a method's.
 
     What makes the method stands over them. The paper's hyperparameters are those of ViT-B/16, so that a task set's own
-    come first; the method's original ones count where they are asked for.
+    come first. Where the method's original ones are asked for, the task set's count for nothing.
     """
     check_choice("method", name, (*METHODS, *OUTSIDE))
     if name in OUTSIDE:
@@ -199,7 +209,8 @@ def with_method(own: dict[str, Any], name: str, hyperparameters: str = "paper") 
         return {**of_all, **OUTSIDE[name][hyperparameters]}
     method = {**method_fields(name, hyperparameters), **training_options(name, hyperparameters)}
     if hyperparameters == "original":
-        return {**own, **method}
+        tuned = {each for each, *_ in config_fields(JSCPTConfig)} | TUNED
+        return {**{each: value for each, value in own.items() if each not in tuned}, **method}
     return {**method, **own, **METHODS[name].structure, **METHODS[name].training}
 
 
@@ -298,6 +309,7 @@ def parse(
     arguments: Sequence[str] | None = None,
     shown: Set[str] = SHOWN,
     left_out: Set[str] = frozenset(),
+    chosen: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
     """One instance of each of `dataclasses`.
 
@@ -312,6 +324,7 @@ def parse(
         shown: the inherited arguments that --help shows.
         left_out: what configuration files may say although it is not for this program: the task set's own file is
             read without it, and a file on the command line without what is no argument here.
+        chosen: what `--method auto` has chosen, in the place of the task set's own settings.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     usage = "%(prog)s [CONFIG.yaml or .json] [--argument value ...]"
@@ -327,16 +340,18 @@ def parse(
     if arguments and Path(arguments[0]).suffix in (".yaml", ".yml", ".json"):
         given = _read(Path(arguments.pop(0)), parser, left_out)
         configuration = {name: value for name, value in given.items() if name in parser.names}
+    if chosen is not None:
+        arguments += ["--method", chosen["method"]]  # the last word counts
     said = {**configuration, **_said(arguments, "task_set", "method", "hyperparameters")}
     own = own_configuration(said.get("task_set", DataArguments.task_set))
     values = {} if own is None else _read(own, parser, left_out)
     values = {name: value for name, value in values.items() if name not in left_out}
-    if ModelArguments in dataclasses and said.get("method") is not None:
+    if ModelArguments in dataclasses and said.get("method") not in (None, AUTO):
         try:
             values = with_method(values, said["method"], said.get("hyperparameters", "paper"))
         except ValueError as error:
             parser.error(str(error))
-    parser.set_defaults(**{**values, **configuration})
+    parser.set_defaults(**{**values, **(chosen or {}), **configuration})
     return parser.parse_dataclasses(arguments)
 
 

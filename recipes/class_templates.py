@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from jscpt_peft.data import TaskSet
 
 TEMPLATES = ("own", "ensemble")
@@ -22,3 +25,10 @@ def templates_of(task_set: TaskSet, kind: str) -> dict[str, str | list[str]]:
     if kind == "own":
         return {task.name: task.template for task in task_set}
     return {task.name: [task.template, *GENERAL] for task in task_set}
+
+
+def with_templates(arguments: Any, task_set: TaskSet) -> Any:
+    """`ModelArguments` whose `class_template` is what `templates` asks for."""
+    if arguments.templates is None:
+        return arguments
+    return replace(arguments, class_template=templates_of(task_set, arguments.templates), templates=None)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 from arguments import ModelArguments, YAMLLoader, base_source, parse
 from base_model import load_clip, load_processor
+from class_templates import with_templates
 from cli_errors import cli_errors, console
 from output_folder import output_folder
 from peft import get_peft_model
@@ -23,7 +24,9 @@ from task_data import DataArguments, load_data, make_datasets
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
+from jscpt_peft.choices import nearest
 from jscpt_peft.data import ImageTaskDataset
+from jscpt_peft.data.base_to_new import base_classes
 from jscpt_peft.evaluation import draw_dendrogram
 from jscpt_peft.evaluation.tables import print_table
 from jscpt_peft.model.groups import check_grouping
@@ -47,13 +50,28 @@ def main(command_line: list[str] | None = None) -> None:
 
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
     check_grouping(AUTO, model_arguments.prompts, model_arguments.single_task)
+    check_options(model_arguments, grouped=True)
     task_set = load_data(data, training.seed)
+    if data.split == "base_to_new":
+        task_set = base_classes(task_set)
+    model_arguments = with_templates(model_arguments, task_set)
     source = base_source(model_arguments.model_name_or_path)
     clip = load_clip(source)
     processor = load_processor(source, clip)
     images = make_datasets(task_set, processor, data.smallest_crop, training.seed)["train"]
     group_tasks(clip, source, images, model_arguments, training)
     leave()
+
+
+def check_options(arguments: ModelArguments, grouped: bool) -> None:
+    """Raises a `ValueError` where an option of the grouping would do nothing; `grouped`: whether tasks are grouped."""
+    kind = PROMPT_SOURCES[arguments.prompts].grouping if grouped else None
+    for name, of, method in (("num_groups", "group", "mmap"), ("tree_levels", "tree", "hipro")):
+        value = getattr(arguments, name)
+        if value is not None and kind != of:
+            raise ValueError(
+                f"`{name}` is {value!r}, but it needs `groups` 'auto' and method {method!r}: leave it out."
+            )
 
 
 def chosen_groups(
@@ -65,6 +83,7 @@ def chosen_groups(
     resume: bool,
 ) -> dict[str, Any] | None:
     """The groups that `--groups` names: a file's, or those of the gradients, which a resumed run has stored."""
+    check_options(arguments, grouped=arguments.groups == AUTO)
     stored = Path(training.output_dir, GROUPS_FILE)
     if arguments.groups == AUTO and not (resume and stored.exists()):
         return group_tasks(clip, source, images, arguments, training)
@@ -141,6 +160,7 @@ def read_groups(path: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(
             f"`groups` is {path!r}, which cannot be read ({error}): give {AUTO!r}, or a YAML or JSON file."
+            f"{nearest(path, [AUTO])}"
         ) from error
     check_setting(f"groups in {path}", groups, dict[str, str | list[str]])
     return groups

@@ -15,8 +15,11 @@ import numpy as np
 import torch
 from arguments import ModelArguments, base_source, model_config, parse
 from base_model import load_clip, load_processor
+from class_templates import with_templates
 from datasets import Dataset
 from evaluated_model import zero_shot_model
+from group_tasks import chosen_groups
+from kept_features import keep_features, take_kept_features
 from other_classes import OtherClassesTrainer
 from outside import outside_trainer
 from outside_methods import OUTSIDE
@@ -28,6 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, read_column
 from jscpt_peft.data.base_to_new import base_classes, images_of_classes, new_classes
+from jscpt_peft.methods import check_training
 from jscpt_peft.reading import one_line, read_json_object
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 
@@ -47,6 +51,7 @@ class Run:
         learning_rate: 0 where nothing is trained.
         seed: of data and training.
         split: `"validation"`, by which the learning rate is chosen, or `"test"`.
+        views: crops of each training image whose features all runs share (`kept_features`); 0: images as they are.
     """
 
     setting: str
@@ -55,6 +60,7 @@ class Run:
     learning_rate: float
     seed: int
     split: str
+    views: int = 0
 
     def folder(self, output: Path) -> Path:
         """Where it is kept; other arguments have another folder."""
@@ -96,14 +102,24 @@ def measure(run: Run, output: Path) -> None:
     processor = load_processor(source, clip)
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
     name = model_arguments.method
+    if run.views:
+        stem = f"{Path(source).name}-{data.smallest_crop:g}-{run.views}"
+        datasets = keep_features(clip, task_set, datasets, run.views, output / "features" / f"{stem}.pt")
     if name in OUTSIDE:
         rank = model_arguments.lora_rank
         trainer = outside_trainer(name, clip, source, task_set, datasets, training, rank)
     elif run.method == ZERO_SHOT:
         trainer = JSCPTTrainer(zero_shot_model(clip, source, task_set), training)
     else:
-        model = get_peft_model(clip, model_config(model_arguments, task_set.class_names, source, training.seed))
+        model_arguments = with_templates(model_arguments, task_set)
+        groups = chosen_groups(clip, source, datasets["train"], model_arguments, training, resume=False)
+        config = model_config(model_arguments, task_set.class_names, source, training.seed, groups)
+        if name is not None:
+            check_training(name, training)
+        model = get_peft_model(clip, config)
         trainer = make_trainer(model, training, datasets, processor)
+    if run.views:
+        take_kept_features(trainer.model)
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     started = perf_counter()

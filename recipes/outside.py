@@ -84,11 +84,14 @@ class OutsideModel(nn.Module):
 
 
 class Lora(OutsideModel):
-    """CLIP-LoRA (arXiv 2405.18541): low-rank updates of q, k and v in every block of both towers."""
+    """CLIP-LoRA (arXiv 2405.18541): low-rank updates of q, k and v in every block of both towers.
+
+    They are scaled by α/√r, as in its authors' code.
+    """
 
     def __init__(self, clip: CLIPModel, source: str, task_set: TaskSet, rank: int = 2) -> None:
         targets = ["q_proj", "k_proj", "v_proj"]
-        config = LoraConfig(r=rank, lora_alpha=1, lora_dropout=0.25, target_modules=targets)
+        config = LoraConfig(r=rank, lora_alpha=1, lora_dropout=0.25, target_modules=targets, use_rslora=True)
         super().__init__(get_peft_model(clip, config).get_base_model(), source, task_set)
         self._kept: Tensor | None = None
 

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Any
 
 import numpy as np
@@ -54,6 +55,12 @@ def main(command_line: list[str] | None = None) -> None:
         "--rates_from",
         help="the part of the table that learning rates are chosen on, for all; default: each part its own",
     )
+    parser.add_argument(
+        "--kept_views",
+        type=int,
+        default=0,
+        help="image features of so many crops, computed once; for methods without image prompts",
+    )
     parser.add_argument("--reference", help="the method to compare with; default: jscpt, if it is there")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/reproduce/TABLE")
     parser.add_argument(
@@ -65,7 +72,7 @@ def main(command_line: list[str] | None = None) -> None:
 
 
 def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
-    """Does what is missing of a table, and writes the table anew after every run."""
+    """Does what is missing of a table, and writes the table anew now and then."""
     table, output = TABLES[options.table], options.output_dir or Path("outputs", "reproduce", options.table)
     check_options(options, options.methods or table.methods)
     for setting in (*(options.settings or ()), *([options.rates_from] if options.rates_from else [])):
@@ -75,7 +82,7 @@ def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
     for setting in options.settings or table.settings:
         place = options.rates_from or setting
         for method in options.methods or table.methods:  # parses all, so that a wrong word is told at once
-            searches[setting, method] = candidates(place, method, words[place], options.factors)
+            searches[setting, method] = candidates(place, method, words[place], options.factors, options.kept_views)
     output.mkdir(parents=True, exist_ok=True)
     with run_all(options.processes or torch.cuda.device_count() or os.cpu_count() or 1, output) as do:
         do([run for runs in dict.fromkeys(searches.values()) if len(runs) > 1 for run in runs], "learning rates")
@@ -84,7 +91,7 @@ def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
             for (setting, _), runs in searches.items()
         ]
         finals = [replace(run, seed=seed, split="test") for seed in options.seeds for run in chosen]
-        do(finals, "test", lambda: write_tables(options, output, finals))
+        do(finals, "test", now_and_then(lambda: write_tables(options, output, finals)))
     write_tables(options, output, finals)
     console.print((output / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
 
@@ -106,11 +113,26 @@ def check_options(options: argparse.Namespace, methods: Sequence[str]) -> None:
         raise ValueError(f"`output_dir` {str(options.output_dir)!r} is no folder: choose another.")
 
 
-def candidates(setting: str, method: str, words: tuple[str, ...], factors: Sequence[float]) -> tuple[Run, ...]:
+def now_and_then(function: Callable[[], Any], seconds: float = 60.0) -> Callable[[], None]:
+    """Calls the function at its first call, and then at most once in so many seconds."""
+    last = -seconds
+
+    def call() -> None:
+        nonlocal last
+        if perf_counter() - last >= seconds:
+            function()
+            last = perf_counter()
+
+    return call
+
+
+def candidates(
+    setting: str, method: str, words: tuple[str, ...], factors: Sequence[float], views: int
+) -> tuple[Run, ...]:
     """Runs with the learning rates to choose among: the method's own on this task set, times each factor."""
     _, _, training = parsed([*words, "--output_dir", "unused"], method)
     rates = [0.0] if method == ZERO_SHOT else [float(f"{training.learning_rate * factor:.3g}") for factor in factors]
-    return tuple(Run(setting, method, words, rate, SEARCH_SEED, "validation") for rate in rates)
+    return tuple(Run(setting, method, words, rate, SEARCH_SEED, "validation", views) for rate in rates)
 
 
 def best(runs: Sequence[Run], output: Path) -> Run:
@@ -174,7 +196,7 @@ def write_tables(options: argparse.Namespace, output: Path, runs: Sequence[Run])
         columns = {
             "learning rate": by_method["learning_rate"].first().map("{:g}".format),
             "parameters": by_method["trainable_parameters"].first().map("{:,}".format),
-            "ms per step": (1000 * seconds / by_method["steps"].mean()).map("{:.0f}".format),
+            "ms per step": (1000 * seconds / by_method["steps"].mean()).fillna(0).map("{:.0f}".format),
             "training, s": seconds.map("{:.0f}".format),
         }
         if setting in published:

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from arguments import ModelArguments, base_source, check_made_groups, model_config, parse
 from base_model import load_clip, load_processor
-from class_templates import templates_of
+from choosing import choose
+from class_templates import with_templates
 from cli_errors import cli_errors, console
 from evaluated_model import zero_shot_model
 from group_tasks import chosen_groups
@@ -43,6 +44,7 @@ from jscpt_peft.data.base_to_new import base_classes
 from jscpt_peft.data.manifest import MANIFEST_FILE
 from jscpt_peft.evaluation import draw_figures, module_graph, print_results, results_table, write_results
 from jscpt_peft.evaluation.accuracy_tables import base_to_new_table, print_accuracies, write_accuracies
+from jscpt_peft.methods import check_training
 from jscpt_peft.model.heads import FeatureModules
 from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
@@ -60,6 +62,12 @@ def main(command_line: list[str] | None = None) -> None:
     end_with_launcher()
     kinds = (DataArguments, ModelArguments, JSCPTTrainingArguments)
     data, model_arguments, training = parse(kinds, __doc__, command_line)
+    if model_arguments.method == AUTO:
+        with cli_errors():
+            chosen, reasons = choose(load_data(data, training.seed))
+        for reason in reasons:
+            console.print(f"auto: {reason}", highlight=False, soft_wrap=True)
+        data, model_arguments, training = parse(kinds, __doc__, command_line, chosen=chosen)
     with cli_errors(), output_folder(training.output_dir, data):
         run(data, model_arguments, training)
 
@@ -67,6 +75,8 @@ def main(command_line: list[str] | None = None) -> None:
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
     if model_arguments.method in OUTSIDE:
         check_outside_run(data, model_arguments.method, training)
+    elif model_arguments.method is not None:
+        check_training(model_arguments.method, training)
     check_publishing(training)
     check_made_groups(model_arguments, made=model_arguments.groups == AUTO)
     resume = by_first_process(lambda: prepare_output(training))
@@ -84,9 +94,7 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     if model_arguments.method in OUTSIDE:
         run_outside(clip, source, task_set, datasets, model_arguments, training)
         return
-    if model_arguments.templates is not None:
-        class_template = templates_of(task_set, model_arguments.templates)
-        model_arguments = replace(model_arguments, class_template=class_template, templates=None)
+    model_arguments = with_templates(model_arguments, task_set)
     groups = chosen_groups(clip, source, datasets["train"], model_arguments, training, bool(resume))
     config = model_config(model_arguments, task_set.class_names, source, training.seed, groups)
     new = new_classes_in(data, whole, datasets["test"], training)

@@ -35,6 +35,15 @@ def class_token_ids(tasks: dict[str, list[str]] = TASKS) -> dict[str, list[list[
     }
 
 
+def in_the_middle(ids: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+    """The same texts for `class_position="middle"`, behind class names of one word and more, some with words after."""
+    ends = {task: [max(2, len(each) - 2) for each in texts] for task, texts in ids.items()}
+    return {
+        task: [[*each[:end], -1, *each[end:]] for each, end in zip(texts, ends[task], strict=True)]
+        for task, texts in ids.items()
+    }
+
+
 def config(**options) -> JSCPTConfig:
     """A configuration that needs no tokenizer; `options` replace its fields."""
     options = {"tasks": TASKS, "num_shared_tokens": 3, "num_task_tokens": 2, **options}

@@ -57,6 +57,16 @@ def test_the_two_conventions_read_at_different_positions():
         assert_close(text_features(clip, normal(1, 0, 24), text), expected, **EXACT)
 
 
+def test_prompts_around_a_name_are_words_of_the_text():
+    """Prompts that are the embeddings of words make the texts in which these words stand there."""
+    clip = tiny_clip()
+    words = clip.text_model.embeddings.token_embedding.weight[[11, 12, 13]]
+    around = [[TINY_SOS, 5, -1, 6, TINY_EOS], [TINY_SOS, 9, 7, -1, TINY_EOS]]
+    texts = [[TINY_SOS, 11, 5, 12, 13, 6, TINY_EOS], [TINY_SOS, 11, 9, 7, 12, 13, TINY_EOS]]
+    expected = text_features(clip, normal(1, 0, 24), texts)
+    assert_close(text_features(clip, words[None], around), expected, **EXACT)
+
+
 def overwrite_inputs(layers: torch.nn.ModuleList, prompts: torch.Tensor) -> list:
     """Hooks on CLIP's own blocks that put `prompts[l]` at positions 1..n of block l >= 1's input."""
 

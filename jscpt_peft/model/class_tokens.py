@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jscpt_peft.reading import one_line
 
-from .class_texts import texts_of_class
+from .class_texts import SECOND_HALF, texts_of_class, without_second_half
 from .config import JSCPTConfig
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def fill_token_ids(config: JSCPTConfig, base: CLIPConfig) -> None:
         tokenizer = _load_tokenizer(config, base)
         if config.class_token_ids is None:
             config.class_token_ids = {
-                task: _token_ids(tokenizer, config.templates(task), names) for task, names in config.tasks.items()
+                task: _token_ids(tokenizer, config, task, names) for task, names in config.tasks.items()
             }
         if needs_prompt_init:
             config.prompt_init_token_ids = tokenizer(config.prompt_init, add_special_tokens=False).input_ids
@@ -41,12 +41,25 @@ def class_token_ids(config: JSCPTConfig, base: CLIPConfig, task: str, class_name
     Raises:
         ValueError: no tokenizer is known.
     """
-    return _token_ids(_load_tokenizer(config, base), config.templates(task), class_names)
+    return _token_ids(_load_tokenizer(config, base), config, task, class_names)
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerBase, templates: list[str], class_names: list[str]) -> list:
-    by_template = [tokenizer([template.format(name) for name in class_names]).input_ids for template in templates]
-    return by_template[0] if len(templates) == 1 else [list(texts) for texts in zip(*by_template, strict=True)]
+def _token_ids(tokenizer: PreTrainedTokenizerBase, config: JSCPTConfig, task: str, class_names: list[str]) -> list:
+    by_template = []
+    for template in config.templates(task):
+        texts = tokenizer([template.format(name) for name in class_names]).input_ids
+        if config.class_position == "middle":
+            end = "\ud800"  # no name has it
+            before = [template.format(name + end).partition(end)[0] for name in class_names]
+            texts = [_marked(*each) for each in zip(texts, tokenizer(before).input_ids, strict=True)]
+        by_template.append(texts)
+    return by_template[0] if len(by_template) == 1 else [list(texts) for texts in zip(*by_template, strict=True)]
+
+
+def _marked(text: list[int], before: list[int]) -> list[int]:
+    """A text with `SECOND_HALF` after as many tokens as its beginning, up to the class name, has on its own."""
+    place = min(len(text), len(before)) - 1  # both end with [EOS]
+    return [*text[:place], SECOND_HALF, *text[place:]]
 
 
 def _load_tokenizer(config: JSCPTConfig, base: CLIPConfig) -> PreTrainedTokenizerBase:
@@ -75,13 +88,16 @@ def check_token_ids(config: JSCPTConfig, base: CLIPConfig) -> None:
     """
     vocabulary, end = base.text_config.vocab_size, base.text_config.eos_token_id
     start = texts_of_class(config.class_token_ids[config.task_order[0]][0])[0][:1]
+    middle = config.class_position == "middle"
+    mark = f", {SECOND_HALF} once among them, behind the class name" if middle else ""
     for task, name, ids in _texts(config):
-        in_range = len(ids) >= 2 and min(ids) >= 0 and max(ids) < vocabulary
+        words = [*ids[:1], *without_second_half(ids[1:])]
+        in_range = len(words) >= 2 and min(words) >= 0 and max(words) < vocabulary and len(ids) - len(words) == middle
         # Configurations with `eos_token_id` 2 read the highest id, see `read_out_positions`.
         if not in_range or ids[:1] != start or ids[-1] != (max(ids) if end == 2 else end) or ids[-1] in ids[:-1]:
             raise ValueError(
-                f"`class_token_ids` of class {name!r} in task {task!r} must be [SOS] ... [EOS], with one [EOS], the "
-                f"same [SOS] for all and ids below the vocabulary size {vocabulary}, got {ids}."
+                f"`class_token_ids` of class {name!r} in task {task!r} must be [SOS] ... [EOS]{mark}, with one [EOS], "
+                f"the same [SOS] for all and ids below the vocabulary size {vocabulary}, got {ids}."
             )
     for task, names in config.tasks.items():
         name_of: dict[str, str] = {}
@@ -103,9 +119,10 @@ def check_lengths(config: JSCPTConfig, base: CLIPConfig, num_prompts: int) -> No
     """Raises a `ValueError` that names the class whose text does not fit behind so many prompt tokens."""
     positions = base.text_config.max_position_embeddings
     for task, name, ids in _texts(config):
-        if num_prompts + len(ids) > positions:
+        count = len(without_second_half(ids))
+        if num_prompts + count > positions:
             raise ValueError(
-                f"Class name {name!r} of task {task!r} is too long: {len(ids)} tokens and {num_prompts} prompt tokens "
+                f"Class name {name!r} of task {task!r} is too long: {count} tokens and {num_prompts} prompt tokens "
                 f"exceed the base model's {positions} positions. Shorten the name or `class_template`, or use fewer "
                 "prompt tokens."
             )

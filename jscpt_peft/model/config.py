@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar
 
 from peft import PeftConfig
 
+from jscpt_peft.choices import nearest
 from jscpt_peft.methods import METHODS, check_single_task, method_fields
 from jscpt_peft.reading import one_line, read_json_object
 from jscpt_peft.settings import Between, OneOf, Rate, Tokens, Width, check_settings, setting
@@ -22,6 +23,7 @@ from .registration import TASK_TYPE, add_peft_type
 PEFT_TYPE = add_peft_type("JSCPT")
 
 VISION_INITS = ("normal", "uniform")
+CLASS_POSITIONS = ("end", "middle")
 TOWERS = {"both": ("vision", "text"), "vision": ("vision",), "text": ("text",)}
 
 
@@ -48,9 +50,13 @@ class JSCPTConfig(PeftConfig):
         towers: `"both"`, `"vision"` or `"text"`: which encoders are prompted.
         class_template: the text of a class, `{}` standing for its name; or task name -> the template of that task, or
             a list of templates, whose class features are averaged.
+        class_position: where the class name stands among the text prompts: at the `"end"`, or in the `"middle"`: their
+            second half follows it, before the rest of the template (CoOp, MVLPT). The latter needs text prompts of the
+            first block alone, and computes half of the prompts anew for every class.
         tokenizer_name_or_path: tokenizer of the class texts; default: the base model's name or path.
         class_token_ids: task name -> one unpadded list of token ids per class, `[SOS]` and `[EOS]` included; with
-            several templates one such list per class and template. Filled when the adapter is injected unless given;
+            several templates one such list per class and template. With `class_position="middle"`, -1 stands once in
+            each, where the second half of the prompts belongs. Filled when the adapter is injected unless given;
             stored, so that a loaded adapter needs no tokenizer.
         intervention: what happens to the image features x, one of `jscpt_peft.model.heads.FEATURE_HEADS`:
             `"mask_mlp"`: a mask and two residual MLPs select features (Eq. 2); `"adapter"`: CLIP-Adapter's residual
@@ -103,6 +109,9 @@ class JSCPTConfig(PeftConfig):
     )
     towers: Annotated[str, OneOf(TOWERS)] = setting("both", "Prompted encoders: both, vision or text.")
     class_template: str | dict[str, str | list[str]] = setting("{}.", "Text of a class; {} stands for its name.")
+    class_position: Annotated[str, OneOf(CLASS_POSITIONS)] = setting(
+        "end", "Class name among the text prompts: end, or middle (with prompts of the first block alone)."
+    )
     tokenizer_name_or_path: str | None = setting(None, "Tokenizer of the class texts.", command_line=False)
     class_token_ids: dict[str, list] | None = setting(None, "Token ids of the class texts.", command_line=False)
     intervention: Annotated[str, OneOf(FEATURE_HEADS)] = setting(
@@ -149,13 +158,17 @@ class JSCPTConfig(PeftConfig):
             overrides: other fields, in the place of the method's.
 
         Raises:
+            TypeError: an override is no field.
             ValueError: there is no such method, or an override would make another method of it.
 
         Example:
             >>> JSCPTConfig.for_method("coop", tasks={"pets": ["cat", "dog"]}, num_shared_tokens=4).towers
             'text'
         """
-        return cls(tasks=tasks, method=name, **method_fields(name, hyperparameters, **overrides))
+        chosen, known = method_fields(name, hyperparameters, **overrides), {each.name for each in fields(cls)}
+        for option in overrides.keys() - known:
+            raise TypeError(f"`{option}` is no field of `{cls.__name__}`.{nearest(option, known)}")
+        return cls(tasks=tasks, method=name, **chosen)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any):
@@ -206,7 +219,7 @@ class JSCPTConfig(PeftConfig):
             check_texts(self.class_token_ids, self.tasks)
             self.class_token_ids = {task: self.class_token_ids[task] for task in self.tasks}
         self.groups = check_groups(self.groups, self.tasks, self.prompts, self.single_task)
-        starts = self.num_shared_tokens and "text" in TOWERS[self.towers]
+        starts = path_length(self) * self.num_shared_tokens and "text" in TOWERS[self.towers]
         if self.prompt_init is not None and not (starts and self.prompt_init.strip()):
             raise ValueError(
                 f"`prompt_init` is {self.prompt_init!r}, `num_shared_tokens` {self.num_shared_tokens} and `towers` "

@@ -193,3 +193,9 @@ def _check_prompts(config: JSCPTConfig, prompts: dict[str, torch.Tensor], num_ta
             f"the prompt source {config.prompts!r} gives {tower!r}: {tuple(given.shape)}; give `vision` or `text`: "
             "[tasks, depth, tokens, width of the tower], with a depth up to its number of blocks."
         )
+    depth = prompts["text"].shape[1] if "text" in prompts else 0
+    if config.class_position == "middle" and depth != 1:
+        raise ValueError(
+            f"`class_position` is 'middle', but {depth or 'no'} blocks of the text tower have prompts of their own: "
+            "it is for prompts of the first block alone, as with prompt_depth=1 or the methods 'coop' and 'mvlpt'."
+        )

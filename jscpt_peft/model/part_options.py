@@ -21,6 +21,7 @@ KNOWN_BY = {
     "entropy_weight": ("intervention", ("modular",)),
     "invariance_weight": ("intervention", ("modular",)),
     "projection_rank": ("prompts", ("projected",)),
+    "prompt_init": ("prompts", ("concatenated", "coupled", "projected", "tree")),
     "vision_init": ("prompts", ("concatenated", "projected", "unified")),
 }
 # The same, of options that adapters are saved with which do not know them: a warning says so.
@@ -47,3 +48,10 @@ def check_part_options(config: Any) -> None:
             if option not in ONLY_SAID:
                 raise ValueError(message)
             warnings.warn(message, stacklevel=2)
+    unused = {"prompt_depth": not config.num_tokens, "vision_init": "vision" not in config.prompted_towers}
+    for option, without_effect in unused.items():
+        if without_effect and getattr(config, option) != defaults[option]:
+            raise ValueError(
+                f"`{option}` is {getattr(config, option)!r}, but there are no prompts that it is for "
+                f"(`towers` {config.towers!r}, {config.num_tokens} tokens per task): leave it out."
+            )

@@ -12,7 +12,7 @@ from peft import PeftConfig, get_peft_model
 from transformers import CLIPConfig, CLIPModel
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.methods import HYPERPARAMETERS, METHODS, method_fields, training_options
+from jscpt_peft.methods import HYPERPARAMETERS, METHODS, check_training, method_fields, training_options
 from jscpt_peft.scheduling import JointScheduling, LossCosineScheduling, UniformWeighting
 from jscpt_peft.training import JSCPTTrainingArguments
 from jscpt_peft.training.weightings import make_weighting
@@ -63,6 +63,7 @@ def vit_b_16():
 @pytest.mark.parametrize("hyperparameters", HYPERPARAMETERS)
 def test_parameters_that_are_learned_on_vit_b_16(vit_b_16, name, hyperparameters):
     words = {"prompt_init_token_ids": [320, 1125]} if name == "maple" else {}
+    words |= {"class_position": "end"} if name == "mvlpt" else {}  # as these ids are
     config = JSCPTConfig.for_method(name, TASKS, hyperparameters, class_token_ids=IDS, **words)
     model = get_peft_model(vit_b_16, config)
     expected = LEARNED.get(f"{name} {hyperparameters}", LEARNED[name])
@@ -140,11 +141,33 @@ def test_a_typo_suggests_the_nearest(arguments, message):
         ),
         (lambda: JSCPTConfig.for_method("coop", TASKS, method="vpt"), "`method` is 'vpt' beside the method 'coop'"),
         (lambda: JSCPTConfig.for_method("coop", TASKS, num_shared_tokens=0), "requires at least 1"),
+        (lambda: JSCPTConfig.for_method("mvlpt", TASKS, num_shared_tokens=0), "requires at least 1"),
+        (lambda: JSCPTConfig.for_method("maple", TASKS, num_shared_tokens=0), "requires at least 1"),
+        (lambda: JSCPTConfig.for_method("coop", TASKS, num_shared_tokens="4"), "must be a whole number, got '4'"),
+        (
+            lambda: JSCPTConfig.for_method("coop", TASKS, vision_init="uniform"),
+            "`vision_init` is 'uniform', but there",
+        ),
+        (lambda: JSCPTConfig.for_method("clip_adapter", TASKS, prompt_depth=2), "`prompt_depth` is 2, but there"),
+        (lambda: JSCPTConfig.for_method("mvlpt", TASKS, prompt_init="a"), "`prompt_init` is 'a', which prompts='unif"),
+        (
+            lambda: JSCPTConfig.for_method("hipro", TASKS, prompt_init="a", single_task=True),
+            "give words that start shared text prompts",
+        ),
+        (
+            lambda: check_training("jscpt_cagrad", JSCPTTrainingArguments("x", gradient_aggregator="mgda")),
+            "`gradient_aggregator` is 'mgda', but method 'jscpt_cagrad' requires 'cagrad'",
+        ),
     ],
 )
 def test_a_method_is_what_it_says(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_typo_in_a_field_suggests_the_nearest():
+    with pytest.raises(TypeError, match=r"`prompt_depht` is no field.*Did you mean 'prompt_depth'"):
+        JSCPTConfig.for_method("coop", TASKS, prompt_depht=2)
 
 
 def test_a_configuration_that_was_changed_is_checked_again():

@@ -47,8 +47,8 @@ ORACLES["jscpt_no_feature_selection"] = ORACLES["jscpt"]
 # Methods that differ from JSCPT in training alone.
 VARIANTS = ["jscpt_no_prompt_scheduling", "jscpt_no_task_scheduling", "jscpt_cagrad"]
 SINGLE = [name for name, method in METHODS.items() if method.single_task]
-# Single-task forms, of prompt sources and of a head.
-CASES = [*ORACLES, "maple single", "clip_adapter single", "mmap single", "hipro single"]
+# Single-task forms, of prompt sources and of a head; class names in the middle of the prompts.
+CASES = [*ORACLES, "maple single", "clip_adapter single", "mmap single", "hipro single", "coop middle", "mvlpt middle"]
 methods = pytest.mark.parametrize("name", CASES)
 LEARNING = [name for name in CASES if name != "zero_shot"]
 learning = pytest.mark.parametrize("name", LEARNING)
@@ -65,18 +65,20 @@ def test_every_method_has_an_oracle():
 
 
 def case_of(name: str) -> str:
-    """The method whose model a method, or its single-task form, has."""
+    """The method whose model a method, or a form of it, has."""
     method = name.split()[0]
     return "jscpt" if method in VARIANTS else method
 
 
 def configuration(name: str, tasks: dict[str, list[str]] = prompted.TASKS, **options) -> JSCPTConfig:
-    method, _, single = name.partition(" ")
+    method, _, form = name.partition(" ")
     ids = {task: prompted.class_token_ids()[task] for task in tasks}
+    middle = {"class_position": "middle", "class_token_ids": prompted.in_the_middle(ids)} if form == "middle" else {}
     defaults = {
         "class_token_ids": ids,
         "prompt_init_std": 0.5,
-        "single_task": bool(single),
+        "single_task": form == "single",
+        **middle,
         **ORACLES[case_of(name)][1],
     }
     options = {**defaults, **options}
@@ -196,7 +198,10 @@ def test_grows_by_a_task(name, tmp_path):
     model = adapted(name)
     pixels, task_ids, _ = prompted.batch(model)
     before = logits(model)
-    model.add_task("birds", **NEW, **NEW_GROUP.get(name, {}))
+    new = {**NEW, **NEW_GROUP.get(name, {})}
+    if model.active_jscpt_config.class_position == "middle":
+        new |= {"class_token_ids": prompted.in_the_middle({"birds": NEW["class_token_ids"]})["birds"]}
+    model.add_task("birds", **new)
     with torch.no_grad():
         assert torch.equal(model.classify(pixels, task_ids).logits, before)
     new = model.classify(pixels, 3).logits[:, :2]
@@ -341,7 +346,8 @@ def test_maple_starts_from_words_in_the_first_block_and_from_like_maps_behind_it
 def test_vision_prompts_of_vpt_start_uniform_where_its_own_hyperparameters_are_asked_for(name):
     prompts = {}
     for whose in ("paper", "original"):
-        config = configuration(name, hyperparameters=whose, num_shared_tokens=50, prompt_init_std=0.02)
+        options = {"num_shared_tokens": 50, "prompt_init_std": 0.02, "class_position": "end"}
+        config = configuration(name, hyperparameters=whose, **options)
         prompts[whose] = dict(get_peft_model(oracles.tiny_clip(), config).task_adapter.prompts.named_parameters())
     vision = "vision_shared" if name == "vpt" else "vision"
     bound = (6 / (3 * 8 * 8 + 32)) ** 0.5  # patches of 8 x 8 pixels, width 32
@@ -367,6 +373,11 @@ CLIP_IDS = {
 }
 
 
+def original(name: str, **options) -> JSCPTConfig:
+    ids = prompted.in_the_middle(CLIP_IDS) if name == "mvlpt" else CLIP_IDS
+    return JSCPTConfig.for_method(name, prompted.TASKS, "original", class_token_ids=ids, **options)
+
+
 @pytest.fixture(scope="module")
 def vit_b16():
     """The shapes of CLIP's ViT-B/16, without memory."""
@@ -376,8 +387,7 @@ def vit_b16():
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.published_parameters is not None])
 def test_parameters_are_as_many_as_published(name, vit_b16, capsys):
-    options = {"hyperparameters": "original", "class_token_ids": CLIP_IDS, "prompt_init_token_ids": [320, 1125]}
-    config = JSCPTConfig.for_method(name, tasks=prompted.TASKS, **options)
+    config = original(name, prompt_init_token_ids=[320, 1125])
     published = METHODS[name].published_parameters
     model = get_peft_model(copy.deepcopy(vit_b16), config)
     assert model.get_nb_trainable_parameters()[0] == published
@@ -387,8 +397,7 @@ def test_parameters_are_as_many_as_published(name, vit_b16, capsys):
 
 
 def test_most_of_mvlpt_couples(vit_b16):
-    config = JSCPTConfig.for_method("mvlpt", prompted.TASKS, "original", class_token_ids=CLIP_IDS)
-    prompts = get_peft_model(copy.deepcopy(vit_b16), config).task_adapter.prompts
+    prompts = get_peft_model(copy.deepcopy(vit_b16), original("mvlpt")).task_adapter.prompts
     sizes = {name: parameter.numel() for name, parameter in prompts.named_parameters()}
     assert sum(sizes.values()) - sizes["text"] - sizes["vision"] == 527_488
 
@@ -412,11 +421,11 @@ def small_clip():
     return CLIPModel.from_pretrained(TINY_CLIP).eval()
 
 
-# Its predictions are means over confounders, which image features alone cannot give.
-ONE_VIEW = [name for name in CASES if name != "jscpt_projected"]
+# Predictions that are means over confounders, which image features alone cannot give; texts that ids alone cannot.
+UNLIKE_CLIP = ("jscpt_projected", "coop middle", "mvlpt middle")
 
 
-@pytest.mark.parametrize("name", ONE_VIEW)
+@pytest.mark.parametrize("name", [name for name in CASES if name not in UNLIKE_CLIP])
 def test_the_pipeline_of_transformers_gives_the_scores_of_predict(name, small_clip):
     config = configuration(name, class_token_ids=None, tokenizer_name_or_path=str(TINY_CLIP), prompt_init_std=0.05)
     model = moved(get_peft_model(copy.deepcopy(small_clip), config))
@@ -516,8 +525,7 @@ START, END = "<!-- what the tests found -->\n\n", "\n\n<!-- end -->"
 
 def parameters_of(name: str, clip: CLIPModel) -> int:
     needed = {key: value for key, value in ORACLES[case_of(name)][1].items() if key == "groups"}
-    options = {"class_token_ids": CLIP_IDS, "prompt_init_token_ids": [320, 1125], **needed}
-    config = JSCPTConfig.for_method(name, prompted.TASKS, "original", **options)
+    config = original(name, prompt_init_token_ids=[320, 1125], **needed)
     return get_peft_model(copy.deepcopy(clip), config).get_nb_trainable_parameters()[0]
 
 

@@ -132,7 +132,8 @@ def text_features(clip: CLIPModel, prompts: Tensor, token_ids: list[list[int]], 
     Args:
         prompts: `[depth, n, d_l]`, n may be 0. [SOS] keeps position 0, the first block's prompts get position
             embeddings 1..n, the words move up to 1 + n, 2 + n, ... Later blocks' prompts get no position embedding.
-        token_ids: one unpadded list a class, [SOS] and [EOS] included.
+        token_ids: one unpadded list a class, [SOS] and [EOS] included; with -1 where the second half of the prompts
+            belongs (CoOp's `middle`; depth 1 alone).
         length: tokens a sequence is padded to, *prompts included*, with the text's last id ([EOS]); by default the
             size of the position table (77). The longest text needs `n + max(map(len, token_ids))`.
 
@@ -142,6 +143,8 @@ def text_features(clip: CLIPModel, prompts: Tensor, token_ids: list[list[int]], 
     Raises:
         ValueError: the longest text does not fit into `length`, or `length` does not fit into the position table.
     """
+    if -1 in token_ids[0]:
+        return torch.cat([_text_around_its_name(clip, prompts, ids) for ids in token_ids])
     text = clip.text_model
     table = text.embeddings.position_embedding.weight
     count = prompts.shape[1]
@@ -161,6 +164,22 @@ def text_features(clip: CLIPModel, prompts: Tensor, token_ids: list[list[int]], 
     eos_token_id = clip.config.text_config.eos_token_id
     position = ids.argmax(dim=-1) if eos_token_id == 2 else (ids == eos_token_id).int().argmax(dim=-1)
     return clip.text_projection(tokens[torch.arange(len(tokens), device=tokens.device), position + count])
+
+
+def _text_around_its_name(clip: CLIPModel, prompts: Tensor, ids: list[int]) -> Tensor:
+    """`[1, D]` of one text: [SOS], half of the prompts `[1, n, d]`, class name, other half, rest, [EOS], padding."""
+    text, half, name = clip.text_model, prompts.shape[1] // 2, ids[1 : ids.index(-1)]
+    rest = ids[ids.index(-1) + 1 :]
+    table = text.embeddings.position_embedding.weight
+    padding = [ids[-1]] * (len(table) - prompts.shape[1] - 1 - len(name) - len(rest))
+    start, name, rest, padding = (
+        text.embeddings.token_embedding(torch.tensor(part, dtype=torch.long, device=table.device))
+        for part in (ids[:1], name, rest, padding)
+    )
+    (context,) = prompts
+    tokens = torch.cat([start, context[:half], name, context[half:], rest, padding]) + table
+    tokens = text.final_layer_norm(encode(text.encoder.layers, prompts, tokens[None], causal=True))
+    return clip.text_projection(tokens[:, len(table) - len(padding) - 1])
 
 
 def intervention(

@@ -121,6 +121,10 @@ def test_a_method_is_made_by_its_structure_and_tuned_by_the_task_set_or_its_auth
     assert (training.learning_rate, training.learn_scheduler) == (own["learning_rate"], False)
     values = parsed(*coop, "--hyperparameters", "original")
     assert (values["num_shared_tokens"], values["learning_rate"], values["num_train_epochs"]) == (16, 2e-3, 200)
+    # Where the publication says nothing the defaults hold, and none of the task set's values, its steps included.
+    assert (values["class_template"], values["prompt_init_std"], values["optim"]) == ("{}.", 0.02, "sgd")
+    icons = parsed(*coop, "--hyperparameters", "original", "--task_set", "icons")
+    assert (icons["max_steps"], icons["per_device_train_batch_size"], icons["eval_steps"]) == (-1, 32, 68)
     assert parsed(*coop, "--hyperparameters", "original", "--learning_rate", "0.5")["learning_rate"] == 0.5
 
 
@@ -137,6 +141,7 @@ def test_the_base_model_of_a_task_set():
         (["--gradient_aggregator", "mgda", "--no_task_scheduling"], "`task_scheduling=False` switches off"),
         (["--method", "jscpt_cagrad", "--weighting", "uw"], "`gradient_aggregator='cagrad'` is an option of Eqs. 4-6"),
         (["--method", "cop"], "got 'cop'. Did you mean 'coop'?"),
+        (["--hyperparameters", "original"], "`hyperparameters` 'original' are those of a `method`: name one"),
         (["--method", "coop", "--towers", "both"], "`towers` is 'both', but method 'coop' requires 'text'"),
         (["--num_shared_tokens", "-1"], "`num_shared_tokens` must be at least 0, got -1"),
         (["--learning_rate", "nan"], "`learning_rate` must be a finite number, got nan"),

@@ -52,6 +52,8 @@ def test_starts_as_zero_shot_clip_and_learns_nothing_else(images, name):
     optimizer.step()
     moved = {key for key, each in model.state_dict().items() if not torch.equal(each, before[key])}
     if name == "clip_lora":
+        scales = [each.scaling["default"] for each in model.modules() if hasattr(each, "lora_A")]
+        assert scales == pytest.approx([2**-0.5] * len(scales))  # α/√r of its authors' code
         assert moved and all(".lora_B." in key for key in moved)  # A has no gradient while B is zero
         towers = clips[1].config.vision_config, clips[1].config.text_config
         count = sum(3 * 2 * 2 * each.hidden_size * each.num_hidden_layers for each in towers)  # q, k, v; A and B

@@ -85,6 +85,18 @@ def test_what_a_run_is_given_stands_over_its_method(tmp_path, monkeypatch):
     assert (seen[0][2].learning_rate, seen[0][2].seed) == (0.25, 3)
 
 
+def test_groups_and_templates_are_those_of_train(images, tmp_path, monkeypatch):
+    groups = {"my photos": "a", "scans": "b"}
+    (tmp_path / "groups.yaml").write_text(json.dumps(groups))
+    seen = []
+    monkeypatch.setattr(measured_run, "get_peft_model", lambda _, config: seen.append(config) or 1 / 0)
+    words = ("--task_set", "folder", "--data_root", str(images), "--use_cpu")
+    method = f"mmap --groups {tmp_path / 'groups.yaml'} --templates ensemble"
+    with pytest.raises(ZeroDivisionError):
+        measured_run.measure(measured_run.Run("clean", method, words, 0.1, 3, "validation"), tmp_path)
+    assert seen[0].groups == groups and len(seen[0].class_template["scans"]) == 8
+
+
 def test_what_is_done_is_not_done_again(made, images, monkeypatch):
     def done_again(run, _output):
         raise AssertionError(run)
@@ -178,3 +190,20 @@ def test_base_and_new_classes_are_columns_of_each_task(images, tmp_path):
     assert list(found["task"]) == [f"{task}, {kind}" for task in ("my photos", "scans") for kind in ("base", "new")]
     for row in found.itertuples():
         assert row.accuracy == pytest.approx(row.right.count("1") / len(row.right))
+
+
+def test_kept_features_answer_as_images_do_and_not_where_they_would_change(images, tmp_path, capsys):
+    still = "--num_shared_tokens 0 --num_task_tokens 0 --class_residual both"
+    methods = ["zero_shot", f"jscpt {still}", "linear_probe"]
+    answers = []
+    for views in ("0", "2"):
+        words = command(images, tmp_path / views, "--learning_rate", "0", "--kept_views", views)
+        words[words.index("--methods") + 1 : words.index("--seeds")] = methods
+        words[words.index("--seeds") + 1 : words.index("--processes")] = ["1", "--factors", "1"]
+        words[words.index("--reference") + 1] = "zero_shot"
+        reproduce.main(words)
+        answers.append(results(tmp_path / views)["right"])
+    pd.testing.assert_series_equal(*answers)
+    assert len(list((tmp_path / "2" / "features").iterdir())) == 1
+    words[words.index("--methods") + 1] = JSCPT
+    assert "`kept_views` keeps image features" in fails(capsys, reproduce.main, *words)

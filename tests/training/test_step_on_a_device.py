@@ -49,7 +49,13 @@ def operations(model, batch, autocast=False) -> Operations:
     return counted
 
 
-@pytest.mark.parametrize("options", [{}, {"prompt_depth": 2, "towers": "text"}], ids=str)
+MIDDLE = {"class_token_ids": prompted.in_the_middle(prompted.class_token_ids())}
+MIDDLE |= {"class_position": "middle", "prompt_depth": 1}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"prompt_depth": 2, "towers": "text"}, MIDDLE], ids=["deep", "carried", "middle"]
+)
 def test_forward_and_backward_are_one_graph(options):
     model = prompted.prompted_clip(**options)
     batch = prompted.batch_in_blocks(model)
@@ -67,8 +73,9 @@ def test_forward_and_backward_are_one_graph(options):
     torch.testing.assert_close(compiled, expected, atol=1e-10, rtol=1e-10)
 
 
-def test_a_batch_in_blocks_is_never_looked_at_and_gives_what_a_mixed_one_does():
-    model = prompted.prompted_clip()
+@pytest.mark.parametrize("options", [{}, MIDDLE], ids=["deep", "middle"])
+def test_a_batch_in_blocks_is_never_looked_at_and_gives_what_a_mixed_one_does(options):
+    model = prompted.prompted_clip(**options)
     batch = prompted.batch_in_blocks(model)
     assert batch.known.each == 2
     counted = operations(model, batch)

@@ -145,7 +145,10 @@ class Backbone(ABC):
 
     @abstractmethod
     def text_features(self, texts: ClassTexts, prompts: Tensor) -> Tensor:
-        """`[S, D]` of texts, each under its task's prompts, `[N, depth, n, d]`."""
+        """`[S, D]` of texts, each under its task's prompts, `[N, depth, n, d]`.
+
+        Where `texts.name_ends` says so, the second half of the prompts follows so many words; depth is 1 then.
+        """
 
     @abstractmethod
     def text_modules(self) -> list[nn.Module]:

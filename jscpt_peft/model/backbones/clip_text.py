@@ -13,7 +13,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..cache import CacheKey
-from ..class_texts import ClassTexts, read_out_positions
+from ..class_texts import ClassTexts, inserted, read_out_positions
 from ..task_context import deterministic
 from ..task_rows import TaskRows
 from .attention import KeysValues, block, keys_values
@@ -32,7 +32,8 @@ class PromptedCLIPText(PromptedTower):
     """`CLIPTextModel` under prompts: `[SOS, P_l, words, EOS]` in block l.
 
     The words move up by the n prompt tokens: `[SOS]` keeps position 0, the first block's prompts get positions
-    1..n, the words 1+n, ... (CoOp's convention).
+    1..n, the words 1+n, ... (CoOp's convention). With `class_position="middle"` the second half of the prompts are
+    ordinary tokens of every text, behind the class name; then only the first block has prompts of its own.
     """
 
     name = "text"
@@ -54,6 +55,11 @@ class PromptedCLIPText(PromptedTower):
         self.refuse_recording(kwargs)
         if position_ids is not None:
             raise ValueError("`position_ids` must be left out with prompts, which decide where the words stand.")
+        if self.active_config.class_position == "middle":
+            raise ValueError(
+                "`input_ids` do not tell where the class name ends, behind which class_position='middle' puts half of "
+                "the prompts: use `classify`, `predict` or `class_embeds`, which know the texts of the classes."
+            )
         # No use for `attention_mask`: text is right-padded and causal, so [EOS] never sees the padding.
         input_ids = input_ids.view(-1, input_ids.shape[-1])
         rows = self.resolve(task_ids, input_ids)
@@ -62,7 +68,7 @@ class PromptedCLIPText(PromptedTower):
         start_id = int(input_ids[0, 0])
         if not bool((input_ids[:, 0] == start_id).all()):
             raise ValueError("`input_ids` must all start with the same [SOS] token; found several.")
-        hidden = self._run(start_id, input_ids[:, 1:], rows, self.prompts())
+        hidden = self._run(start_id, self._words(input_ids[:, 1:]), rows, self.prompts())
         start = self._start(start_id).output.expand(len(hidden), -1, -1)
         hidden = self.base_layer.final_layer_norm(torch.cat([start, hidden], dim=1))
         every = torch.arange(len(hidden), device=hidden.device)
@@ -75,7 +81,12 @@ class PromptedCLIPText(PromptedTower):
             texts: what is read.
             prompts: `[N, depth, n, d]`.
         """
-        hidden = self._run(texts.start_id, texts.words, texts.rows, prompts, texts.read_out)
+        words, read_out = self._words(texts.words), texts.read_out
+        if texts.name_ends is not None:
+            prompts, second = prompts.tensor_split([prompts.shape[2] // 2], dim=2)
+            second = texts.rows.spread(texts.rows.choose(second)[:, 0]).to(words.dtype)
+            words, read_out = inserted(words, second, texts.name_ends), read_out + second.shape[1]
+        hidden = self._run(texts.start_id, words, texts.rows, prompts, read_out)
         return self.base_layer.final_layer_norm(hidden[:, 0])
 
     def _run(
@@ -86,12 +97,12 @@ class PromptedCLIPText(PromptedTower):
         prompts: torch.Tensor,
         read_out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Outputs of the words `[S, W, d]`, or of the read-out position alone `[S, 1, d]`."""
+        """Outputs of words `[S, W, d]`, given without positions, or of the read-out position alone `[S, 1, d]`."""
         every_task = TaskRows.one_task(prompts := rows.choose(prompts))
         num_tasks, depth, num_prompts, _ = prompts.shape
         prompts, cast = prompts.unbind(1), self.cast_blocks()
         start = self._start(start_id).seen
-        hidden = self._embed(words, first_position=1 + num_prompts)
+        hidden = words + self._positions(1 + num_prompts, words.shape[1])
         causal = torch.ones(words.shape[1], words.shape[1], dtype=torch.bool, device=words.device).tril()
         mask = torch.cat([causal.new_ones(words.shape[1], 1 + num_prompts), causal], dim=1)
         prompt_mask = causal.new_ones(num_prompts, 1 + num_prompts).tril(1)  # [SOS], earlier prompts, itself
@@ -113,10 +124,8 @@ class PromptedCLIPText(PromptedTower):
                 hidden = block(layer, hidden, prefix, rows, mask, cast=cast[index])
         return hidden
 
-    def _embed(self, token_ids: torch.Tensor, first_position: int) -> torch.Tensor:
-        return self.base_layer.embeddings.token_embedding(token_ids) + self._positions(
-            first_position, token_ids.shape[1]
-        )
+    def _words(self, token_ids: torch.Tensor) -> torch.Tensor:
+        return self.base_layer.embeddings.token_embedding(token_ids)
 
     def _positions(self, first: int, count: int) -> torch.Tensor:
         table = self.base_layer.embeddings.position_embedding.weight
@@ -134,7 +143,8 @@ class PromptedCLIPText(PromptedTower):
 
     @torch.no_grad()
     def _make_start(self, start_id: int) -> StartOfText:
-        hidden = self._embed(self.base_layer.embeddings.position_ids.new_full((1, 1), start_id), first_position=0)
+        start = self.base_layer.embeddings.position_ids.new_full((1, 1), start_id)
+        hidden = self._words(start) + self._positions(0, 1)
         seen = []
         with deterministic():
             for layer in self.blocks:

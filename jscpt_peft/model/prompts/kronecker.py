@@ -37,10 +37,9 @@ class KroneckerPrompts(GroupedPrompts):
     def __init__(self, start: Start) -> None:
         super().__init__(start)
         config, widths = start.config, start.sizes.widths
-        if config.towers != "both" or config.prompt_init is not None:
+        if config.towers != "both":
             raise ValueError(
-                f"`towers` is {config.towers!r} and `prompt_init` {config.prompt_init!r}, but prompts='kronecker' has "
-                "one source for 'both' towers, which no words can start: leave them out."
+                f"`towers` is {config.towers!r}, but prompts='kronecker' has one source for 'both': leave it out."
             )
         width, depth = gcd(WIDTH, *widths.values()), min(map(start.depth, TOWERS))
         generator, counts = start.generator("source"), (self.num_groups, start.num_tasks)

@@ -20,7 +20,7 @@ class UnifiedPrompts(PromptSource):
 
     As the publications describe it, every token of the sequence attends to all others. (MVLPT's code hands
     `[1, tokens, 128]` to CLIP's block, which takes the first dimension for the sequence: there a token sees itself
-    alone.) Unlike in that code, the class name comes after the text tokens (CoOp's `end`), not in their `middle`.
+    alone.) As in that code, `class_position="middle"` is part of its original hyperparameters.
 
     Attributes:
         text, vision: `[n, d_l]` and `[depth, n, d_v]` tokens before the block.
