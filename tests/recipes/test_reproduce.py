@@ -205,5 +205,5 @@ def test_kept_features_answer_as_images_do_and_not_where_they_would_change(image
         answers.append(results(tmp_path / views)["right"])
     pd.testing.assert_series_equal(*answers)
     assert len(list((tmp_path / "2" / "features").iterdir())) == 1
-    words[words.index("--methods") + 1] = JSCPT
+    words[words.index("--methods") + 1] = words[words.index("--reference") + 1] = JSCPT
     assert "`kept_views` keeps image features" in fails(capsys, reproduce.main, *words)
