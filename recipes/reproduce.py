@@ -83,8 +83,8 @@ def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
         place = options.rates_from or setting
         for method in options.methods or table.methods:  # parses all, so that a wrong word is told at once
             searches[setting, method] = candidates(place, method, words[place], options.factors, options.kept_views)
-    output.mkdir(parents=True, exist_ok=True)
     with run_all(options.processes or torch.cuda.device_count() or os.cpu_count() or 1, output) as do:
+        output.mkdir(parents=True, exist_ok=True)
         do([run for runs in dict.fromkeys(searches.values()) if len(runs) > 1 for run in runs], "learning rates")
         chosen = [
             replace(best(runs, output), setting=setting, words=words[setting])

@@ -18,6 +18,7 @@ FIRST = {
     "export": "export",
     "benchmark": "main",
     "group_tasks": "run",
+    "reproduce": "run_all",
 }
 
 
