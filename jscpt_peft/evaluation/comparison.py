@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from .accuracy_tables import PARTS, harmonic_mean
 from .tables import percent
 
 MEAN = "mean"
@@ -19,10 +20,18 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each method, in the order of `runs`; columns (task or `MEAN`, `"mean"` | `"std"`). `std` is that of a
-        sample, nan of a single seed.
+        sample, nan of a single seed. Where every task is one of `"<task>, base"` and `"<task>, new"`, the means of
+        both and their harmonic mean (`PARTS`) take the place of `MEAN`.
     """
     wide = runs.pivot_table(index=["method", "seed"], columns="task", values="accuracy", sort=False)
-    wide[MEAN] = wide.mean(axis=1)
+    tasks = list(wide)
+    base, new = ([task for task in tasks if task.endswith(f", {part}")] for part in PARTS[:2])
+    if base and new and len(base) + len(new) == len(tasks):
+        means = [wide[part].mean(axis=1) for part in (base, new)]
+        both = [harmonic_mean(*pair) for pair in zip(*means, strict=True)]
+        wide = wide.assign(**dict(zip(PARTS, (*means, both), strict=True)))
+    else:
+        wide[MEAN] = wide.mean(axis=1)
     return wide.groupby("method", sort=False).agg(["mean", "std"])
 
 

@@ -26,6 +26,13 @@ def test_means_and_deviations_over_seeds():
     assert summary.loc["b", (MEAN, "std")] == pytest.approx(0.05 * 2**0.5)  # of the means, not the mean of those
 
 
+def test_base_and_new_classes_have_their_harmonic_mean():
+    found = runs({"x": [(0.9, 0.6)]}).replace({"art": "art, base", "real": "art, new"})
+    summary = summarise(found).xs("mean", axis=1, level=1)
+    assert list(summary) == ["art, base", "art, new", "base", "new", "harmonic mean"]
+    assert [*summary.loc["x"]] == pytest.approx([0.9, 0.6, 0.9, 0.6, 2 * 0.9 * 0.6 / 1.5])
+
+
 def test_the_best_is_bold_and_the_second_underlined():
     summary = summarise(runs({"x": [(0.5, 0.2)], "y": [(0.5004, 0.3)], "z": [(0.4, 0.1)], "w": [(0.3, 0.1)]}))
     lines = comparison_markdown(summary, {"ms": {"x": "7"}}).splitlines()
