@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from adapter import add_adapter_arguments, load_for_task
@@ -52,7 +53,7 @@ def compare(model: PeftModel, task: str, directory: Path, repeats: int = 20) -> 
     classifier = torch.export.load(directory / "classifier.pt2").module()
     runs = {"adapter": partial(model.classify, image, task_id), "artefact": partial(classifier, image)}
     seconds, _ = measure(runs, repeats, "cpu")
-    adapter, artefact = seconds.values()
+    adapter, artefact = map(median, seconds.values())
     console.print(
         f"One image, medians of {repeats}: adapter {1000 * adapter:.1f} ms, artefact {1000 * artefact:.1f} ms, "
         f"artefact / adapter {artefact / adapter:.2f}",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from arguments import ModelArguments, YAMLLoader, base_source, parse
+from arguments import ModelArguments, YAMLLoader, base_source, check_made_groups, parse
 from base_model import load_clip, load_processor
 from class_templates import with_templates
 from cli_errors import cli_errors, console
@@ -50,7 +50,7 @@ def main(command_line: list[str] | None = None) -> None:
 
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
     check_grouping(AUTO, model_arguments.prompts, model_arguments.single_task)
-    check_options(model_arguments, grouped=True)
+    check_made_groups(model_arguments, made=True)
     task_set = load_data(data, training.seed)
     if data.split == "base_to_new":
         task_set = base_classes(task_set)
@@ -63,17 +63,6 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     leave()
 
 
-def check_options(arguments: ModelArguments, grouped: bool) -> None:
-    """Raises a `ValueError` where an option of the grouping would do nothing; `grouped`: whether tasks are grouped."""
-    kind = PROMPT_SOURCES[arguments.prompts].grouping if grouped else None
-    for name, of, method in (("num_groups", "group", "mmap"), ("tree_levels", "tree", "hipro")):
-        value = getattr(arguments, name)
-        if value is not None and kind != of:
-            raise ValueError(
-                f"`{name}` is {value!r}, but it needs `groups` 'auto' and method {method!r}: leave it out."
-            )
-
-
 def chosen_groups(
     clip: CLIPModel,
     source: str,
@@ -83,7 +72,7 @@ def chosen_groups(
     resume: bool,
 ) -> dict[str, Any] | None:
     """The groups that `--groups` names: a file's, or those of the gradients, which a resumed run has stored."""
-    check_options(arguments, grouped=arguments.groups == AUTO)
+    check_made_groups(arguments, made=arguments.groups == AUTO)
     stored = Path(training.output_dir, GROUPS_FILE)
     if arguments.groups == AUTO and not (resume and stored.exists()):
         return group_tasks(clip, source, images, arguments, training)

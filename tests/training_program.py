@@ -54,14 +54,14 @@ class AtStep(TrainerCallback):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
 
     def break_images(self) -> None:
-        prepare = self.trainer._prepare_inputs
+        step = self.trainer.training_step
 
-        def broken(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            inputs = prepare(inputs)
+        def broken(model: torch.nn.Module, inputs: dict[str, torch.Tensor], *others: object) -> torch.Tensor:
             here = (inputs["task_ids"] == 1).view(-1, 1, 1, 1)
-            return {**inputs, "pixel_values": inputs["pixel_values"].masked_fill(here, torch.inf)}
+            broken_images = inputs["pixel_values"].masked_fill(here, torch.inf)
+            return step(model, {**inputs, "pixel_values": broken_images}, *others)
 
-        self.trainer._prepare_inputs = broken
+        self.trainer.training_step = broken
 
     def on_step_end(self, _args, _state, _control, **_):
         self.communications.calls.append(self.communications.open)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from copy import copy
@@ -92,6 +93,12 @@ def check_optimizer(args: JSCPTTrainingArguments) -> None:
     try:
         rates = _rates(args)
     except Exception as error:  # each optimizer has its own
+        unknown = re.search(r"unexpected keyword argument '(.*)'", str(error))
+        if unknown and unknown[1] in (args.lr_scheduler_kwargs or {}):
+            raise ValueError(
+                f"`lr_scheduler_kwargs` {args.lr_scheduler_kwargs!r}: the schedule {args.lr_scheduler_type.value!r} "
+                f"takes no {unknown[1]!r}: leave it out."
+            ) from error
         raise ValueError(f"{_named(args)}, cannot be made: {one_line(error)}.") from error
     if not all(map(math.isfinite, rates)):
         raise ValueError(f"{_named(args)}, give the learning rates {rates}: all must be finite.")

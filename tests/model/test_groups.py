@@ -65,12 +65,12 @@ def test_groups_where_there_are_none_are_refused():
         config("mmap", groups=GROUPS, single_task=True)
 
 
-@pytest.mark.parametrize("options", [{"towers": "text"}, {"prompt_init": "a photo", "prompt_init_token_ids": [1]}])
-def test_one_source_of_both_towers_and_no_words(options):
-    ids = prompted.class_token_ids()
-    made = JSCPTConfig(tasks=prompted.TASKS, prompts="kronecker", class_token_ids=ids, **options)
-    with pytest.raises(ValueError, match="prompts='kronecker' has one source for 'both' towers"):
-        get_peft_model(oracles.tiny_clip(), made)
+def test_one_source_of_both_towers_and_no_words():
+    alike = {"tasks": prompted.TASKS, "prompts": "kronecker", "class_token_ids": prompted.class_token_ids()}
+    with pytest.raises(ValueError, match="`towers` is 'text', but prompts='kronecker' has one source for 'both'"):
+        get_peft_model(oracles.tiny_clip(), JSCPTConfig(**alike, towers="text"))
+    with pytest.raises(ValueError, match="`prompt_init` is 'a photo', which prompts='kronecker' does not know"):
+        JSCPTConfig(**alike, prompt_init="a photo", prompt_init_token_ids=[1])
 
 
 @pytest.mark.parametrize("prompts", ["kronecker", "tree"])

@@ -101,10 +101,9 @@ def test_groups_by_hand(images, tmp_path):
         (["--num_groups", "2"], "`num_groups` is 2, which is for `groups` 'auto' of method mmap"),
         (["--groups", "auto", "--num_groups", "3"], "`num_groups` is 3: give 1 to 2"),
         (["--groups", "auot"], "Did you mean 'auto'?"),
-        (["--num_groups", "2"], "`num_groups` is 2, but it needs `groups` 'auto' and method 'mmap': leave it out"),
         (
             ["--groups", "auto", "--tree_levels", "1"],
-            "`tree_levels` is 1, but it needs `groups` 'auto' and method 'hip",
+            "`tree_levels` is 1, which is for `groups` 'auto' of method hipro",
         ),
     ],
 )
