@@ -103,7 +103,7 @@ def test_groups_by_hand(images, tmp_path):
         (["--groups", "auot"], "Did you mean 'auto'?"),
         (
             ["--groups", "auto", "--tree_levels", "1"],
-            "`tree_levels` is 1, which is for `groups` 'auto' of method hipro",
+            "`tree_levels` is 1, which is for `groups` 'auto' of method hip",
         ),
     ],
 )
