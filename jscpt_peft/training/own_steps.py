@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from jscpt_peft.model.task_module import TaskModule
 
 from .arguments import JSCPTTrainingArguments
 from .task_gradients import scheduled_gradient
+from .task_sums import like
 
 
 class OwnSteps(TrainerCallback):
@@ -41,6 +43,7 @@ class OwnSteps(TrainerCallback):
     def give_gradients(
         self,
         model: PeftModel,
+        parameters: Sequence[Tensor],
         task_parameters: TaskParameters,
         task_gradients: TaskParameters,
         weights: Tensor,
@@ -50,12 +53,13 @@ class OwnSteps(TrainerCallback):
 
         Args:
             model: the JSCPT model.
+            parameters: its trained parameters.
             task_parameters: its task parameters, with their graph.
             task_gradients: task parameter -> `[N, ...]`.
             weights: `[N]` φ without its graph.
             move: without, no parameter gets a gradient, so that momentum and weight decay move nothing either.
         """
-        self.weights, parameters = weights, [each for each in model.parameters() if each.requires_grad]
+        self.weights = weights
         gradients = scheduled_gradient(task_parameters, parameters, task_gradients, weights)
         given = list(zip(parameters, gradients, strict=True))
         if self.args.weigh_own_steps:
@@ -87,7 +91,7 @@ class OwnSteps(TrainerCallback):
             stack, weights = getattr(part, name), self.weights.to(getattr(part, name))
             if self.args.weigh_own_steps:
                 before = self._before.pop(0)
-                stack.copy_(before + weights.view(-1, *[1] * (stack.dim() - 1)) * (stack - before))
+                stack.copy_(before + like(weights, stack) * (stack - before))
             if pull:
                 stack.lerp_(part.centre(name, weights).expand_as(stack), pull)
 

@@ -259,7 +259,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
                 damping = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)
             upper = self.upper_level.update(self.model, batches, kept, step, weights, damping)
             task_parameters = self.model.task_parameters()  # differences have moved θ there and back
-        given = self.model, task_parameters, step.gradients, weights.detach()
+        given = self.model, self.trainable_parameters(), task_parameters, step.gradients, weights.detach()
         norm = self._own_steps.give_gradients(*given, move=usable > 0)
         step.show(self.model.task_adapter.head)
         row = {"step": number, "epoch": number / self._steps_per_epoch(), "gradient_norm": norm, **step.columns()}
