@@ -6,6 +6,7 @@ import os.path
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+from arguments import base_source
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from jscpt_peft.data.transforms import check_statistics
@@ -56,6 +57,13 @@ def load_clip(source: str, option: str = "`model_name_or_path`") -> CLIPModel:
         if problem := unsound(tensor):
             raise ValueError(f"{named} is damaged: {name!r} {problem}: {REMEDY}")
     return clip
+
+
+def load_base(name: str | None) -> tuple[str, CLIPModel, CLIPImageProcessorPil]:
+    """Where `model_name_or_path` is, the model and its image processor; errors as of the two functions for these."""
+    source = base_source(name)
+    clip = load_clip(source)
+    return source, clip, load_processor(source, clip)
 
 
 def _check_config(source: str) -> None:

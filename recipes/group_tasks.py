@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from arguments import ModelArguments, YAMLLoader, base_source, check_made_groups, parse
-from base_model import load_clip, load_processor
+from arguments import ModelArguments, YAMLLoader, check_made_groups, parse
+from base_model import load_base
 from class_templates import with_templates
 from cli_errors import cli_errors, console
 from output_folder import output_folder
@@ -55,9 +55,7 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     if data.split == "base_to_new":
         task_set = base_classes(task_set)
     model_arguments = with_templates(model_arguments, task_set)
-    source = base_source(model_arguments.model_name_or_path)
-    clip = load_clip(source)
-    processor = load_processor(source, clip)
+    source, clip, processor = load_base(model_arguments.model_name_or_path)
     images = make_datasets(task_set, processor, data.smallest_crop, training.seed)["train"]
     group_tasks(clip, source, images, model_arguments, training)
     leave()
@@ -72,7 +70,6 @@ def chosen_groups(
     resume: bool,
 ) -> dict[str, Any] | None:
     """The groups that `--groups` names: a file's, or those of the gradients, which a resumed run has stored."""
-    check_made_groups(arguments, made=arguments.groups == AUTO)
     stored = Path(training.output_dir, GROUPS_FILE)
     if arguments.groups == AUTO and not (resume and stored.exists()):
         return group_tasks(clip, source, images, arguments, training)

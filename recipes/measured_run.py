@@ -13,25 +13,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from arguments import ModelArguments, base_source, model_config, parse
-from base_model import load_clip, load_processor
-from class_templates import with_templates
+from arguments import ModelArguments, parse
+from base_model import load_base
 from datasets import Dataset
 from evaluated_model import zero_shot_model
-from group_tasks import chosen_groups
 from kept_features import keep_features, take_kept_features
 from other_classes import OtherClassesTrainer
 from outside import outside_trainer
 from outside_methods import OUTSIDE
 from peft import get_peft_model
 from task_data import DataArguments, load_data, make_datasets
-from train import make_trainer
+from train import check_method, make_trainer, method_config
 from transformers import PrinterCallback, ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, read_column
 from jscpt_peft.data.base_to_new import base_classes, images_of_classes, new_classes
-from jscpt_peft.methods import check_training
 from jscpt_peft.reading import one_line, read_json_object
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 
@@ -83,7 +80,9 @@ def parsed(words: Sequence[str], method: str) -> tuple[DataArguments, ModelArgum
     """What recipes/train.py makes of the arguments; zero-shot CLIP, which it does not train, is but a name here."""
     name, *further = method.split()
     named = [] if name == ZERO_SHOT else ["--method", name]
-    return parse(KINDS, "", [*words, *named, *further, *QUIET])
+    arguments = parse(KINDS, "", [*words, *named, *further, *QUIET])
+    check_method(*arguments[1:])
+    return arguments
 
 
 def measure(run: Run, output: Path) -> None:
@@ -97,9 +96,7 @@ def measure(run: Run, output: Path) -> None:
     data, model_arguments, training = parsed([*run.words, "--output_dir", str(folder)], f"{run.method} {chosen}")
     whole = load_data(data, training.seed)
     task_set = base_classes(whole) if data.split == "base_to_new" else whole
-    source = base_source(model_arguments.model_name_or_path)
-    clip = load_clip(source)
-    processor = load_processor(source, clip)
+    source, clip, processor = load_base(model_arguments.model_name_or_path)
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
     name = model_arguments.method
     if run.views:
@@ -111,11 +108,7 @@ def measure(run: Run, output: Path) -> None:
     elif run.method == ZERO_SHOT:
         trainer = JSCPTTrainer(zero_shot_model(clip, source, task_set), training)
     else:
-        model_arguments = with_templates(model_arguments, task_set)
-        groups = chosen_groups(clip, source, datasets["train"], model_arguments, training, resume=False)
-        config = model_config(model_arguments, task_set.class_names, source, training.seed, groups)
-        if name is not None:
-            check_training(name, training)
+        config = method_config(clip, source, task_set, datasets["train"], model_arguments, training, resume=False)
         model = get_peft_model(clip, config)
         trainer = make_trainer(model, training, datasets, processor)
     if run.views:

@@ -22,8 +22,8 @@ from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
-from arguments import ModelArguments, base_source, check_made_groups, model_config, parse
-from base_model import load_clip, load_processor
+from arguments import ModelArguments, check_made_groups, model_config, parse
+from base_model import load_base
 from choosing import choose
 from class_templates import with_templates
 from cli_errors import cli_errors, console
@@ -39,6 +39,7 @@ from task_data import DataArguments, load_data, make_datasets
 from transformers import CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
+from jscpt_peft import JSCPTConfig
 from jscpt_peft.data import ImageTaskDataset, TaskSet, write_manifest
 from jscpt_peft.data.base_to_new import base_classes
 from jscpt_peft.data.manifest import MANIFEST_FILE
@@ -75,10 +76,8 @@ def main(command_line: list[str] | None = None) -> None:
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
     if model_arguments.method in OUTSIDE:
         check_outside_run(data, model_arguments.method, training)
-    elif model_arguments.method is not None:
-        check_training(model_arguments.method, training)
+    check_method(model_arguments, training)
     check_publishing(training)
-    check_made_groups(model_arguments, made=model_arguments.groups == AUTO)
     resume = by_first_process(lambda: prepare_output(training))
     manifest = Path(training.output_dir, MANIFEST_FILE)
     if resume and data.task_set != "shapes" and data.manifest is None and manifest.exists():
@@ -86,17 +85,13 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
         data = replace(data, manifest=str(manifest), shots=None, train_fraction=None)
     whole = load_data(data, training.seed)
     task_set = base_classes(whole) if data.split == "base_to_new" else whole
-    source = base_source(model_arguments.model_name_or_path)
-    clip = load_clip(source)
-    processor = load_processor(source, clip)
+    source, clip, processor = load_base(model_arguments.model_name_or_path)
     datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
 
     if model_arguments.method in OUTSIDE:
         run_outside(clip, source, task_set, datasets, model_arguments, training)
         return
-    model_arguments = with_templates(model_arguments, task_set)
-    groups = chosen_groups(clip, source, datasets["train"], model_arguments, training, bool(resume))
-    config = model_config(model_arguments, task_set.class_names, source, training.seed, groups)
+    config = method_config(clip, source, task_set, datasets["train"], model_arguments, training, bool(resume))
     new = new_classes_in(data, whole, datasets["test"], training)
     zero_shot, on_new = evaluate_zero_shot(clip, source, task_set, datasets["test"], training, new)
     model = get_peft_model(clip, config)
@@ -164,6 +159,28 @@ def run_outside(
         print_results(table, title, console)
         write_results(table, training.output_dir, title)
     leave()
+
+
+def check_method(model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
+    """Raises a `ValueError` where an option would make another method of it, or makes groups that it has not."""
+    if model_arguments.method not in (None, *OUTSIDE):
+        check_training(model_arguments.method, training)
+    check_made_groups(model_arguments, made=model_arguments.groups == AUTO)
+
+
+def method_config(
+    clip: CLIPModel,
+    source: str,
+    task_set: TaskSet,
+    images: ImageTaskDataset,
+    model_arguments: ModelArguments,
+    training: JSCPTTrainingArguments,
+    resume: bool,
+) -> JSCPTConfig:
+    """The configuration for a task set, with the templates and, by its training images, the groups asked for."""
+    model_arguments = with_templates(model_arguments, task_set)
+    groups = chosen_groups(clip, source, images, model_arguments, training, resume)
+    return model_config(model_arguments, task_set.class_names, source, training.seed, groups)
 
 
 def make_trainer(
