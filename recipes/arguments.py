@@ -186,8 +186,6 @@ def model_config(
     Raises:
         ValueError: a value is out of its range, or would make another method than the one that is named.
     """
-    if arguments.method == AUTO:
-        raise ValueError("`method` 'auto' chooses for a training with recipes/train.py: here, name one.")
     options = {name: getattr(arguments, name) for name, *_ in config_fields(JSCPTConfig)}
     options |= {"tasks": tasks, "tokenizer_name_or_path": source, "init_seed": seed}
     options["groups"] = groups if isinstance(arguments.groups, str) else arguments.groups

@@ -163,6 +163,8 @@ def run_outside(
 
 def check_method(model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
     """Raises a `ValueError` where an option would make another method of it, or makes groups that it has not."""
+    if model_arguments.method == AUTO:  # `main` has put what it chose in its place
+        raise ValueError("`method` 'auto' chooses for a training with recipes/train.py: here, name one.")
     if model_arguments.method not in (None, *OUTSIDE):
         check_training(model_arguments.method, training)
     check_made_groups(model_arguments, made=model_arguments.groups == AUTO)
