@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from outside import Lora, OutsideModel
+from arguments import ModelArguments
+from outside import OutsideModel
+from outside_methods import OUTSIDE
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -93,19 +95,16 @@ def keep_features(
     return kept
 
 
-def take_kept_features(model: PeftModel | OutsideModel) -> None:
-    """The model reads features where it would have computed them.
+def learns_in_image_encoder(arguments: ModelArguments) -> bool:
+    """Whether a method changes the image features, so that they cannot be kept."""
+    if arguments.method in OUTSIDE:
+        return arguments.method == "clip_lora"
+    return arguments.towers != "text" and arguments.num_shared_tokens + arguments.num_task_tokens > 0
 
-    Raises:
-        ValueError: something in its image encoder learns, on which features depend.
-    """
-    outside = isinstance(model, OutsideModel)
-    if isinstance(model, Lora) or (not outside and "vision" in model.active_jscpt_config.prompted_towers):
-        raise ValueError(
-            "`kept_views` keeps image features, which this method changes: leave it out, or choose methods without "
-            "image prompts and LoRA."
-        )
-    if outside:
+
+def take_kept_features(model: PeftModel | OutsideModel) -> None:
+    """The model reads features where it would have computed them; not for one that learns in its image encoder."""
+    if isinstance(model, OutsideModel):
         model.image_embeds = lambda pixel_values: normalize(pixel_values[:, 0, 0], dim=-1)
     else:
         model.base_model.backbone.image_features = lambda pixel_values, *_: pixel_values[:, 0, 0]

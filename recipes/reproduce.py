@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 from cli_errors import cli_errors, console
+from kept_features import learns_in_image_encoder
 from measured_run import ZERO_SHOT, Run, measure, parsed
 from reproduced_tables import TABLES
 
@@ -59,7 +60,7 @@ def main(command_line: list[str] | None = None) -> None:
         "--kept_views",
         type=int,
         default=0,
-        help="image features of so many crops, computed once; for methods without image prompts",
+        help="image features of so many crops, computed once; methods that learn in the image encoder see images",
     )
     parser.add_argument("--reference", help="the method to compare with; default: jscpt, if it is there")
     parser.add_argument("--output_dir", type=Path, help="default: outputs/reproduce/TABLE")
@@ -130,7 +131,8 @@ def candidates(
     setting: str, method: str, words: tuple[str, ...], factors: Sequence[float], views: int
 ) -> tuple[Run, ...]:
     """Runs with the learning rates to choose among: the method's own on this task set, times each factor."""
-    _, _, training = parsed([*words, "--output_dir", "unused"], method)
+    _, model_arguments, training = parsed([*words, "--output_dir", "unused"], method)
+    views = 0 if learns_in_image_encoder(model_arguments) else views
     rates = [0.0] if method == ZERO_SHOT else [float(f"{training.learning_rate * factor:.3g}") for factor in factors]
     return tuple(Run(setting, method, words, rate, SEARCH_SEED, "validation", views) for rate in rates)
 
