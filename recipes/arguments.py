@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import Field, fields, make_dataclass
+from functools import cached_property
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -274,7 +275,7 @@ class RecipeParser(HfArgumentParser):
         """Of all arguments, as configuration files write them."""
         return {action.dest for action in self._actions} - {"help"}
 
-    @property
+    @cached_property
     def annotations(self) -> dict[str, Any]:
         """What these may hold; a file can give a mapping where a word of the command line cannot."""
         found: dict[str, Any] = {}
