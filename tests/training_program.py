@@ -8,6 +8,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,25 @@ from transformers import TrainerCallback
 from jscpt_peft.training.callbacks import StopOnInterrupt
 from jscpt_peft.training.distributed import process_index
 
+COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "broadcast", "barrier")
+COLLECTIVES += ("broadcast_object_list", "reduce", "reduce_scatter", "gather", "scatter", "all_to_all", "send", "recv")
+
 
 class Communications:
-    """Counts the collective sums of every step."""
+    """Counts what the processes of every step tell each other."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
         self.open = 0
-        original = torch.distributed.all_reduce
+        for name in COLLECTIVES:
+            setattr(torch.distributed, name, self._counted(getattr(torch.distributed, name)))
 
+    def _counted(self, original: Callable) -> Callable:
         def counted(*args: Any, **kwargs: Any) -> Any:
             self.open += 1
             return original(*args, **kwargs)
 
-        torch.distributed.all_reduce = counted
+        return counted
 
 
 class AtStep(TrainerCallback):

@@ -156,10 +156,10 @@ class DynamicWeightAverage(Balancing):
         self.register_buffer("means", torch.full((2, num_tasks), torch.nan))  # of the epoch before the last, the last
 
     def weights(self, signals: StepSignals) -> Tensor:
-        if signals.epoch != int(self.epoch):
-            if int(self.epoch) >= 0:
-                self.means.copy_(torch.stack([self.means[1], self.sums / self.counts]))
-            self.epoch.fill_(signals.epoch), self.sums.zero_(), self.counts.zero_()
+        new = self.epoch != signals.epoch  # on the device, which is not waited for
+        means = torch.stack([self.means[1], self.sums / self.counts])
+        self.means.copy_(torch.where(new & (self.epoch >= 0), means, self.means))
+        self.epoch.fill_(signals.epoch), self.sums.masked_fill_(new, 0), self.counts.masked_fill_(new, 0)
         usable = signals.usable
         self.sums.add_(signals.losses.to(self.sums).masked_fill(~usable, 0))
         self.counts.add_(usable)

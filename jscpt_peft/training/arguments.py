@@ -90,6 +90,7 @@ class JSCPTTrainingArguments(TrainingArguments):
     )
     max_grad_norm: NonNegativeFloat = setting(0.0, "Clip the gradient of the prompts; 0 does not.")
     remove_unused_columns: bool = setting(False, "Must stay False: the batches are made here.")
+    logging_nan_inf_filter: bool = setting(False, "Look at every step's loss, for which the device is waited for.")
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Must stay as it is."})
 
     metric_for_best_model: str | None = setting(DEFAULT_METRIC, "What --load_best_model_at_end compares.")

@@ -57,8 +57,8 @@ def epoch_is_over(state: TrainerState) -> bool:
 class StopOnInterrupt(TrainerCallback):
     """Ctrl-C or SIGTERM finishes the step under way, saves a checkpoint and ends training; the same one again at once.
 
-    The processes of a run need not get the signal at the same step, or all of them: they agree with the sums of the
-    step that follows.
+    The processes of a run need not get the signal at the same step, or all of them: they agree with the sums of a
+    step, which they read at its end where it is logged or saved, and a step later else.
 
     Args:
         trainer: the `JSCPTTrainer` that this callback is added to.

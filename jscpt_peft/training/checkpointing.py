@@ -11,7 +11,6 @@ from peft import set_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.save_and_load import load_peft_weights
 from safetensors import SafetensorError
-from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
@@ -24,10 +23,9 @@ from .arguments import JSCPTTrainingArguments
 from .bilevel import UpperLevel
 from .configuration import fixed_configuration, reproducing_configuration
 from .distributed import by_first_process, gather_objects, wait_for_all
-from .nonfinite import Snapshot, problem_of, remedy_of
+from .guarding import Guarding
 from .resuming import checkpoint_to_resume
 from .step_log import StepLog
-from .task_sums import TaskMeans
 
 logger = logging.get_logger(__name__)
 
@@ -37,7 +35,7 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 BEST = ("best_metric", "best_global_step", "best_model_checkpoint")
 
 
-class Checkpointing(Trainer):
+class Checkpointing(Guarding):
     """Writes every checkpoint whole or not at all, on any number of processes, and resumes from the last valid one.
 
     A checkpoint that cannot be written (a full disk) is announced and left out: training goes on, and the earlier
@@ -46,7 +44,6 @@ class Checkpointing(Trainer):
     Attributes:
         unsaved_error: why the last checkpoint could not be written; `None` where it could.
         loaded_step: step of the best checkpoint, if training ended with its weights.
-        nonfinite_steps: steps in a row, up to now, in which a task's loss or gradient was not finite.
     """
 
     args: JSCPTTrainingArguments
@@ -58,9 +55,6 @@ class Checkpointing(Trainer):
     step_log: StepLog
     unsaved_error: str | None = None
     loaded_step: int | None = None
-    nonfinite_steps = 0
-    # State, step and epoch before the last step of finite losses.
-    _good: tuple[Snapshot, int, float] | None = None
     _limit: int | None = None
     _resumed_step = 0
 
@@ -75,10 +69,6 @@ class Checkpointing(Trainer):
         sizes = {name: [] if dataset is None else dataset.sizes for name, dataset in datasets.items()}
         return reproducing_configuration(self.model, self.args, sizes)
 
-    def trainable_parameters(self) -> list[torch.nn.Parameter]:
-        """θ."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
     # ---- resuming ---------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -92,7 +82,8 @@ class Checkpointing(Trainer):
             ValueError: the checkpoint is damaged, of another configuration or not there, or no valid one is.
             FloatingPointError: the run ends in steps or with parameters that are not finite.
         """
-        self._good, self.nonfinite_steps, self.loaded_step = None, 0, None
+        self._unread = self._good = self.loaded_step = None
+        self.nonfinite_steps = 0
         checkpoint, state, run = None, TrainerState(), Path(self.args.output_dir)
         if resume_from_checkpoint:
             configurations = self.fixed_configuration(), self.reproducing_configuration()
@@ -154,7 +145,7 @@ class Checkpointing(Trainer):
         self.step_log.flush()  # a run that goes on from here finds its history whole
         run = Path(self._get_output_dir(trial))
         final = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        self.unsaved_error = self._spoiled()
+        self.unsaved_error = self.spoiled()
         if self.unsaved_error is not None:
             logger.warning(f"Step {self.state.global_step} is not saved: {self.unsaved_error}.")
         else:
@@ -217,67 +208,6 @@ class Checkpointing(Trainer):
         best = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
         if best == final or best.exists():
             self.state.best_model_checkpoint = str(best)
-
-    # ---- steps that are not finite ----------------------------------------------------------------------------------
-
-    def guard(self, step: TaskMeans) -> int:
-        """Counts steps in a row in which a task is not finite; its weight is zero, and too many stop the run.
-
-        It is the one place where a lower step waits for the device. Returns the number of usable tasks.
-        """
-        usable, nonfinite = torch.stack([step.usable, step.nonfinite]).tolist()
-        if not any(nonfinite):
-            self.nonfinite_steps = 0
-            # The parameters have just shown that they are good: the update that follows may spoil them.
-            head = self.model.task_adapter.head
-            others = [self.optimizer, self.lr_scheduler, self.upper_level]
-            others += [head] if head is not None and head.observes else []
-            snapshot = Snapshot(self.trainable_parameters(), others)
-            self._good = snapshot, self.state.global_step, self.state.epoch or 0.0
-            return sum(usable)
-        self.nonfinite_steps += 1
-        tasks = [name for name, wrong in zip(self.task_names, nonfinite, strict=True) if wrong]
-        logger.warning(
-            f"Step {self.state.global_step + 1}: loss or gradient of {tasks} is not finite; weight 0 in this step "
-            f"({self.nonfinite_steps} in a row)."
-        )
-        if self.nonfinite_steps >= self.args.max_nonfinite_steps:
-            remedy = remedy_of(self.model.base_model, self._good is None, tasks)
-            raise FloatingPointError(
-                f"The loss of {tasks} was not finite in {self.nonfinite_steps} steps in a row "
-                f"(`max_nonfinite_steps`). {self.save_last_good_state()} {remedy}"
-            )
-        return sum(usable)
-
-    def _spoiled(self) -> str | None:
-        """What is wrong with the state after the last step, if anything."""
-        if self.nonfinite_steps:
-            return f"tasks were not finite in the last {self.nonfinite_steps} steps"
-        return problem_of([*self.trainable_parameters(), *self.weighting.parameters()])
-
-    def check_end(self) -> None:
-        """Raises a `FloatingPointError` where a run ends in a state that is no result; the last good one is kept."""
-        reason = self._spoiled()
-        if reason is not None:
-            step, remedy = self.state.global_step, remedy_of(self.model.base_model, self._good is None)
-            raise FloatingPointError(
-                f"The run ends with step {step}, but {reason}. {self.save_last_good_state()} {remedy}"
-            )
-
-    def save_last_good_state(self) -> str:
-        """Goes back to before the first of the steps in a row and saves that; says what is saved where."""
-        if self._good is None:
-            return "No step was good, so nothing is saved."
-        snapshot, self.state.global_step, self.state.epoch = self._good
-        snapshot.restore()
-        self.nonfinite_steps = 0
-        # What was saved after the update that broke the run must not be what it goes on from.
-        run = Path(self._get_output_dir(self._trial))
-        by_first_process(lambda: files.set_aside_after(run, self.state.global_step))
-        self._save_checkpoint(self.model, self._trial)
-        if self.unsaved_error is not None:
-            return f"The last good state, of step {self.state.global_step}, could not be saved."
-        return f"The last good state, of step {self.state.global_step}, is saved in {run}."
 
 
 def adapter_folder(directory: str | Path, adapter: str) -> Path:

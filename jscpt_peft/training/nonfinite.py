@@ -26,13 +26,22 @@ class Snapshot:
         self._parameters = [(parameter, parameter.detach().clone()) for parameter in parameters]
         self._others = [(other, copy.deepcopy(other.state_dict())) for other in others]
 
-    @torch.no_grad()
     def restore(self) -> None:
         """Puts everything back as it was."""
-        for parameter, value in self._parameters:
-            parameter.copy_(value)
+        self.restore_parameters()
         for other, state in self._others:
             other.load_state_dict(copy.deepcopy(state))
+
+    @torch.no_grad()
+    def restore_parameters(self, unless: Tensor | None = None) -> None:
+        """Puts the parameters back as they were, `unless` a bool `[]` says no, which stays on its device."""
+        for parameter, value in self._parameters:
+            parameter.copy_(value if unless is None else torch.where(unless, parameter, value))
+
+    def restore_moments(self, optimizer: Any) -> None:
+        """Puts back what one of the others, an optimizer, holds of every parameter; learning rates stay."""
+        state = next(state for other, state in self._others if other is optimizer)
+        optimizer.load_state_dict({**copy.deepcopy(state), "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def problem_of(parameters: Iterable[Tensor]) -> str | None:

@@ -47,7 +47,6 @@ class OwnSteps(TrainerCallback):
         task_parameters: TaskParameters,
         task_gradients: TaskParameters,
         weights: Tensor,
-        move: bool,
     ) -> Tensor:
         """Gives every trained parameter its gradient (Eq. 9), notes `weights`, and returns the gradient's norm.
 
@@ -57,7 +56,6 @@ class OwnSteps(TrainerCallback):
             task_parameters: its task parameters, with their graph.
             task_gradients: task parameter -> `[N, ...]`.
             weights: `[N]` φ without its graph.
-            move: without, no parameter gets a gradient, so that momentum and weight decay move nothing either.
         """
         self.weights = weights
         gradients = scheduled_gradient(task_parameters, parameters, task_gradients, weights)
@@ -66,7 +64,7 @@ class OwnSteps(TrainerCallback):
             own, ones = [getattr(part, name) for part, name in own_stacks(model)], torch.ones_like(weights)
             unweighed = scheduled_gradient(model.task_parameters(), own, task_gradients, ones)
             given += zip(own, unweighed, strict=True)
-        for parameter, gradient in given if move else ():
+        for parameter, gradient in given:
             parameter.grad = gradient
         return torch.nn.utils.get_total_norm(gradients)
 

@@ -39,16 +39,19 @@ class TaskSums:
         other = other._without_observed(self.counts > 0)
         return self._of([one + another for one, another in zip(self._tensors(), other._tensors(), strict=True)])
 
-    def over_processes(self, stop: bool = False) -> tuple[TaskSums, bool]:
-        """The sums over the images of all processes, and whether one of these asks to stop; one communication.
+    def over_processes(self, stop: bool = False) -> tuple[TaskSums, Tensor]:
+        """The sums over the images of all processes, and whether one of these asks to stop, bool `[1]`.
+
+        One communication, and nothing waits for it.
 
         Every process has as many images of a task as the others: what the first one observes is the first.
         """
+        asked = torch.full_like(self.counts[:1], stop)
         if world_size() == 1:
-            return self, stop
+            return self, asked.bool()
         own = self._without_observed(torch.full_like(self.counts, process_index() > 0, dtype=torch.bool))
-        *sums, stops = sum_over_processes([*own._tensors(), self.counts.new_tensor([stop])])
-        return self._of(sums), bool(stops)
+        *sums, stops = sum_over_processes([*own._tensors(), asked])
+        return self._of(sums), stops > 0
 
     def _without_observed(self, of_tasks: Tensor) -> TaskSums:
         """The same but for the observed images of some tasks, bool `[N]`."""
@@ -76,6 +79,11 @@ class TaskSums:
         optional = {name: others.pop(0) for name in self._optional()}
         gradients = dict(zip(self.gradients, others, strict=True))
         return replace(self, counts=counts, losses=losses, gradients=gradients, **optional)
+
+    def mean_loss(self) -> Tensor:
+        """The mean loss of the tasks whose loss is finite; nan where none is."""
+        losses = mean_losses(self.losses, self.counts)
+        return losses.where(losses.isfinite(), torch.nan).nanmean()  # one task's NaN is not the others'
 
     def means(self) -> TaskMeans:
         """Mean losses and gradients per task, with the tasks whose numbers are not finite set aside."""

@@ -19,7 +19,6 @@ from transformers.trainer_utils import TrainOutput
 from jscpt_peft.data import TaskBalancedBatchSampler, collate
 from jscpt_peft.data.by_task import by_task
 from jscpt_peft.model.heads import TaskParameters
-from jscpt_peft.model.losses import mean_losses
 from jscpt_peft.scheduling import Weighting
 
 from .arguments import JSCPTTrainingArguments
@@ -29,6 +28,7 @@ from .checkpointing import Checkpointing
 from .data_checks import check_data, check_model, check_same_data
 from .distributed import by_first_process, process_index, world_size
 from .evaluating import EvaluatingTrainer
+from .guarding import Guard
 from .hessian import KeptGraph
 from .loading import make_loader
 from .lost_processes import lost_processes_named
@@ -106,7 +106,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         if (others or args.prediction_loss_only) and not args.needs_a_metric:
             args.metric_for_best_model = None
         self._own_steps = OwnSteps(args)
-        kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), SaveAfterEvaluation(), self._own_steps]
+        kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), SaveAfterEvaluation(), self._own_steps, Guard(self)]
         super().__init__(
             model=model,
             args=args,
@@ -155,6 +155,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         options = self.weighting.needs_reference, self.compute_loss_context_manager, self.compute_loss_func
         self.lower_step = LowerStep(self.model, self.args, *options)
         self._sums: TaskSums | None = None
+        self._loss: Tensor | None = None  # the last one that is finite
         self._batches: list[Batch] = []  # of a step that updates Ω
         history = Path(self._get_output_dir(trial), HISTORY_FILE) if self.is_world_process_zero() else None
         self.step_log = StepLog(self.task_names, history)
@@ -233,17 +234,17 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         every = self.args.torch_empty_cache_steps
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
-        losses = mean_losses(sums.losses, sums.counts)
-        finite = losses.where(losses.isfinite(), torch.nan)  # one task's NaN is not the others'
-        return finite.nanmean() / self.current_gradient_accumulation_steps
+        loss = sums.mean_loss()
+        self._loss = loss if self._loss is None else loss.where(loss.isfinite(), self._loss)  # for the logs
+        return self._loss / self.current_gradient_accumulation_steps
 
     def _finish_step(
         self, sums: TaskSums, task_parameters: TaskParameters, batches: list[Batch], kept: KeptGraph | None
     ) -> None:
         """Eqs. 4-6 and 9 for the whole step of all processes; where it updates Ω, first Eqs. 10-11."""
-        sums, self.stop_agreed = sums.over_processes(self.stop_asked)
+        sums, stop = sums.over_processes(self.stop_asked)
         step = sums.means()
-        usable = self.guard(step)
+        self.guard(step, stop)
         number, needed = self.state.global_step + 1, self.weighting.needs_gramian
         gramian = shared_gramian(self.model, step.gradients, task_parameters) if needed else None
         learned = self.weighting.learned()
@@ -253,14 +254,14 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
             raise FloatingPointError(f"{error} {self.save_last_good_state()}") from error
         explanation = self.weighting.log()  # before Ω changes
         upper = None
-        if batches and self.weighting.depends_on_omega(usable):
+        if batches and self.weighting.depends_on_omega(int(step.usable.sum())):
             damping = self.args.neumann_damping
             if damping is None:  # what the optimizer applies, which a resumed run has from its checkpoint
                 damping = max(group.get("weight_decay", 0.0) for group in self.optimizer.param_groups)
             upper = self.upper_level.update(self.model, batches, kept, step, weights, damping)
             task_parameters = self.model.task_parameters()  # differences have moved θ there and back
         given = self.model, self.trainable_parameters(), task_parameters, step.gradients, weights.detach()
-        norm = self._own_steps.give_gradients(*given, move=usable > 0)
+        norm = self._own_steps.give_gradients(*given)
         step.show(self.model.task_adapter.head)
         row = {"step": number, "epoch": number / self._steps_per_epoch(), "gradient_norm": norm, **step.columns()}
         row |= {"weight": weights.detach(), **explanation, **learned}

@@ -239,6 +239,21 @@ def test_a_step_without_a_usable_task_moves_nothing(tmp_path):
     assert last["nonfinite_steps/photo"] == last["nonfinite_steps/sketch"] == 2
 
 
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch", "adamw_torch_fused"])
+def test_a_step_is_undone_whenever_it_is_read_of(tmp_path, optim):
+    """Read of at its end (it is logged) or a step later: parameters and momentum are the same, bit for bit."""
+    states = []
+    for logging_steps in (1, 100):
+        options = {"optim": optim, "max_steps": 4, "weight_decay": 0.1, "logging_steps": logging_steps}
+        run = small_run.trainer(tmp_path / str(logging_steps), task_prior=0.1, **options)
+        run.train_dataset = small_run.Spoiled(run.train_dataset, lambda draw: draw // 2 in (0, 2), task=None)
+        run.train()
+        moments = run.optimizer.state_dict()["state"]
+        states.append((small_run.trained_parameters(run), moments, run.weighting.state_dict()))
+        assert all(each.get("step", 2) == 2 for each in moments.values())
+    torch.testing.assert_close(*states, atol=0, rtol=0)
+
+
 def test_a_gradient_that_is_not_finite_counts_like_a_loss():
     gradients = {"x": torch.tensor([[1.0, 2.0], [torch.nan, 1.0], [torch.inf, 1.0]])}
     counts, losses = torch.tensor([1, 1, 1]), torch.ones(3)
