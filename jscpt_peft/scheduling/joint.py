@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .affinity import affinity_from_gramian, gradient_cosine
+from .affinity import affinity_from_gramian
 from .effect import causal_effect
 from .gramian import GradientAggregator
 from .scheduler import TaskPromptScheduler
@@ -41,8 +41,7 @@ class JointScheduling(Weighting):
     def forward(self, signals: StepSignals) -> Tensor:
         precision, usable = self.scheduler.alpha.dtype, signals.usable
         effect = causal_effect(signals.reference_losses, signals.losses, self.effect).to(precision)
-        gramian = signals.gramian.to(precision)
-        affinity = affinity_from_gramian(gramian, self.affinity)
+        affinity = affinity_from_gramian(signals.gramian.to(precision), self.affinity)
         given = None if self.aggregator is None else self.aggregator(signals.gramian, usable, signals.step)
         factors = self.scheduler.factors(effect, affinity, usable, given)
         unusable, unknown = ~usable, ~torch.outer(usable, usable)  # a gradient set to zero is related to no other
@@ -51,12 +50,11 @@ class JointScheduling(Weighting):
             "prompt_factor": factors[0].detach().masked_fill(unusable, torch.nan),
             "task_factor": factors[1].detach().masked_fill(unusable, torch.nan),
             "affinity": affinity.masked_fill(unknown, torch.nan),
-            "gradient_cosine": gradient_cosine(gramian).masked_fill(unknown, torch.nan),
         }
         return self.scheduler.combine(*factors, usable)
 
     def log(self) -> dict[str, Tensor]:
-        """Δ, A, the factors of Eq. 6 and the gradients' cosines; nan where a task was not usable."""
+        """Δ, A and the factors of Eq. 6; nan where a task was not usable."""
         return self._columns
 
     def learned(self) -> dict[str, Tensor]:

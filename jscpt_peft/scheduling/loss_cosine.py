@@ -42,8 +42,7 @@ class LossCosineScheduling(Weighting):
 
     def forward(self, signals: StepSignals) -> Tensor:
         usable, cosines = signals.usable, gradient_cosine(signals.gramian).to(self.alpha.dtype)
-        unknown = ~torch.outer(usable, usable)
-        pairs = ~unknown & ~torch.eye(len(usable), dtype=torch.bool, device=usable.device)
+        pairs = torch.outer(usable, usable) & ~torch.eye(len(usable), dtype=torch.bool, device=usable.device)
         agreement = cosines.masked_fill(~pairs, 0).sum(0) / pairs.sum(0).clamp(min=1)
         losses = signals.losses.detach().to(self.alpha.dtype).masked_fill(~usable, 0)
         count, total = usable.sum(), losses.sum().clamp(min=torch.finfo(losses.dtype).tiny)
@@ -51,13 +50,12 @@ class LossCosineScheduling(Weighting):
         self._columns = {
             "agreement": agreement.masked_fill(~usable, torch.nan),
             "loss_level": level.masked_fill(~usable, torch.nan),
-            "gradient_cosine": cosines.masked_fill(unknown, torch.nan),
         }
         weights = (self.alpha * agreement + self.beta * level).exp()
         return normalized(weights, usable, self.weight_normalization)
 
     def log(self) -> dict[str, Tensor]:
-        """c, l and the gradients' cosines; nan where a task was not usable."""
+        """c and l; nan where a task was not usable."""
         return self._columns
 
     def learned(self) -> dict[str, Tensor]:

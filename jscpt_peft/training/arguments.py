@@ -110,6 +110,7 @@ class JSCPTTrainingArguments(TrainingArguments):
         f"(uncertainty), gradnorm, dwa, famo, or by the shared gradients alone {', '.join(AGGREGATORS)} (TorchJD; "
         "needs jscpt-peft[aggregators]).",
     )
+    log_gradient_cosines: bool = setting(False, "The history holds the tasks' gradient cosines, whatever weighs them.")
     weigh_own_steps: bool = setting(
         False, "Weights scale the steps of a task's own parameters, not their gradients (for adaptive optimizers)."
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jscpt_peft.model.heads import FeatureHead, TaskParameters
 from jscpt_peft.model.losses import mean_losses
-from jscpt_peft.scheduling import StepSignals
+from jscpt_peft.scheduling import StepSignals, gradient_cosine
 
 from .distributed import process_index, sum_over_processes, world_size
 
@@ -126,10 +126,15 @@ class TaskMeans:
         """What a weighting is told of optimizer step `step`."""
         return StepSignals(step, self.usable, self.losses, self.reference_losses, gramian, epoch)
 
-    def columns(self) -> dict[str, Tensor]:
-        """Columns of the history."""
-        penalties = {} if self.penalties is None else {"penalty": self.penalties}
-        return {"loss": self.losses, **penalties, "nonfinite": self.nonfinite}
+    def columns(self, gramian: Tensor | None = None) -> dict[str, Tensor]:
+        """Columns of the history; with the gradients' Gramian `[N, N]` their cosines, nan where one is not usable."""
+        columns = {"loss": self.losses, "nonfinite": self.nonfinite}
+        if self.penalties is not None:
+            columns["penalty"] = self.penalties
+        if gramian is not None:  # a gradient set to zero is related to no other
+            unknown = ~torch.outer(self.usable, self.usable)
+            columns["gradient_cosine"] = gradient_cosine(gramian).masked_fill(unknown, torch.nan)
+        return columns
 
     def show(self, head: FeatureHead | None) -> None:
         """Shows a head that observes the first image of every usable task."""

@@ -245,7 +245,7 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         sums, stop = sums.over_processes(self.stop_asked)
         step = sums.means()
         self.guard(step, stop)
-        number, needed = self.state.global_step + 1, self.weighting.needs_gramian
+        number, needed = self.state.global_step + 1, self.weighting.needs_gramian or self.args.log_gradient_cosines
         gramian = shared_gramian(self.model, step.gradients, task_parameters) if needed else None
         learned = self.weighting.learned()
         try:
@@ -263,8 +263,8 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         given = self.model, self.trainable_parameters(), task_parameters, step.gradients, weights.detach()
         norm = self._own_steps.give_gradients(*given)
         step.show(self.model.task_adapter.head)
-        row = {"step": number, "epoch": number / self._steps_per_epoch(), "gradient_norm": norm, **step.columns()}
-        row |= {"weight": weights.detach(), **explanation, **learned}
+        row = {"step": number, "epoch": number / self._steps_per_epoch(), "gradient_norm": norm}
+        row |= {**step.columns(gramian), "weight": weights.detach(), **explanation, **learned}
         row |= {f"{name}_after": value for name, value in self.weighting.learned().items()}
         self.step_log.append({**row, "scheduler": upper})
 

@@ -47,9 +47,14 @@ def test_weights_as_published_where_they_are_not_normalised(tmp_path):
         assert sum(row["weight"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_uniform_by_name(tmp_path):
-    run(tmp_path, "uniform", max_steps=1).train()
-    assert [row["weight"] for row in read_history(tmp_path / HISTORY_FILE)] == [[1, 1, 1]]
+def test_uniform_by_name_and_its_gradient_cosines_where_they_are_asked_for(tmp_path):
+    rows = {}
+    for name, cosines in (("uniform", False), ("uniform", True), ("scheduler", False)):
+        run(tmp_path, name, max_steps=1, log_gradient_cosines=cosines).train()
+        (rows[name, cosines],) = read_history(tmp_path / HISTORY_FILE)
+    plain, logged, scheduled = rows.values()
+    assert plain["weight"] == [1, 1, 1]
+    assert logged == {**plain, "gradient_cosine": scheduled["gradient_cosine"]}
 
 
 def test_a_checkpoint_of_another_weighting_is_refused(tmp_path):
