@@ -6,6 +6,9 @@ from collections import Counter
 from typing import Any
 
 from jscpt_peft.data import TaskSet
+from jscpt_peft.methods import UNIFORM
+
+UNEQUAL = 4  # times as many images of each class as another task: between the two amounts that were measured
 
 
 def choose(task_set: TaskSet) -> tuple[dict[str, Any], list[str]]:
@@ -29,9 +32,16 @@ def choose(task_set: TaskSet) -> tuple[dict[str, Any], list[str]]:
         reasons.append(
             "a shared residual, and one of each task held near zero: tasks help one another by their classes."
         )
-    if len(tasks) > 1:
+    per_class = [len(task.train) / len(task.class_names) for task in tasks]
+    if max(per_class) > UNEQUAL * min(per_class):
+        settings |= UNIFORM
+        reasons.append(
+            f"equal weights: {min(per_class):.0f} to {max(per_class):.0f} training images of each class, and "
+            "uncertainty weighting takes a task with few for one with wrong labels."
+        )
+    elif len(tasks) > 1:
         settings |= {"weighting": "uw", "weighting_learning_rate": 0.1, "weigh_own_steps": True}
         reasons.append(
-            "uncertainty weighting: it finds tasks with wrong labels, and costs nothing where there are none."
+            "uncertainty weighting: it finds tasks with wrong labels, and costs nothing among tasks of equal size."
         )
     return settings, reasons

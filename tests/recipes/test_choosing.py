@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import reproduce
 import train
 from arguments import model_config
 from choosing import choose
+from datasets import concatenate_datasets
 from recipe_runs import draw_images, fails
 
 from jscpt_peft.data import load_task_set
@@ -27,6 +30,15 @@ def test_without_common_classes_nothing_is_shared_and_of_one_task_nothing_is_wei
     root = load_task_set("folder", str(images))
     settings, _ = choose(type(root)(root.name, root.tasks[:1], root.manifest))
     assert settings["class_residual"] == "task" and not {"weighting", "task_prior"} & settings.keys()
+
+
+def test_tasks_of_unequal_size_are_not_weighed(images):
+    root = load_task_set("folder", str(images))
+    few, many = root.tasks
+    many = replace(many, train=concatenate_datasets([many.train] * 5))
+    settings, reasons = choose(replace(root, tasks=[few, many]))
+    assert "weighting" not in settings and settings["task_scheduling"] is settings["prompt_scheduling"] is False
+    assert reasons[-1].startswith("equal weights")
 
 
 def test_the_command_line_stands_over_what_is_chosen(images, tmp_path, capsys, monkeypatch):
