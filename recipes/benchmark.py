@@ -75,6 +75,8 @@ class BenchmarkArguments:
     classes: PositiveInt = setting(65, "Classes of every task, of one to four words each.")
     tokens: PositiveInt = setting(16, "Shared prompt tokens, and as many of every task's own.")
     prompt_depth: PositiveInt | None = setting(None, "Blocks with prompts of their own. Default: all.")
+    baseline: bool = setting(True, "Time the baseline too, with which the fast path must agree.")
+    activation_checkpointing: bool = setting(False, "Compute every block anew in the backward pass.")
     repeats: PositiveInt = setting(3, "Timed runs of every variant; the median counts.")
     dtype: Literal["float32", "bfloat16"] = setting("float32", "bfloat16: autocast.")
     device: str = setting("cpu", "cpu or cuda.")
@@ -154,7 +156,7 @@ def make_variants(arguments: BenchmarkArguments) -> dict[str, Callable[[], objec
     )
     weighting = JointScheduling(TaskPromptScheduler(arguments.tasks)).to(arguments.device)
     variants: dict[str, Callable[[], object]] = {}
-    if arguments.method == "jscpt":
+    if arguments.baseline and arguments.method == "jscpt":
         check_agreement(model, batches[0])
         variants[BASELINE] = partial(accumulated, baseline_step, model, batches, dtype)
     variants[JOINT] = partial(accumulated, joint_step, model, batches, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -47,28 +48,35 @@ def sweep(name: str, values: Iterable[Any]) -> Callable[[Any, Measured], list[Ro
 
 
 class Photos(Dataset):
-    """JPEG files through the transform of evaluation."""
+    """JPEG files through the transform of training."""
 
     def __init__(self, paths: list[Path], size: int, jpeg_side: int | None) -> None:
         self.paths = paths
         self.jpeg_side = jpeg_side
-        self.transform = image_transform(size, (0.5,) * 3, (0.25,) * 3, train=False)
+        self.transform = image_transform(size, (0.5,) * 3, (0.25,) * 3, train=True)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.transform(open_image(self.paths[index], self.jpeg_side), None)
+        return self.transform(open_image(self.paths[index], self.jpeg_side), random.Random(index))
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """Noise that a JPEG stores in as many bytes as a photograph: coarse in all colours, with a little fine one."""
+    coarse = [Image.effect_noise((width // 8, height // 8), 80) for _ in range(3)]
+    picture = Image.merge("RGB", coarse).resize((width, height), Image.Resampling.BICUBIC)
+    return Image.blend(picture, Image.effect_noise((width, height), 40).convert("RGB"), 0.1)
 
 
 def loading(arguments: Any, _measured: Measured) -> list[Row]:
-    """Images per second of one data worker: read, decoded, resized, normalised; JPEGs decoded whole or reduced."""
+    """Images per second of one data worker: read, decoded, cropped, normalised; JPEGs decoded whole or reduced."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for width, height in PHOTO_SIZES:
             paths = [Path(folder, f"{width}-{number}.jpg") for number in range(PHOTOS)]
             for path in paths:
-                Image.effect_noise((width, height), 40).convert("RGB").save(path, quality=90)
+                photo(width, height).save(path, quality=90)
             loaders = {side: DataLoader(Photos(paths, 224, side), batch_size=16) for side in (None, JPEG_SIDE)}
             variants = {side: partial(list, loader) for side, loader in loaders.items()}
             seconds, _ = measure(variants, arguments.repeats, "cpu")

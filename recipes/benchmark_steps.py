@@ -51,6 +51,7 @@ class Sizes(Protocol):
     classes: int
     tokens: int
     prompt_depth: int | None
+    activation_checkpointing: bool
     device: str
 
 
@@ -80,6 +81,9 @@ def random_model(arguments: Sizes) -> PeftModel:
         for parameter in [] if head is None else head.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn_like(parameter))
+    if arguments.activation_checkpointing:
+        clip.activation_checkpointing_enable({"use_reentrant": False})
+        model.train()
     return model
 
 

@@ -56,7 +56,7 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
         task_set = base_classes(task_set)
     model_arguments = with_templates(model_arguments, task_set)
     source, clip, processor = load_base(model_arguments.model_name_or_path)
-    images = make_datasets(task_set, processor, data.smallest_crop, training.seed)["train"]
+    images = make_datasets(task_set, processor, data, training.seed)["train"]
     group_tasks(clip, source, images, model_arguments, training)
     leave()
 

@@ -97,7 +97,7 @@ def measure(run: Run, output: Path) -> None:
     whole = load_data(data, training.seed)
     task_set = base_classes(whole) if data.split == "base_to_new" else whole
     source, clip, processor = load_base(model_arguments.model_name_or_path)
-    datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
+    datasets = make_datasets(task_set, processor, data, training.seed)
     name = model_arguments.method
     if run.views:
         stem = f"{Path(source).name}-{data.smallest_crop:g}-{run.views}"

@@ -86,7 +86,7 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     whole = load_data(data, training.seed)
     task_set = base_classes(whole) if data.split == "base_to_new" else whole
     source, clip, processor = load_base(model_arguments.model_name_or_path)
-    datasets = make_datasets(task_set, processor, data.smallest_crop, training.seed)
+    datasets = make_datasets(task_set, processor, data, training.seed)
 
     if model_arguments.method in OUTSIDE:
         run_outside(clip, source, task_set, datasets, model_arguments, training)

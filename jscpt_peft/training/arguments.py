@@ -10,7 +10,6 @@ import torch
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
-from transformers.utils import strtobool
 
 from jscpt_peft.model.backbones.double_backward import PRECISIONS
 from jscpt_peft.scheduling import AGGREGATORS, NEUTRAL_EFFECT
@@ -34,7 +33,7 @@ from jscpt_peft.settings import (
 from .distributed import join_on_cpu
 from .hessian import HESSIAN_PRODUCTS
 from .optimizer_checks import check_mappings, check_optimizer
-from .trainer_settings import ANNOTATIONS, REFUSED, check_refused, check_trackers
+from .trainer_settings import ANNOTATIONS, check_launcher, check_refused, check_trackers, usual_workers
 
 REFERENCES = ("original", "complement")
 COMPILERS = ("inductor", "aot_eager")
@@ -94,6 +93,9 @@ class JSCPTTrainingArguments(TrainingArguments):
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Must stay as it is."})
 
     metric_for_best_model: str | None = setting(DEFAULT_METRIC, "What --load_best_model_at_end compares.")
+    dataloader_num_workers: int | None = setting(
+        None, "Processes that read images. Default: on a GPU its share of the CPUs, at most 8; else 0, no others."
+    )
     dataloader_timeout: NonNegativeInt = setting(
         600, "Seconds to wait for a data worker's batch before it counts as dead."
     )
@@ -197,6 +199,8 @@ class JSCPTTrainingArguments(TrainingArguments):
         if self.warmup_steps is None:
             self.warmup_steps = min(1.0 / self.num_train_epochs, 0.5) if self.max_steps <= 0 else 0.0
         on_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+        if self.dataloader_num_workers is None:
+            self.dataloader_num_workers = usual_workers(on_cpu)
         if on_cpu and self.ddp_backend in (None, "gloo"):
             join_on_cpu(self.ddp_timeout)
         elif on_cpu:
@@ -206,7 +210,7 @@ class JSCPTTrainingArguments(TrainingArguments):
             mode = "max" if self.greater_is_better else "min"
             self.lr_scheduler_kwargs = {"mode": mode, **(self.lr_scheduler_kwargs or {})}
         self._check_together()
-        self._check_launcher()
+        check_launcher(self)
         check_optimizer(self)
 
     def check(self) -> None:
@@ -260,22 +264,6 @@ class JSCPTTrainingArguments(TrainingArguments):
                 f"`hypergradient_dtype={self.hypergradient_dtype!r}` would leave nothing of a finite difference: use "
                 "`hvp='exact'`, or 'float32'."
             )
-
-    def _check_launcher(self) -> None:
-        """What the surroundings ask for: visible GPUs, and the configuration of `accelerate launch`."""
-        if self.n_gpu > 1:
-            raise ValueError(
-                f"one process trains on one device, but {self.n_gpu} GPUs are visible: start one process a GPU with "
-                f"`accelerate launch --multi_gpu --num_processes {self.n_gpu}`, or set CUDA_VISIBLE_DEVICES=0."
-            )
-        if self.mixed_precision == "fp16":
-            raise ValueError(f"`fp16=True` is not supported: {REFUSED['fp16'][1]}")
-        for name in ("fsdp", "deepspeed"):
-            if strtobool(os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false")):
-                raise ValueError(
-                    f"`{name}` is not supported: per-task gradients need whole parameters, which are a few MB. Leave "
-                    "it out of the configuration of `accelerate launch`."
-                )
 
     def optimizer(self, model: Any = None) -> tuple[Any, dict[str, Any]]:
         """Class and keywords, as `Trainer` chooses them; SGD gets `momentum`, which `Trainer` has no argument for."""

@@ -9,9 +9,11 @@ import multiprocessing
 import os
 from typing import Annotated, Any
 
+import torch
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.utils import strtobool
 from transformers.utils.logging import get_log_levels_dict
 
 from jscpt_peft.choices import nearest
@@ -50,7 +52,7 @@ ANNOTATIONS: dict[str, Any] = {
     "eval_steps": NonNegativeFloat | None,
     "eval_delay": NonNegativeFloat,
     "save_total_limit": NonNegativeInt | None,
-    "dataloader_num_workers": Annotated[int, Between(0, 1024)],
+    "dataloader_num_workers": Annotated[int, Between(0, 1024)] | None,
     "dataloader_prefetch_factor": Annotated[int, Between(1, 1024)] | None,
     "dataloader_multiprocessing_context": Annotated[str, OneOf(multiprocessing.get_all_start_methods())] | None,
     "ddp_backend": Annotated[str, OneOf(["gloo", "nccl", "mpi", "ccl", "hccl", "cncl", "mccl"])] | None,
@@ -120,3 +122,28 @@ def check_trackers(report_to: str | list[str] | None) -> None:
             continue
         problem = "is not installed" if name in INTEGRATION_TO_CALLBACK else "is no tracker"
         raise ValueError(f"`report_to`: {name!r} {problem}.{nearest(name, INTEGRATION_TO_CALLBACK)}")
+
+
+def check_launcher(args: Any) -> None:
+    """What the surroundings ask for: visible GPUs, and the configuration of `accelerate launch`."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process trains on one device, but {args.n_gpu} GPUs are visible: start one process a GPU with "
+            f"`accelerate launch --multi_gpu --num_processes {args.n_gpu}`, or set CUDA_VISIBLE_DEVICES=0."
+        )
+    if args.mixed_precision == "fp16":
+        raise ValueError(f"`fp16=True` is not supported: {REFUSED['fp16'][1]}")
+    for name in ("fsdp", "deepspeed"):
+        if strtobool(os.environ.get(f"ACCELERATE_USE_{name.upper()}", "false")):
+            raise ValueError(
+                f"`{name}` is not supported: per-task gradients need whole parameters, which are a few MB. Leave "
+                "it out of the configuration of `accelerate launch`."
+            )
+
+
+def usual_workers(on_cpu: bool) -> int:
+    """Data workers where nobody says how many: for a GPU this process's share of the CPUs, at most 8; else none."""
+    if on_cpu or not torch.cuda.is_available():
+        return 0
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(8, max(1, (os.cpu_count() or 1) // processes))

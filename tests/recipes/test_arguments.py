@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from functools import partial
 
 import pytest
@@ -12,9 +12,11 @@ from arguments import CONFIGS, ModelArguments, RecipeParser, config_fields, defa
 from paths import TINY_CLIP
 from peft import PeftConfig
 from recipe_runs import fails
-from task_data import DataArguments
+from task_data import DataArguments, make_datasets
+from transformers import CLIPImageProcessorPil
 
 from jscpt_peft import JSCPTConfig
+from jscpt_peft.data import load_task_set
 from jscpt_peft.scheduling import AGGREGATORS
 from jscpt_peft.training import JSCPTTrainingArguments
 from jscpt_peft.training.arguments import WEIGHTINGS
@@ -126,6 +128,16 @@ def test_a_method_is_made_by_its_structure_and_tuned_by_the_task_set_or_its_auth
     icons = parsed(*coop, "--hyperparameters", "original", "--task_set", "icons")
     assert (icons["max_steps"], icons["per_device_train_batch_size"], icons["eval_steps"]) == (-1, 32, 68)
     assert parsed(*coop, "--hyperparameters", "original", "--learning_rate", "0.5")["learning_rate"] == 0.5
+
+
+def test_jpegs_for_training_alone_are_decoded_smaller():
+    data, processor = DataArguments(jpeg_side=64), CLIPImageProcessorPil.from_pretrained(str(TINY_CLIP))
+    task_set = load_task_set("shapes", shots=1)
+    splits = make_datasets(task_set, processor, data, seed=0)
+    assert {split: images.jpeg_side for split, images in splits.items() if images.jpeg_side} == {"train": 64}
+    size = processor.crop_size["height"]
+    with pytest.raises(ValueError, match=f"`jpeg_side` is {size - 1}, but the base model's images have {size} pixels"):
+        make_datasets(task_set, processor, replace(data, jpeg_side=size - 1), seed=0)
 
 
 def test_the_base_model_of_a_task_set():

@@ -15,7 +15,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.settings import Between, annotations_of
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
-from jscpt_peft.training.trainer_settings import ANNOTATIONS, REFUSED
+from jscpt_peft.training.trainer_settings import ANNOTATIONS, REFUSED, usual_workers
 
 WORKS = """
     output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate lr_scheduler_type
@@ -41,6 +41,20 @@ def arguments(**options):
 def test_every_inherited_argument_works_is_refused_or_is_not_ours():
     assert sorted([*WORKS.split(), *REFUSED, *NOT_OURS]) == sorted(each.name for each in fields(TrainingArguments))
     assert set(ANNOTATIONS) <= {*WORKS.split(), *REFUSED}
+
+
+def test_images_are_fetched_ahead_for_a_gpu(monkeypatch):
+    assert arguments().dataloader_num_workers == 0
+    with pytest.raises(ValueError, match="dataloader_prefetch_factor"):  # which needs workers
+        arguments(dataloader_prefetch_factor=4)
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    assert usual_workers(on_cpu=False) == 0  # there is no GPU
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert (usual_workers(on_cpu=True), usual_workers(on_cpu=False)) == (0, 3)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert usual_workers(on_cpu=False) == 8
+    assert JSCPTTrainingArguments.dataloader_pin_memory
 
 
 OTHERS = {
