@@ -35,7 +35,8 @@ from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 ZERO_SHOT = "zero_shot"
 RESULT = "result.json"
 KINDS = (DataArguments, ModelArguments, JSCPTTrainingArguments)
-QUIET = ("--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "true", "--report_to", "none")
+ALWAYS = ("--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "true", "--report_to", "none")
+ALWAYS += ("--log_gradient_cosines",)  # for figures; beside a step they cost next to nothing
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def parsed(words: Sequence[str], method: str) -> tuple[DataArguments, ModelArgum
     """What recipes/train.py makes of the arguments; zero-shot CLIP, which it does not train, is but a name here."""
     name, *further = method.split()
     named = [] if name == ZERO_SHOT else ["--method", name]
-    arguments = parse(KINDS, "", [*words, *named, *further, *QUIET])
+    arguments = parse(KINDS, "", [*words, *named, *further, *ALWAYS])
     check_method(*arguments[1:])
     return arguments
 

@@ -8,7 +8,8 @@
 A method is a name with further arguments of recipes/train.py; arguments that are not listed below go to every run. The
 learning rate of each method is chosen on validation images, by the same grid for all, with the same steps and images
 of a step. Test images are seen once, by the runs with the chosen rates. After an interruption the same command goes
-on. Writes results.parquet (a row for each run and task), results.md and, of growing training data, a figure.
+on. Writes results.parquet (a row for each run and task), results.md and figures: of growing training data, and of the
+trainings of JSCPT and plain joint training.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import torch
 from cli_errors import cli_errors, console
 from kept_features import learns_in_image_encoder
 from measured_run import ZERO_SHOT, Run, measure, parsed
+from reproduced_figures import draw_runs
 from reproduced_tables import TABLES
 
 from jscpt_peft.choices import check_choice
@@ -94,6 +96,10 @@ def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
         finals = [replace(run, seed=seed, split="test") for seed in options.seeds for run in chosen]
         do(finals, "test", now_and_then(lambda: write_tables(options, output, finals)))
     write_tables(options, output, finals)
+    first = options.seeds[0]
+    drawn = draw_runs([run for run in finals if run.seed == first], output)
+    with (output / "results.md").open("a", encoding="utf-8") as file:
+        file.write(f"\n## Figures as in the paper, of seed {first}\n\n{drawn}\n")
     console.print((output / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
 
 

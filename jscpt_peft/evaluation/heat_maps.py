@@ -9,9 +9,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 
+from .history import nanmean
 from .style import DARK, short_name
 
-MOST_WRITTEN = 6  # tasks for whose cells there is room to write the values
+MOST_WRITTEN = 18  # cells side by side in which there is room to write the values
+
+
+def windows_of(steps: int, count: int) -> list[slice]:
+    """`count` times from the beginning to the end, a tenth of the steps each; fewer where they would be the same."""
+    width = max(1, steps // 10)
+    starts = np.linspace(0, steps - width, count).astype(int)
+    return [slice(start, start + width) for start in np.unique(starts)]
+
+
+def steps_title(steps: np.ndarray) -> str:
+    """Names the steps of a window."""
+    return f"step {steps[0]:.0f}" if len(steps) == 1 else f"steps {steps[0]:.0f} to {steps[-1]:.0f}"
+
+
+def mean_between_tasks(values: np.ndarray) -> np.ndarray:
+    """Mean over time of what lies between tasks, `[N, N]` from `[T, N, N]`; the diagonal is nan."""
+    return nanmean(np.where(np.eye(values.shape[-1], dtype=bool), np.nan, values), axis=0)
 
 
 def draw_heat_maps(
@@ -40,7 +58,7 @@ def draw_heat_maps(
         axes.set_xticks(places, shown, ha="right" if len(names) <= 10 else "center", size=size, **slope)
         axes.set_yticks(places, shown, size=size)
         axes.tick_params(length=0)
-        if len(names) <= MOST_WRITTEN:
+        if len(names) * len(matrices) <= MOST_WRITTEN:
             _write_values(axes, matrix, limit)
     panels[0].invert_yaxis()
     panels[0].set_ylabel(axis_labels[0])

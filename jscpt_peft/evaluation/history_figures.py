@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from jscpt_peft.choices import check_choice
 
-from .heat_maps import draw_heat_maps
-from .history import history_arrays, nanmean, read_history
+from .heat_maps import draw_heat_maps, mean_between_tasks, steps_title, windows_of
+from .history import history_arrays, read_history
 from .lines import Reference, draw_lines, height_of_lines, how_to_read, lines_figure
 from .prompt_scheduling_figure import LITERAL_NEUTRAL_EFFECT, equal_weights, present_weights, prompt_scheduling_figure
 from .style import cut, new_figure, write_figures
@@ -171,20 +171,8 @@ def _relations_figure(
     figure = new_figure(title, f"{meaning} {how_to_read(steps, len(names))}", height=height + HEAT_MAPS)
     upper, lower = figure.subfigures(2, 1, height_ratios=(height - 0.95, HEAT_MAPS))
     draw_lines(upper, steps, values, names, label, **options)
-    windows = _windows(len(steps), 3 if len(tasks) <= MOST_TASKS_FOR_THREE else 2)
-    own = np.eye(len(tasks), dtype=bool)
-    matrices = [nanmean(np.where(own, np.nan, arrays[column][window]), axis=0) for window in windows]
-    titles = [_steps_title(steps[window]) for window in windows]
+    windows = windows_of(len(steps), 3 if len(tasks) <= MOST_TASKS_FOR_THREE else 2)
+    matrices = [mean_between_tasks(arrays[column][window]) for window in windows]
+    titles = [steps_title(steps[window]) for window in windows]
     draw_heat_maps(lower, matrices, titles, tasks, column.replace("_", " "), axis_labels)
     return figure
-
-
-def _windows(steps: int, count: int) -> list[slice]:
-    """`count` times from the beginning to the end, a tenth of the steps each; fewer where they would be the same."""
-    width = max(1, steps // 10)
-    starts = np.linspace(0, steps - width, count).astype(int)
-    return [slice(start, start + width) for start in np.unique(starts)]
-
-
-def _steps_title(steps: np.ndarray) -> str:
-    return f"step {steps[0]:.0f}" if len(steps) == 1 else f"steps {steps[0]:.0f} to {steps[-1]:.0f}"

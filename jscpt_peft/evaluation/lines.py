@@ -112,7 +112,7 @@ def draw_lines(
         shown = [place] if panel_each else list(range(count)) if count <= IN_ONE_PANEL else _extremes(smoothed)
         axes.plot(steps, np.delete(smoothed, shown, axis=1), color=LIGHT_GREY, linewidth=0.9, zorder=2)
         for colour, line in zip(COLOURS, shown, strict=False):
-            _draw_line(axes, steps, values[:, line], smoothed[:, line], colour, names[line])
+            draw_line(axes, steps, values[:, line], smoothed[:, line], colour, names[line])
         if reference is not None:
             axes.axhline(reference.value, **DASHED)
         if panel_each:
@@ -148,7 +148,8 @@ def _extremes(smoothed: np.ndarray) -> list[int]:
     return order if len(order) <= 4 else [*order[:2], *order[-2:]]
 
 
-def _draw_line(axes: Axes, steps: np.ndarray, raw: np.ndarray, smoothed: np.ndarray, colour: str, name: str) -> None:
+def draw_line(axes: Axes, steps: np.ndarray, raw: np.ndarray, smoothed: np.ndarray, colour: str, name: str) -> None:
+    """One line over its raw values."""
     few = len(steps) <= FEW_STEPS
     if not few:
         # The more steps, the denser the haze of their lines: paler, so that it stays a background.

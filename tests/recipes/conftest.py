@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import reproduced_figures
 
 from jscpt_peft.evaluation import evaluation_figures, history_figures
 
@@ -21,6 +22,6 @@ def leave_empty(output_dir, makers) -> list[Path]:
 @pytest.fixture(autouse=True, scope="module")
 def _no_drawing():
     with pytest.MonkeyPatch.context() as patch:
-        for module in (history_figures, evaluation_figures):
+        for module in (history_figures, evaluation_figures, reproduced_figures):
             patch.setattr(module, "write_figures", leave_empty)
         yield

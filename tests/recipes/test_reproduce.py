@@ -6,11 +6,16 @@ import json
 from dataclasses import asdict
 
 import measured_run
+import numpy as np
 import pandas as pd
 import pytest
 import reproduce
 from measured_run import parsed
 from recipe_runs import draw_images, fails
+from reproduced_figures import draw_runs
+from reproduced_tables import JOINT
+
+from jscpt_peft.evaluation import SchedulerHistory
 
 JSCPT, COOP = "jscpt --num_shared_tokens 2 --num_task_tokens 2", "coop --single_task --num_shared_tokens 1"
 METHODS = ("zero_shot", JSCPT, COOP)
@@ -180,13 +185,21 @@ def test_learning_rates_may_come_from_one_part_of_the_table(tmp_path, monkeypatc
     assert all(("--spurious_strength" in run.words) == (run.setting == "biased") for run in finals)
 
 
-def test_base_and_new_classes_are_columns_of_each_task(images, tmp_path):
-    words = command(images, tmp_path, "--split", "base_to_new", "--processes", "1")
-    words[words.index("--methods") + 1 : words.index("--seeds")] = [JSCPT]
+@pytest.fixture(scope="module")
+def joint(images, tmp_path_factory):
+    """Base and new classes of plain joint training."""
+    output = tmp_path_factory.mktemp("joint")
+    words = command(images, output, "--split", "base_to_new", "--num_shared_tokens", "2", "--num_task_tokens", "2")
+    words[words.index("--methods") + 1 : words.index("--seeds")] = [JOINT]
     words[words.index("--seeds") + 1 : words.index("--factors")] = ["1"]
     words[words.index("--factors") + 1 : words.index("--processes")] = ["1"]
+    words[words.index("--reference") + 1] = JOINT
     reproduce.main(words)
-    found = results(tmp_path)
+    return output
+
+
+def test_base_and_new_classes_are_columns_of_each_task(joint):
+    found = results(joint)
     assert list(found["task"]) == [f"{task}, {kind}" for task in ("my photos", "scans") for kind in ("base", "new")]
     for row in found.itertuples():
         assert row.accuracy == pytest.approx(row.right.count("1") / len(row.right))
@@ -221,3 +234,47 @@ def test_kept_features_answer_as_images_do(images, tmp_path):
 def test_features_are_kept_where_the_image_encoder_learns_nothing(method, views):
     [run] = reproduce.candidates("clean", method, ("--task_set", "icons"), [1.0], 8)
     assert run.views == views
+
+
+# ---- figures of the runs --------------------------------------------------------------------------------------------
+
+
+def figures(output) -> dict[str, str]:
+    """What results.md says of each figure of the runs."""
+    part = (output / "results.md").read_text().partition("## Figures as in the paper, of seed 1\n\n")[2]
+    said = {line.split("`")[1]: line for line in part.splitlines()}
+    assert all((output / name).exists() == line.startswith("- `") for name, line in said.items())
+    return {name.removeprefix("figures/clean/"): line for name, line in said.items()}
+
+
+def test_figures_of_what_the_runs_have_recorded_are_drawn_and_others_said(made, joint):
+    said = figures(made)
+    assert said["prompt_scheduling.png"].endswith(f"(Fig. 4) of `{JSCPT}`")
+    assert all("there is no mvlpt, or" in said[name] for name in ("gradient_cosines.png", "losses.png"))
+    said = figures(joint)
+    assert said["gradient_cosines.png"].endswith(f"(Fig. 1(c)) of `{JOINT}`")
+    assert all("there is no jscpt with" in said[name] for name in ("prompt_scheduling.png", "losses.png"))
+
+
+def test_figures_are_of_mvlpt_if_it_is_there_and_not_of_tasks_that_share_nothing(tmp_path):
+    methods = ("mvlpt --single_task", "vpt", JOINT, "jscpt --weighting uw", "mvlpt", "jscpt")
+    runs = [measured_run.Run("wrong labels", method, ("--task_set", "icons"), 0.1, 1, "test") for method in methods]
+    for run in runs:
+        history = SchedulerHistory(run.folder(tmp_path) / "scheduler_history.jsonl", ["flat", "outline"])
+        for step in (1, 2):
+            row = {"step": step, "epoch": step / 2, "loss": [1.0, 2.0], "weight": [1.0, 1.0]}
+            row["gradient_cosine"] = np.zeros((2, 2)) if "--single_task" in run.method else np.full((2, 2), 0.5)
+            if run.method.startswith("jscpt") and run.method != JOINT:
+                row["weight"] = [1.2, 0.8]
+            if run.method == "jscpt":
+                row |= {"causal_effect": [0.8, 0.7], "prompt_factor": [0.6, 0.7]}
+            history.append(row)
+    assert draw_runs(runs, tmp_path).splitlines() == [
+        "- `figures/wrong-labels/gradient_cosines.png` (Fig. 1(c)) of `mvlpt`",
+        "- `figures/wrong-labels/prompt_scheduling.png` (Fig. 4) of `jscpt`",
+        "- `figures/wrong-labels/losses.png` (Fig. 5) of `mvlpt` and `jscpt`",
+    ]
+    without = [run for run in runs if run.method != "mvlpt"]
+    assert f"losses.png` (Fig. 5) of `{JOINT}` and `jscpt`" in draw_runs(without, tmp_path)
+    assert "- no `figures/wrong-labels/losses.png` (Fig. 5): there is no mvlpt" in draw_runs(runs[:2], tmp_path)
+    assert list((tmp_path / "figures" / "wrong-labels").iterdir()) == []
