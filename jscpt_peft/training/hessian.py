@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import one_hot
 
 from jscpt_peft.model.backbones.double_backward import full_precision, twice_differentiable
@@ -37,13 +38,14 @@ class GraphMemory(saved_tensors_hooks):
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._seen: set[int] = set()
+        # Not their addresses: what is freed while this counts leaves its own to the next one.
+        self._seen: set[StorageWeakRef] = set()
         super().__init__(self._pack, lambda kept: kept)
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._seen:
-            self._seen.add(storage.data_ptr())
+        if (known := StorageWeakRef(storage)) not in self._seen:
+            self._seen.add(known)
             self.bytes += storage.nbytes()
         return tensor.detach()  # the tensor itself may be what the node returns: a cycle that nothing frees
 

@@ -152,6 +152,13 @@ class TestMemory:
         assert memory.bytes == 4000
         torch.testing.assert_close(torch.autograd.grad(z.sum(), x)[0], (y.cos() - y.sin()) * y)
 
+    def test_graph_memory_counts_a_storage_in_the_place_of_a_freed_one(self):
+        x = torch.randn(1000, requires_grad=True)
+        with GraphMemory() as memory:
+            for _ in range(20):
+                x.exp()  # keeps its result, and is dropped
+        assert memory.bytes == 20 * 4000
+
     def test_graph_is_freed_with_the_product(self, model, batch):
         """A pack hook that kept a tensor with its own graph would make a cycle that nothing frees."""
 
