@@ -134,8 +134,7 @@ def _check_model(self: ModelArguments) -> None:
             f"`templates` is {self.templates!r} and `class_template` {self.class_template!r}: give one of the two."
         )
     check_made_groups(self, made=self.groups in (None, AUTO))  # with `None` by recipes/group_tasks.py
-    of_tasks = next((each for each in (self.class_template, self.groups) if isinstance(each, dict)), ["task"])
-    model_config(self, {task: ["class"] for task in of_tasks}, source="", seed=0)  # of any tasks: it checks the rest
+    config_of_any_tasks(self)  # it checks the rest
 
 
 def check_made_groups(arguments: ModelArguments, made: bool) -> None:
@@ -193,6 +192,14 @@ def model_config(
     if arguments.method is None:
         return JSCPTConfig(**options)
     return JSCPTConfig.for_method(arguments.method, hyperparameters=arguments.hyperparameters, **options)
+
+
+def config_of_any_tasks(arguments: ModelArguments) -> JSCPTConfig:
+    """`model_config` before the tasks are known; errors as there."""
+    of_tasks = next(
+        (each for each in (arguments.class_template, arguments.groups) if isinstance(each, dict)), ["task"]
+    )
+    return model_config(arguments, {task: ["class"] for task in of_tasks}, source="", seed=0)
 
 
 def with_method(own: dict[str, Any], name: str, hyperparameters: str = "paper") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import ModelArguments
+from arguments import ModelArguments, config_of_any_tasks
 from outside import OutsideModel
 from outside_methods import OUTSIDE
 from peft import PeftModel
@@ -99,7 +99,7 @@ def learns_in_image_encoder(arguments: ModelArguments) -> bool:
     """Whether a method changes the image features, so that they cannot be kept."""
     if arguments.method in OUTSIDE:
         return arguments.method == "clip_lora"
-    return arguments.towers != "text" and arguments.num_shared_tokens + arguments.num_task_tokens > 0
+    return "vision" in config_of_any_tasks(arguments).prompted_towers
 
 
 def take_kept_features(model: PeftModel | OutsideModel) -> None:

@@ -35,8 +35,9 @@ from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 ZERO_SHOT = "zero_shot"
 RESULT = "result.json"
 KINDS = (DataArguments, ModelArguments, JSCPTTrainingArguments)
-ALWAYS = ("--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "true", "--report_to", "none")
-ALWAYS += ("--log_gradient_cosines",)  # for figures; beside a step they cost next to nothing
+QUIET = ("--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "true", "--report_to", "none")
+# Of whose trainings figures are drawn, from gradient cosines in the history: the others do not pay for these.
+DRAWN = ("mvlpt", "jscpt")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Run:
     split: str
     views: int = 0
 
+    @property
+    def name(self) -> str:
+        """The method without further arguments."""
+        return self.method.split()[0]
+
     def folder(self, output: Path) -> Path:
         """Where it is kept; other arguments have another folder."""
         digest = hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:8]
@@ -81,7 +87,8 @@ def parsed(words: Sequence[str], method: str) -> tuple[DataArguments, ModelArgum
     """What recipes/train.py makes of the arguments; zero-shot CLIP, which it does not train, is but a name here."""
     name, *further = method.split()
     named = [] if name == ZERO_SHOT else ["--method", name]
-    arguments = parse(KINDS, "", [*words, *named, *further, *ALWAYS])
+    drawn = ["--log_gradient_cosines"] if name in DRAWN else []
+    arguments = parse(KINDS, "", [*words, *named, *further, *QUIET, *drawn])
     check_method(*arguments[1:])
     return arguments
 

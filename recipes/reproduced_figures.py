@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from measured_run import Run, parsed
+from measured_run import DRAWN, Run, parsed
 
 from jscpt_peft.evaluation.history import history_arrays, read_history
 from jscpt_peft.evaluation.history_figures import gradient_cosines_figure
@@ -19,7 +19,6 @@ from jscpt_peft.evaluation.two_trainings_figure import two_trainings_figure
 from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training.step_log import HISTORY_FILE
 
-METHODS = ("mvlpt", "jscpt")
 PLAIN = "mvlpt, or jscpt with equal weights, with gradient cosines in its history"
 SCHEDULED = "jscpt with its scheduler"
 
@@ -31,11 +30,6 @@ class History:
     run: Run
     tasks: list[str]
     arrays: dict[str, np.ndarray]
-
-    @property
-    def name(self) -> str:
-        """The method without further words."""
-        return self.run.method.split()[0]
 
 
 def draw_runs(runs: Sequence[Run], output: Path) -> str:
@@ -76,7 +70,7 @@ def _histories(runs: Sequence[Run], output: Path) -> list[History]:
     histories = []
     for run in runs:
         path = run.folder(output) / HISTORY_FILE
-        rows = read_history(path) if run.method.split()[0] in METHODS and path.exists() else []
+        rows = read_history(path) if run.name in DRAWN and path.exists() else []
         if rows:
             histories.append(History(run, rows[0]["tasks"], history_arrays(rows)))
     return histories
@@ -90,11 +84,11 @@ def _plain(histories: Sequence[History]) -> History | None:
         related = "gradient_cosine" in each.arrays and np.nansum(np.abs(each.arrays["gradient_cosine_mean"])) > 0
         if related and (weights[np.isfinite(weights)] == 1).all():
             fitting.append(each)
-    return min(fitting, key=lambda each: METHODS.index(each.name), default=None)
+    return min(fitting, key=lambda each: DRAWN.index(each.run.name), default=None)
 
 
 def _scheduled(histories: Sequence[History]) -> History | None:
-    return next((each for each in histories if each.name == "jscpt" and "causal_effect" in each.arrays), None)
+    return next((each for each in histories if each.run.name == "jscpt" and "causal_effect" in each.arrays), None)
 
 
 def _gradient_cosines(plain: History) -> Figure:
