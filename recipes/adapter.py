@@ -6,9 +6,9 @@ import argparse
 import os.path
 from pathlib import PureWindowsPath
 
-from arguments import BUNDLED, base_source
 from base_model import load_clip, load_processor
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from model_arguments import BUNDLED, base_source
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from task_data import ASSETS

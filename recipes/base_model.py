@@ -6,7 +6,7 @@ import os.path
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from arguments import base_source
+from model_arguments import base_source
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from jscpt_peft.data.transforms import check_statistics

@@ -25,10 +25,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from arguments import ModelArguments, parse
+from arguments import parse
 from base_model import load_processor
 from cli_errors import cli_errors, console
 from evaluated_model import EvaluatedModelArguments, check_evaluated, load_evaluated
+from model_arguments import ModelArguments
 from other_classes import OtherClassesTrainer, base_and_new, class_list, cross_domain, predict
 from output_folder import output_folder
 from PIL import Image

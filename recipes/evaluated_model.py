@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from adapter import adapter_config, load_adapter
-from arguments import base_source, default_model
+from arguments import default_model
 from base_model import load_clip
 from class_templates import TEMPLATES, templates_of
+from model_arguments import base_source
 from peft import PeftModel, get_peft_model
 from transformers import CLIPModel
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from arguments import ModelArguments, YAMLLoader, check_made_groups, parse
+from arguments import YAMLLoader, parse
 from base_model import load_base
 from class_templates import with_templates
 from cli_errors import cli_errors, console
+from model_arguments import ModelArguments, check_made_groups
 from output_folder import output_folder
 from peft import get_peft_model
 from task_data import DataArguments, load_data, make_datasets

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from arguments import ModelArguments, config_of_any_tasks
+from model_arguments import ModelArguments, config_of_any_tasks
 from outside import OutsideModel
 from outside_methods import OUTSIDE
 from peft import PeftModel

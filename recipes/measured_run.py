@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from arguments import ModelArguments, parse
+from arguments import parse
 from base_model import load_base
 from datasets import Dataset
 from evaluated_model import zero_shot_model
 from kept_features import keep_features, take_kept_features
+from model_arguments import ModelArguments
 from other_classes import OtherClassesTrainer
 from outside import outside_trainer
 from outside_methods import OUTSIDE

@@ -22,7 +22,7 @@ from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
-from arguments import ModelArguments, check_made_groups, model_config, parse
+from arguments import parse
 from base_model import load_base
 from choosing import choose
 from class_templates import with_templates
@@ -30,6 +30,7 @@ from cli_errors import cli_errors, console
 from evaluated_model import zero_shot_model
 from group_tasks import chosen_groups
 from launched import end_with_launcher
+from model_arguments import ModelArguments, check_made_groups, model_config
 from other_classes import base_and_new
 from output_folder import output_folder
 from outside import outside_trainer

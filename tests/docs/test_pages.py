@@ -7,9 +7,10 @@ import re
 import sys
 
 import pytest
-from arguments import ModelArguments, RecipeParser
+from arguments import RecipeParser
 from documents import PAGES, README, blocks, prose
 from evaluated_model import EvaluatedModelArguments
+from model_arguments import ModelArguments
 from paths import ROOT, load_recipe
 from task_data import DataArguments
 

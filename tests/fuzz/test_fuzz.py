@@ -24,10 +24,11 @@ import pytest
 import torch
 import yaml
 from adapter import adapter_config
-from arguments import ModelArguments, RecipeParser, parse
+from arguments import RecipeParser, parse
 from evaluated_model import EvaluatedModelArguments
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from model_arguments import ModelArguments
 from paths import load_recipe
 from peft import PeftModel, get_peft_model
 from PIL import Image

@@ -8,7 +8,8 @@ from functools import partial
 
 import pytest
 import yaml
-from arguments import CONFIGS, ModelArguments, RecipeParser, config_fields, default_model, model_config, parse
+from arguments import CONFIGS, RecipeParser, default_model, parse
+from model_arguments import ModelArguments, config_fields, model_config
 from paths import TINY_CLIP
 from peft import PeftConfig
 from recipe_runs import fails

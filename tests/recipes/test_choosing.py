@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import reproduce
 import train
-from arguments import model_config
 from choosing import choose
 from datasets import concatenate_datasets
+from model_arguments import model_config
 from recipe_runs import draw_images, fails
 
 from jscpt_peft.data import load_task_set
