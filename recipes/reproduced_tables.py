@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from outside_methods import OUTSIDE
 from published import PUBLISHED
@@ -19,6 +20,8 @@ ALL = tuple(
     for form in (("", " --single_task") if method.single_task else ("",))
 )
 JOINT = "jscpt --no_prompt_scheduling --no_task_scheduling"
+RESIDUALS = JOINT + " --num_shared_tokens 0 --num_task_tokens 0 --class_residual both --task_prior 10"
+ICONS = ("outline", "solid", "duotone", "colour")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,14 @@ TABLES = {
             "wrong labels": "--task_set icons --label_noise duotone=0.7,colour=0.7",
             "few in one": "--task_set icons --shots colour=1",
         }
+    ),
+    "icon_pairs": Table(  # which task helps which
+        {
+            " and ".join(some): f"--task_set icons --tasks {','.join(some)}"
+            for n in (1, 2)
+            for some in combinations(ICONS, n)
+        },
+        (RESIDUALS,),
     ),
     "shapes": Table(
         {

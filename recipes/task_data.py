@@ -12,6 +12,7 @@ from transformers import CLIPImageProcessorPil
 
 from jscpt_peft.data import SPLITS, ImageTaskDataset, TaskSet, image_transform, load_task_set, read_manifest
 from jscpt_peft.data.base_to_new import SPLITTINGS
+from jscpt_peft.data.some_tasks import some_tasks
 from jscpt_peft.data.splits import check_amount
 from jscpt_peft.data.unequal import with_label_noise, with_shots
 from jscpt_peft.settings import Between, Fraction, Name, OneOf, PositiveInt, check_settings, setting
@@ -32,6 +33,7 @@ class DataArguments:
         "shapes (drawn on the fly), icons (in recipes/assets), folder (your own images in --data_root), emoji, "
         "office_home, mini_domainnet, few_shot_10, or benchmarks with commas between, such as food101,dtd.",
     )
+    tasks: Name | None = setting(None, "Only these of the task set's tasks, with commas between. Default: all.")
     data_root: Name | None = setting(
         None,
         "folder: ROOT of ROOT/<task>/<class>/* or ROOT/<task>/{train,validation,test}/<class>/*. Benchmarks: the "
@@ -104,9 +106,12 @@ def load_data(data: DataArguments, seed: int) -> TaskSet:
     if isinstance(shots, dict):
         check_amount(data.train_fraction, 1, given.get("manifest"))
         task_set = load_task_set(data.task_set, data_root, seed=seed, **given)
-        task_set = with_shots(task_set, shots, seed)
     else:
         task_set = load_task_set(data.task_set, data_root, data.train_fraction, shots, seed, **given)
+    if data.tasks is not None:
+        task_set = some_tasks(task_set, [name.strip() for name in data.tasks.split(",")])
+    if isinstance(shots, dict):
+        task_set = with_shots(task_set, shots, seed)
     if noise is not None:
         noise = noise if isinstance(noise, dict) else dict.fromkeys(task_set.class_names, noise)
         task_set = with_label_noise(task_set, noise, seed)

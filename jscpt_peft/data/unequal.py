@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import datasets
-import pyarrow as pa
 
 from jscpt_peft.choices import nearest
 from jscpt_peft.data.splits import ranked
-from jscpt_peft.data.task import Task, TaskSet, read_column
+from jscpt_peft.data.task import Task, TaskSet, changed_rows, read_column
 
 
 def with_shots(task_set: TaskSet, shots: Mapping[str, int], seed: int) -> TaskSet:
@@ -32,7 +31,7 @@ def with_shots(task_set: TaskSet, shots: Mapping[str, int], seed: int) -> TaskSe
         for key, label in zip(keys, read_column(task.train, "label"), strict=True):
             of_class.setdefault(label, []).append(key)
         kept = {key for each in of_class.values() for key in ranked(each, seed, task.name)[: shots[task.name]]}
-        return _changed(task.train, [row for row, key in enumerate(keys) if key in kept])
+        return changed_rows(task.train, [row for row, key in enumerate(keys) if key in kept])
 
     return _with_training(task_set, "shots", shots, fewer)
 
@@ -64,7 +63,7 @@ def with_label_noise(task_set: TaskSet, noise: Mapping[str, float], seed: int) -
             chance, other = (int.from_bytes(part, "big") for part in (digest[:8], digest[8:16]))
             if chance < noise[task.name] * 2**64:
                 labels[row] = (labels[row] + 1 + other % (classes - 1)) % classes
-        return _changed(task.train, range(len(labels)), labels)
+        return changed_rows(task.train, range(len(labels)), label=labels)
 
     return _with_training(task_set, "label_noise", noise, wrong)
 
@@ -83,13 +82,3 @@ def _with_training(
     keys = {task.name: {**known["tasks"][task.name], "train": read_column(task.train, "key")} for task in tasks}
     options = {**known["options"], option: dict(by_task)}
     return replace(task_set, tasks=tasks, manifest={**known, "options": options, "tasks": keys})
-
-
-def _changed(dataset: datasets.Dataset, rows: Sequence[int], labels: Sequence[int] | None = None) -> datasets.Dataset:
-    """Some rows, opened as before, with other labels if these are given; no image is decoded."""
-    table = dataset.with_format("arrow")[:].take(pa.array(rows, pa.int64()))
-    if labels is not None:
-        table = table.set_column(table.column_names.index("label"), "label", pa.array(labels, pa.int64()))
-    changed = datasets.Dataset(table.cast(dataset.features.arrow_schema), info=dataset.info)
-    shown = dict(dataset.format)
-    return changed.with_format(**{**shown, **shown.pop("format_kwargs")})

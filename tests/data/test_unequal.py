@@ -67,9 +67,24 @@ def test_the_command_line_says_it_per_task():
     assert everywhere.manifest["options"]["label_noise"] == dict.fromkeys(task_set.class_names, 0.5)
 
 
+def test_some_tasks_alone_are_numbered_anew(icons, tmp_path):
+    data = DataArguments("icons", tasks="colour, solid", label_noise="colour=0.5")
+    two = load_data(data, seed=1)
+    assert list(two.class_names) == list(two.manifest["tasks"]) == ["solid", "colour"]
+    assert [set(read_column(task.test, "task_id")) for task in two] == [{0}, {1}]
+    assert read_column(two.tasks[1].test, "key") == read_column(icons.tasks[3].test, "key")
+    assert two.tasks[1].test[0]["image"].tobytes() == icons.tasks[3].test[0]["image"].tobytes()
+    write_manifest(two.manifest, tmp_path / MANIFEST_FILE)  # from which a resumed run and an evaluation know them
+    again = load_data(DataArguments("icons", manifest=str(tmp_path / MANIFEST_FILE)), seed=1)
+    assert list(again.class_names) == ["solid", "colour"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"tasks": "flat,choke"}, "`tasks` must be one of .*'choke'. Did you mean 'chalk'"),
+        ({"tasks": "flat,flat"}, "`tasks` names 'flat' twice"),
+        ({"tasks": "flat", "shots": "chalk=2"}, "`shots` names 'chalk'"),
         ({"shots": "flat=two"}, "`shots` must be one number or task=number"),
         ({"shots": "0"}, "`shots` must be at least 1"),
         ({"label_noise": "chalk=1.5"}, r"`label_noise\['chalk'\]` must be at most 1"),
