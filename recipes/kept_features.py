@@ -6,15 +6,21 @@ crop every time.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from model_arguments import ModelArguments, config_of_any_tasks
 from outside import OutsideModel
 from outside_methods import OUTSIDE
 from peft import PeftModel
+from PIL.Image import Image
+from task_data import DataArguments
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import Dataset
@@ -23,6 +29,7 @@ from transformers import CLIPModel
 from jscpt_peft.data import ImageTaskDataset, TaskSet, read_column
 
 BATCH = 64
+Key = tuple[str, str]  # a task and what its manifest calls an image
 
 
 class KeptFeatures(Dataset):
@@ -30,11 +37,11 @@ class KeptFeatures(Dataset):
 
     Args:
         images: the images.
-        keys: of each image.
+        keys: of each image, behind its task.
         features: `[views, D]` by key; a draw takes view draw % views.
     """
 
-    def __init__(self, images: ImageTaskDataset, keys: list[str], features: dict[str, Tensor]) -> None:
+    def __init__(self, images: ImageTaskDataset, keys: list[Key], features: dict[Key, Tensor]) -> None:
         self.sizes, self.has_groups, self.keys, self.features = images.sizes, images.has_groups, keys, features
         self.labels, self.task_ids = (
             [value for table in images.datasets for value in read_column(table, name)] for name in ("label", "task_id")
@@ -54,6 +61,13 @@ class KeptFeatures(Dataset):
         return {**item, "groups": self.groups[index]} if self.has_groups else item
 
 
+def features_file(folder: Path, base: str, data: DataArguments, views: int) -> Path:
+    """Where features of a table's runs are kept: apart where an image of the same name would look different."""
+    pixels = [base, data.task_set, data.data_root, data.data_revision, data.spurious_strength]
+    digest = hashlib.sha256(json.dumps(pixels).encode()).hexdigest()[:8]
+    return folder / f"{Path(base).name}-{data.smallest_crop:g}-{views}-{digest}.pt"
+
+
 def keep_features(
     clip: CLIPModel, task_set: TaskSet, datasets: dict[str, ImageTaskDataset], views: int, path: Path
 ) -> dict[str, KeptFeatures]:
@@ -64,35 +78,41 @@ def keep_features(
         task_set: with a `key` for every image.
         datasets: split -> its images.
         views: random crops of each training image.
-        path: a file for one base model, size of crops and number of views.
+        path: a file for one base model, number and size of crops, and source of images (`features_file`).
     """
-    table: dict[str, dict[str, Tensor]] = torch.load(path, weights_only=True) if path.exists() else {}
-    kept, new = {}, False
-    for split, images in datasets.items():
-        keys = [key for part in task_set.split(split) for key in read_column(part, "key")]
-        kind = "train" if split == "train" else "test"
-        known = table.setdefault(kind, {})
-        missing = [index for index, key in enumerate(keys) if key not in known]
-        new = new or bool(missing)
-        pictures = [row["image"] for part in task_set.split(split) for row in part] if missing else []
-        for start in range(0, len(missing), BATCH):
-            chosen = missing[start : start + BATCH]
-            rows = [
-                torch.stack(
-                    [images.transform(pictures[i].convert("RGB"), random.Random(f"{keys[i]}/{view}")) for i in chosen]
-                )
-                for view in range(views if split == "train" else 1)
-            ]
-            with torch.no_grad():
-                found = torch.stack([clip.get_image_features(pixel_values=each).pooler_output for each in rows], 1)
-            known |= {keys[i]: each.clone() for i, each in zip(chosen, found, strict=True)}
-        kept[split] = KeptFeatures(images, keys, known)
-    if new:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{random.getrandbits(32)}")  # other processes may be at it
-        torch.save(table, part)
-        part.replace(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # another process may be at the same images: it waits, and finds them
+        table: dict[str, dict[Key, Tensor]] = torch.load(path, weights_only=True) if path.exists() else {}
+        known = sum(map(len, table.values()))
+        kept = {}
+        for split, images in datasets.items():
+            keys = [(task.name, key) for task in task_set for key in read_column(task.split(split), "key")]
+            features = table.setdefault("train" if split == "train" else "test", {})
+            rows = (row for part in task_set.split(split) for row in part)
+            if set(keys) - features.keys():
+                new = {key: row["image"] for key, row in zip(keys, rows, strict=True) if key not in features}
+                features |= compute(clip, images.transform, new, views if split == "train" else 1)
+            kept[split] = KeptFeatures(images, keys, features)
+        if sum(map(len, table.values())) > known:
+            part = path.with_suffix(".part")
+            torch.save(table, part)
+            part.replace(path)
     return kept
+
+
+def compute(clip: CLIPModel, transform: Callable, images: dict[Key, Image], views: int) -> dict[Key, Tensor]:
+    """`[views, D]` of each image, by its key, which decides the crops."""
+    found: dict[Key, Tensor] = {}
+    for start in range(0, len(images), BATCH):
+        keys = list(images)[start : start + BATCH]
+        crops = [
+            torch.stack([transform(images[key].convert("RGB"), random.Random(f"{key[1]}/{view}")) for key in keys])
+            for view in range(views)
+        ]
+        with torch.no_grad():
+            batch = torch.stack([clip.get_image_features(pixel_values=each).pooler_output for each in crops], 1)
+        found |= {key: each.clone() for key, each in zip(keys, batch, strict=True)}
+    return found
 
 
 def learns_in_image_encoder(arguments: ModelArguments) -> bool:

@@ -17,7 +17,7 @@ from arguments import parse
 from base_model import load_base
 from datasets import Dataset
 from evaluated_model import zero_shot_model
-from kept_features import keep_features, take_kept_features
+from kept_features import features_file, keep_features, take_kept_features
 from model_arguments import ModelArguments
 from other_classes import OtherClassesTrainer
 from outside import outside_trainer
@@ -109,8 +109,8 @@ def measure(run: Run, output: Path) -> None:
     datasets = make_datasets(task_set, processor, data, training.seed)
     name = model_arguments.method
     if run.views:
-        stem = f"{Path(source).name}-{data.smallest_crop:g}-{run.views}"
-        datasets = keep_features(clip, task_set, datasets, run.views, output / "features" / f"{stem}.pt")
+        path = features_file(output / "features", source, data, run.views)
+        datasets = keep_features(clip, task_set, datasets, run.views, path)
     if name in OUTSIDE:
         rank = model_arguments.lora_rank
         trainer = outside_trainer(name, clip, source, task_set, datasets, training, rank)

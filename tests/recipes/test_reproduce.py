@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from itertools import combinations
+from pathlib import Path
 
 import measured_run
 import numpy as np
 import pandas as pd
 import pytest
 import reproduce
+from base_model import load_base
+from datasets import Dataset
+from kept_features import features_file, keep_features
 from measured_run import parsed
+from paths import TINY_CLIP
 from recipe_runs import draw_images, fails
 from reproduced_figures import draw_runs
 from reproduced_tables import JOINT
+from task_data import DataArguments, make_datasets
 
+from jscpt_peft.data import SPLITS, load_task_set
 from jscpt_peft.evaluation import SchedulerHistory
 
 JSCPT, COOP = "jscpt --num_shared_tokens 2 --num_task_tokens 2", "coop --single_task --num_shared_tokens 1"
@@ -217,7 +226,54 @@ def test_kept_features_answer_as_images_do(images, tmp_path):
         reproduce.main(words)
         answers.append(results(tmp_path / views)["right"])
     pd.testing.assert_series_equal(*answers)
-    assert len(list((tmp_path / "2" / "features").iterdir())) == 1
+    assert len(list((tmp_path / "2" / "features").glob("*.pt"))) == 1
+
+
+def test_features_are_computed_once_however_many_ask_for_them(images, tmp_path, monkeypatch):
+    task_set = load_task_set("folder", images)
+    _, clip, processor = load_base(str(TINY_CLIP))
+    computed, features = [], clip.get_image_features
+    monkeypatch.setattr(clip, "get_image_features", lambda **batch: computed.append(1) or features(**batch))
+
+    def keep(_) -> int:
+        datasets = make_datasets(task_set, processor, DataArguments("folder"), 0)
+        keep_features(clip, task_set, datasets, 2, tmp_path / "kept.pt")
+        return len(computed)
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(keep, range(2))
+    assert first == second > 0
+
+
+def test_features_of_images_of_the_same_name_are_told_apart_by_task(images, tmp_path):
+    """On the Hub every data set has an image `train/17`."""
+
+    def numbered(task):
+        rows = {split: [*task.split(split)] for split in SPLITS}
+        named = {
+            split: Dataset.from_list([{**row, "key": f"{split}/{number}"} for number, row in enumerate(each)])
+            for split, each in rows.items()
+        }
+        return replace(task, **named)
+
+    task_set = load_task_set("folder", images)
+    task_set = replace(task_set, tasks=tuple(map(numbered, task_set)))
+    _, clip, processor = load_base(str(TINY_CLIP))
+    datasets = make_datasets(task_set, processor, DataArguments("folder"), 0)
+    test = keep_features(clip, task_set, datasets, 2, tmp_path / "kept.pt")["test"]
+    pictures = [test[index]["pixel_values"] for index in range(len(test))]
+    assert all(not one.equal(other) for one, other in combinations(pictures, 2))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"task_set": "icons"}, {"data_root": "elsewhere"}, {"spurious_strength": 0.9}, {"smallest_crop": 0.5}],
+)
+def test_features_of_images_that_look_different_are_apart(other):
+    """A drawn image's name says nothing of its background, nor a file's name what folder it is in."""
+    one, two = (features_file(Path("kept"), "base", DataArguments(**each), 8) for each in ({}, other))
+    assert one != two
+    assert one == features_file(Path("kept"), "base", DataArguments(label_noise=0.5, shots=2, tasks="flat"), 8)
 
 
 @pytest.mark.parametrize(
