@@ -60,6 +60,7 @@ TABLES = {
             "clean": "--task_set shapes",
             "biased": "--task_set shapes --spurious_strength flat=0,outline=0.95,chalk=0.95,mosaic=0.95",
             "wrong labels": "--task_set shapes --label_noise chalk=0.7,mosaic=0.7",
+            "few in one": "--task_set shapes --shots mosaic=1",
         }
     ),
     "emoji": Table({"clean": "--task_set emoji"}),
