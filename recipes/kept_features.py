@@ -1,7 +1,7 @@
 """Image features computed once for all runs of a table, where nothing that learns is in the image encoder.
 
 A run then takes seconds. Training sees each image in a few random crops, the same in all runs, in the place of a new
-crop every time.
+crop every time. Features are found by the names of images: where a file is replaced, choose another output folder.
 """
 
 from __future__ import annotations

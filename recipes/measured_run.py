@@ -111,6 +111,7 @@ def measure(run: Run, output: Path) -> None:
     if run.views:
         path = features_file(output / "features", source, data, run.views)
         datasets = keep_features(clip, task_set, datasets, run.views, path)
+        training.dataloader_num_workers, training.dataloader_persistent_workers = 0, False  # they are in memory
     if name in OUTSIDE:
         rank = model_arguments.lora_rank
         trainer = outside_trainer(name, clip, source, task_set, datasets, training, rank)

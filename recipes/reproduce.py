@@ -138,7 +138,7 @@ def candidates(
 ) -> tuple[Run, ...]:
     """Runs with the learning rates to choose among: the method's own on this task set, times each factor."""
     _, model_arguments, training = parsed([*words, "--output_dir", "unused"], method)
-    views = 0 if learns_in_image_encoder(model_arguments) else views
+    views = 0 if method != ZERO_SHOT and learns_in_image_encoder(model_arguments) else views
     rates = [0.0] if method == ZERO_SHOT else [float(f"{training.learning_rate * factor:.3g}") for factor in factors]
     return tuple(Run(setting, method, words, rate, SEARCH_SEED, "validation", views) for rate in rates)
 

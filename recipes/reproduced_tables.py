@@ -20,7 +20,7 @@ ALL = tuple(
     for form in (("", " --single_task") if method.single_task else ("",))
 )
 JOINT = "jscpt --no_prompt_scheduling --no_task_scheduling"
-RESIDUALS = JOINT + " --num_shared_tokens 0 --num_task_tokens 0 --class_residual both --task_prior 10"
+RESIDUALS = f"{JOINT} --num_shared_tokens 0 --num_task_tokens 0"
 ICONS = ("outline", "solid", "duotone", "colour")
 
 
@@ -48,12 +48,8 @@ TABLES = {
         }
     ),
     "icon_pairs": Table(  # which task helps which
-        {
-            " and ".join(some): f"--task_set icons --tasks {','.join(some)}"
-            for n in (1, 2)
-            for some in combinations(ICONS, n)
-        },
-        (RESIDUALS,),
+        {" and ".join(pair): f"--task_set icons --tasks {','.join(pair)}" for pair in combinations(ICONS, 2)},
+        (f"{RESIDUALS} --class_residual both --task_prior 10", f"{RESIDUALS} --class_residual task"),
     ),
     "shapes": Table(
         {

@@ -30,7 +30,7 @@ def two_trainings_figure(trainings: Mapping[str, Mapping[str, np.ndarray]], task
     windows = windows_of(length, 2)[0 if two else -1 :]
     steps = next(iter(trainings.values()))["step"][:length]
     heights = 1.2 + 1.7 * -(-len(tasks) // COLUMNS), 3.2 if two else 4.8  # of losses and matrices, in inches
-    note = f"{how_to_read(steps, 1)} Shaded: the steps of the matrices, where above 0 two tasks agree."
+    note = f"{how_to_read(steps, 1)} Shaded: the steps of the matrices. Above 0 two tasks agree."
     figure = new_figure("Training losses, and which tasks conflict", note, height=0.95 + sum(heights))
     upper, lower = figure.subfigures(2, 1, height_ratios=heights)
     losses = {name: arrays["loss"] for name, arrays in trainings.items()}

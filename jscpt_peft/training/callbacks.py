@@ -12,6 +12,8 @@ from transformers.utils import logging
 
 from jscpt_peft.data import TaskBalancedBatchSampler
 
+from .distributed import world_size
+
 logger = logging.get_logger(__name__)
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -57,8 +59,8 @@ def epoch_is_over(state: TrainerState) -> bool:
 class StopOnInterrupt(TrainerCallback):
     """Ctrl-C or SIGTERM finishes the step under way, saves a checkpoint and ends training; the same one again at once.
 
-    The processes of a run need not get the signal at the same step, or all of them: they agree with the sums of a
-    step, which they read at its end where it is logged or saved, and a step later else.
+    The processes of a run need not get the signal at the same step, or all of them: they agree with the sums of the
+    next step, which they read at its end where it is logged or saved, and a step later else.
 
     Args:
         trainer: the `JSCPTTrainer` that this callback is added to.
@@ -91,6 +93,8 @@ class StopOnInterrupt(TrainerCallback):
         self._previous = {}
 
     def on_step_end(self, _args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if world_size() == 1:  # there is nobody to agree with
+            self.trainer.stop_agreed = self.trainer.stop_asked
         # After the last step there is nothing to go on with.
         self.interrupted = self.trainer.stop_agreed and state.global_step < state.max_steps
         if self.interrupted:

@@ -27,7 +27,7 @@ INHERITED += ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam
 INHERITED += ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs")
 INHERITED += ("max_grad_norm",)
 # Of one's own, what decides nothing of that.
-IRRELEVANT = {"overwrite_output_dir", "dataloader_timeout", "max_nonfinite_steps"}
+IRRELEVANT = {"overwrite_output_dir", "dataloader_timeout", "max_nonfinite_steps", "log_gradient_cosines"}
 # Part of the optimizers' states, so that the checkpoint's values stay in force.
 RESTORED = {"learning_rate", "weight_decay", "momentum", "scheduler_learning_rate"}
 RESTORED |= {"adam_beta1", "adam_beta2", "adam_epsilon"}

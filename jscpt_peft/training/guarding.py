@@ -16,7 +16,7 @@ from jscpt_peft.scheduling import Weighting
 from . import checkpoint as files
 from .arguments import JSCPTTrainingArguments
 from .bilevel import UpperLevel
-from .distributed import by_first_process, world_size
+from .distributed import by_first_process
 from .host_copy import HostCopy
 from .nonfinite import Snapshot, problem_of, remedy_of
 from .task_sums import TaskMeans
@@ -47,7 +47,7 @@ class Guarding(Trainer):
     """Lets no step that is not finite pass, and waits for no device to see it.
 
     What such a step must not do is decided on the device: the task has no weight, and without a usable task nothing
-    moves. The host reads of it a step later, or before it logs, evaluates or saves.
+    moves. The host learns of it a step later, or before it logs, evaluates or saves.
 
     Attributes:
         nonfinite_steps: steps in a row, as far as they are read, in which a task's loss or gradient was not finite.
@@ -71,7 +71,6 @@ class Guarding(Trainer):
     def guard(self, step: TaskMeans, stop: Tensor) -> None:
         """Remembers a step before its update; bool `[1]` tells whether a process asks to stop, read by several."""
         self.settle()
-        self.stop_agreed = self.stop_agreed or (self.stop_asked and world_size() == 1)
         # Finite losses show that the parameters are good: the update that follows may spoil them.
         head = self.model.task_adapter.head
         others = [self.optimizer, self.lr_scheduler, self.upper_level]
@@ -86,7 +85,7 @@ class Guarding(Trainer):
         self._unread.before.restore_parameters(unless=self._unread.moves)
 
     def settle(self) -> None:
-        """Reads of the last step: counts those in a row in which a task is not finite; too many stop the run.
+        """Learns of the last step: counts those in a row in which a task is not finite; too many stop the run.
 
         Raises:
             FloatingPointError: they are `max_nonfinite_steps`. The last good state is saved.
@@ -148,8 +147,8 @@ class Guarding(Trainer):
         return f"The last good state, of step {self.state.global_step}, is saved in {run}."
 
 
-class Guard(TrainerCallback):
-    """Lets a guarding trainer take updates back, and read of a step before it is logged, evaluated or saved."""
+class TakeBack(TrainerCallback):
+    """Lets a guarding trainer take updates back, before other callbacks see them."""
 
     def __init__(self, trainer: Guarding) -> None:
         self.trainer = trainer
@@ -157,6 +156,16 @@ class Guard(TrainerCallback):
     def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.trainer.undo_unless_moved()
 
+
+class Settle(TrainerCallback):
+    """Lets a guarding trainer learn of a step before it is logged, evaluated or saved."""
+
+    def __init__(self, trainer: Guarding) -> None:
+        self.trainer = trainer
+
     def on_step_end(self, _args: TrainingArguments, _state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if control.should_log or control.should_evaluate or control.should_save:
             self.trainer.settle()
+
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        self.trainer.settle()

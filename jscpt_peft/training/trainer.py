@@ -28,7 +28,7 @@ from .checkpointing import Checkpointing
 from .data_checks import check_data, check_model, check_same_data
 from .distributed import by_first_process, process_index, world_size
 from .evaluating import EvaluatingTrainer
-from .guarding import Guard
+from .guarding import Settle, TakeBack
 from .hessian import KeptGraph
 from .loading import make_loader
 from .lost_processes import lost_processes_named
@@ -106,7 +106,9 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         if (others or args.prediction_loss_only) and not args.needs_a_metric:
             args.metric_for_best_model = None
         self._own_steps = OwnSteps(args)
-        kwargs["callbacks"] = [*(kwargs.get("callbacks") or ()), SaveAfterEvaluation(), self._own_steps, Guard(self)]
+        # Others see what a step has moved, and may ask for a log or a checkpoint before it is settled.
+        others = kwargs.get("callbacks") or ()
+        kwargs["callbacks"] = [self._own_steps, TakeBack(self), *others, SaveAfterEvaluation(), Settle(self)]
         super().__init__(
             model=model,
             args=args,
@@ -235,7 +237,8 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
         if every is not None and self.state.global_step % every == 0:
             clear_device_cache()
         loss = sums.mean_loss()
-        self._loss = loss if self._loss is None else loss.where(loss.isfinite(), self._loss)  # for the logs
+        # For the logs: in the place of a loss that is not finite the last one that was.
+        self._loss = loss.where(loss.isfinite(), 0.0 if self._loss is None else self._loss)
         return self._loss / self.current_gradient_accumulation_steps
 
     def _finish_step(

@@ -146,4 +146,6 @@ def usual_workers(on_cpu: bool) -> int:
     if on_cpu or not torch.cuda.is_available():
         return 0
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(8, max(1, (os.cpu_count() or 1) // processes))
+    affinity = getattr(os, "sched_getaffinity", None)  # a container or a job may have some of the CPUs only
+    cpus = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    return min(8, max(1, cpus // processes))

@@ -21,17 +21,23 @@ from jscpt_peft.training.task_gradients import Batch
 READS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__", "__array__")
 MAKES = ("tensor", "as_tensor", "new_tensor", "from_numpy")
 # Operations that look at values inside torch.
-LOOKS = ("_local_scalar_dense", "_unique2", "nonzero", "bincount", "masked_select", "is_nonzero", "equal")
+LOOKS = ("_local_scalar_dense", "_unique2", "unique_consecutive", "nonzero", "bincount", "masked_select")
+LOOKS += ("is_nonzero", "equal", "repeat_interleave")
+BY_INDEX = ("index", "index_put", "index_put_", "_index_put_impl_")  # look where an index is a mask
 
 
 class Read(AssertionError):
     """Not an error that anything here catches."""
 
 
+def is_cpu(argument) -> bool:
+    return isinstance(argument, str | torch.device) and torch.device(argument).type == "cpu"
+
+
 class NoPythonReads(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name, kwargs = getattr(function, "__name__", ""), kwargs or {}
-        to_host = name == "to" and any(each == "cpu" for each in args[1:] if isinstance(each, str))
+        to_host = name == "to" and any(is_cpu(each) for each in (*args[1:], kwargs.get("device")))
         if name in READS + MAKES or (to_host and not kwargs.get("non_blocking")):
             raise Read(name)
         return function(*args, **kwargs)
@@ -39,7 +45,9 @@ class NoPythonReads(TorchFunctionMode):
 
 class NoReads(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function._schema.name.removeprefix("aten::") in LOOKS:
+        name = function._schema.name.removeprefix("aten::")
+        masks = [each for each in args[1] if each is not None and each.dtype == torch.bool] if name in BY_INDEX else []
+        if name in LOOKS or masks:
             raise Read(function._schema.name)
         return function(*args, **(kwargs or {}))
 
@@ -134,7 +142,21 @@ READING = (torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.cpu, torch.tenso
 
 @pytest.mark.parametrize(
     "read",
-    [*READING, lambda one: one.to("cpu"), lambda one: one.new_tensor([1.0]), lambda one: one[one > 0]],
+    [
+        *READING,
+        lambda one: one.to("cpu"),
+        lambda one: one.to(torch.device("cpu")),
+        lambda one: one.to(device="cpu"),
+        lambda one: one.new_tensor([1.0]),
+        lambda one: one[one > 0],
+        lambda one: one.masked_select(one > 0),
+        lambda one: one.view(1)[one.view(1) > 0],
+        lambda one: one.view(1).__setitem__(one.view(1) > 0, 2.0),
+        lambda one: one.view(1).index_put_((one.view(1) > 0,), one),
+        lambda one: one.view(1).repeat_interleave(one.view(1).long()),
+        lambda one: one.view(1).unique_consecutive(),
+        lambda one: one.view(1).unique(),
+    ],
 )
 def test_every_way_to_read_is_seen(read):
     with pytest.raises(Read), NoPythonReads(), NoReads():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -239,9 +240,44 @@ def test_a_step_without_a_usable_task_moves_nothing(tmp_path):
     assert last["nonfinite_steps/photo"] == last["nonfinite_steps/sketch"] == 2
 
 
+def test_callbacks_of_ones_own_see_no_update_that_is_taken_back(tmp_path):
+    class Average(TrainerCallback):
+        def on_optimizer_step(self, *_, **__):
+            seen.append([parameter.detach().clone() for parameter in run.trainable_parameters()])
+
+    seen = []
+    run = small_run.trainer(tmp_path, callbacks=[Average()], max_steps=3, weight_decay=0.1)
+    run.train_dataset = small_run.Spoiled(run.train_dataset, lambda draw: 2 <= draw < 4, task=None)  # the second step
+    run.train()
+    assert all(torch.equal(*pair) for pair in zip(seen[0], seen[1], strict=True))
+    assert not all(torch.equal(*pair) for pair in zip(seen[1], seen[2], strict=True))
+
+
+def test_a_first_step_that_is_not_finite_spoils_no_logged_loss(tmp_path):
+    run = small_run.trainer(tmp_path, max_steps=4, logging_steps=2)
+    run.train_dataset = small_run.Spoiled(run.train_dataset, lambda draw: draw < 2, task=None)
+    run.train()
+    assert all(
+        math.isfinite(row[name]) for row in run.state.log_history for name in ("loss", "train_loss") if name in row
+    )
+
+
+def test_no_epoch_is_evaluated_whose_last_steps_were_too_bad(tmp_path):
+    """A checkpoint of the state before must not tell of a better metric of the state after."""
+    options = {"num_train_epochs": 3, "max_nonfinite_steps": 2, "logging_steps": 100, "lower_steps": 100}
+    run = small_run.trainer(tmp_path, max_steps=-1, eval_strategy="epoch", save_strategy="epoch", **options)
+    sampler = run.get_train_dataloader().batch_sampler
+    steps = len(sampler)
+    bad = {draw for number in (steps - 2, steps - 1) for _, draw in sampler.batch(number, epoch=1)}
+    run.train_dataset = small_run.Spoiled(run.train_dataset, bad.__contains__, None)
+    with pytest.raises(FloatingPointError, match=f"The last good state, of step {2 * steps - 3}, is saved"):
+        run.train()
+    assert [row["step"] for row in run.state.log_history if "eval_loss" in row] == [steps]
+
+
 @pytest.mark.parametrize("optim", ["sgd", "adamw_torch", "adamw_torch_fused"])
-def test_a_step_is_undone_whenever_it_is_read_of(tmp_path, optim):
-    """Read of at its end (it is logged) or a step later: parameters and momentum are the same, bit for bit."""
+def test_a_step_is_undone_whenever_it_is_known(tmp_path, optim):
+    """At its end (it is logged) or a step later: parameters and momentum are the same, bit for bit."""
     states = []
     for logging_steps in (1, 100):
         options = {"optim": optim, "max_steps": 4, "weight_decay": 0.1, "logging_steps": logging_steps}

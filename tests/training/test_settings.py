@@ -47,13 +47,15 @@ def test_images_are_fetched_ahead_for_a_gpu(monkeypatch):
     assert arguments().dataloader_num_workers == 0
     with pytest.raises(ValueError, match="dataloader_prefetch_factor"):  # which needs workers
         arguments(dataloader_prefetch_factor=4)
-    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: range(12))
     assert usual_workers(on_cpu=False) == 0  # there is no GPU
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert (usual_workers(on_cpu=True), usual_workers(on_cpu=False)) == (0, 3)
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert usual_workers(on_cpu=False) == 8
+    chosen = JSCPTTrainingArguments("unused")
+    assert (chosen.dataloader_num_workers, chosen.dataloader_persistent_workers) == (8, True)
     assert JSCPTTrainingArguments.dataloader_pin_memory
 
 
