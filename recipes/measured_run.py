@@ -24,7 +24,7 @@ from outside import outside_trainer
 from outside_methods import OUTSIDE
 from peft import get_peft_model
 from task_data import DataArguments, load_data, make_datasets
-from train import check_method, make_trainer, method_config
+from training_setup import check_method, make_trainer, method_config
 from transformers import PrinterCallback, ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import Field, fields, make_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -23,16 +23,20 @@ from jscpt_peft.training.arguments import AUTO
 BUNDLED = ("tiny-clip", "icon-clip")  # the small CLIPs in `ASSETS`; the first one is the default
 
 
-def config_fields(config: type[PeftConfig]) -> Iterator[tuple[str, Any, Field]]:
+@cache
+def config_fields(config: type[PeftConfig]) -> tuple[tuple[str, Any, Field], ...]:
     """Name, type and field of all that a command line can say of a configuration: numbers, words and choices.
 
     Where a field takes a mapping or a list as well, configuration files can give it.
     """
     inherited, types = {each.name for each in fields(PeftConfig)}, get_type_hints(config)
-    for each in fields(config):
-        kind = _plain(types[each.name])
-        if kind is not NoneType and each.name not in inherited and each.metadata.get("command_line", True):
-            yield each.name, kind, setting(each.default, each.metadata.get("help", ""))
+    return tuple(
+        (each.name, kind, setting(each.default, each.metadata.get("help", "")))
+        for each in fields(config)
+        if (kind := _plain(types[each.name])) is not NoneType
+        and each.name not in inherited
+        and each.metadata.get("command_line", True)
+    )
 
 
 def _plain(annotation: Any) -> Any:

@@ -23,6 +23,8 @@ from jscpt_peft.model.unseen_classes import class_embeds_among
 from jscpt_peft.reading import one_line, read_text
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 
+BaseAndNew = tuple[list[float], list[float]]  # accuracies by task
+
 
 class OtherClassesTrainer(JSCPTTrainer):
     """Predicts among the given classes of some of the adapter's tasks, under these tasks' prompts and templates.
@@ -60,7 +62,7 @@ def predict(trainer: JSCPTTrainer, images: ImageTaskDataset) -> Predictions:
 
 def base_and_new(
     model: PeftModel, args: JSCPTTrainingArguments, task_set: TaskSet, transform: ImageTransform, task_ids: list[int]
-) -> tuple[list[float], list[float]]:
+) -> BaseAndNew:
     """Accuracies `[N]` on the base and on the new classes of a task set, each among themselves.
 
     Args:

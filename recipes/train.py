@@ -15,7 +15,6 @@ results.md (accuracy per task, before and after), scheduler_history.jsonl and fi
 
 from __future__ import annotations
 
-import os.path
 import sys
 from collections.abc import Callable
 from copy import copy
@@ -25,39 +24,29 @@ from pathlib import Path
 from arguments import parse
 from base_model import load_base
 from choosing import choose
-from class_templates import with_templates
 from cli_errors import cli_errors, console
 from evaluated_model import zero_shot_model
-from group_tasks import chosen_groups
 from launched import end_with_launcher
-from model_arguments import ModelArguments, check_made_groups, model_config
-from other_classes import base_and_new
+from model_arguments import ModelArguments
+from other_classes import BaseAndNew, base_and_new
 from output_folder import output_folder
 from outside import outside_trainer
 from outside_methods import OUTSIDE
 from peft import PeftModel, get_peft_model
 from task_data import DataArguments, load_data, make_datasets
-from transformers import CLIPImageProcessorPil, CLIPModel, PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+from training_results import report, report_accuracies, report_base_to_new
+from training_setup import check_arguments, make_trainer, method_config, prepare_output
+from transformers import CLIPModel, PrinterCallback, ProgressCallback
+from transformers.trainer_utils import SaveStrategy
 
-from jscpt_peft import JSCPTConfig
 from jscpt_peft.data import ImageTaskDataset, TaskSet, write_manifest
 from jscpt_peft.data.base_to_new import base_classes
 from jscpt_peft.data.manifest import MANIFEST_FILE
-from jscpt_peft.evaluation import draw_figures, module_graph, print_results, results_table, write_results
-from jscpt_peft.evaluation.accuracy_tables import base_to_new_table, print_accuracies, write_accuracies
-from jscpt_peft.methods import check_training
-from jscpt_peft.model.heads import FeatureModules
-from jscpt_peft.scheduling import NEUTRAL_EFFECT
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
-from jscpt_peft.training.arguments import AUTO, SCHEDULER
+from jscpt_peft.training.arguments import AUTO
 from jscpt_peft.training.callbacks import StopOnInterrupt, TaskLines, TaskProgress
 from jscpt_peft.training.checkpoint import remove_checkpoints
 from jscpt_peft.training.distributed import by_first_process, leave
-from jscpt_peft.training.output_lock import output_lock
-from jscpt_peft.training.step_log import HISTORY_FILE
-
-BaseAndNew = tuple[list[float], list[float]]  # accuracies by task
 
 
 def main(command_line: list[str] | None = None) -> None:
@@ -75,10 +64,7 @@ def main(command_line: list[str] | None = None) -> None:
 
 
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
-    if model_arguments.method in OUTSIDE:
-        check_outside_run(data, model_arguments.method, training)
-    check_method(model_arguments, training)
-    check_publishing(training)
+    check_arguments(data, model_arguments, training)
     resume = by_first_process(lambda: prepare_output(training))
     manifest = Path(training.output_dir, MANIFEST_FILE)
     if resume and data.task_set != "shapes" and data.manifest is None and manifest.exists():
@@ -123,18 +109,6 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     leave()
 
 
-def check_outside_run(data: DataArguments, method: str, training: JSCPTTrainingArguments) -> None:
-    """Raises a `ValueError` where a method that is none of the library's meets what is for those alone."""
-    asked = {name: getattr(training, name) for name in ("resume_from_checkpoint", "push_to_hub")}
-    asked |= {"split": data.split != "all" and data.split}
-    asked |= {"weighting": training.weighting not in (SCHEDULER, "uniform") and training.weighting}
-    asked |= {name: getattr(training, name) for name in ("task_prior", "weigh_own_steps", "compile_blocks")}
-    asked |= {"cuda_graphs": training.cuda_graphs != "off" and training.cuda_graphs}
-    for name, value in asked.items():
-        if value:
-            raise ValueError(f"`{name}` {value!r} does not go with method {method!r}: leave it out.")
-
-
 def run_outside(
     clip: CLIPModel,
     source: str,
@@ -155,79 +129,8 @@ def run_outside(
         learned, known = trainer.model.get_nb_trainable_parameters()
         console.print(f"trainable params: {learned:,d} || all params: {known:,d}")
         write_manifest(task_set.manifest, Path(training.output_dir, MANIFEST_FILE))
-        table = results_table(zero_shot, trained, list(task_set.class_names), prefix="test_")
-        title = f"{task_set.name}, {model_arguments.method}: test accuracy in %"
-        print_results(table, title, console)
-        write_results(table, training.output_dir, title)
+        report_accuracies(zero_shot, trained, task_set, training, f"{task_set.name}, {model_arguments.method}")
     leave()
-
-
-def check_method(model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
-    """Raises a `ValueError` where an option would make another method of it, or makes groups that it has not."""
-    if model_arguments.method == AUTO:  # `main` has put what it chose in its place
-        raise ValueError("`method` 'auto' chooses for a training with recipes/train.py: here, name one.")
-    if model_arguments.method not in (None, *OUTSIDE):
-        check_training(model_arguments.method, training)
-    check_made_groups(model_arguments, made=model_arguments.groups == AUTO)
-
-
-def method_config(
-    clip: CLIPModel,
-    source: str,
-    task_set: TaskSet,
-    images: ImageTaskDataset,
-    model_arguments: ModelArguments,
-    training: JSCPTTrainingArguments,
-    resume: bool,
-) -> JSCPTConfig:
-    """The configuration for a task set, with the templates and, by its training images, the groups asked for."""
-    model_arguments = with_templates(model_arguments, task_set)
-    groups = chosen_groups(clip, source, images, model_arguments, training, resume)
-    return model_config(model_arguments, task_set.class_names, source, training.seed, groups)
-
-
-def make_trainer(
-    model: PeftModel,
-    training: JSCPTTrainingArguments,
-    datasets: dict[str, ImageTaskDataset],
-    processor: CLIPImageProcessorPil,
-) -> JSCPTTrainer:
-    """The trainer of a model on the splits of a task set."""
-    return JSCPTTrainer(
-        model,
-        training,
-        train_dataset=datasets["train"],
-        dev_dataset=datasets["dev"],
-        eval_dataset=datasets["validation"],
-        processing_class=processor,
-    )
-
-
-def check_publishing(training: JSCPTTrainingArguments) -> None:
-    """Raises a `ValueError` where it is said how to publish, and nothing is published."""
-    for name in ("hub_model_id", "hub_private_repo", "hub_revision"):
-        value = getattr(training, name)
-        if value is not None and not training.push_to_hub:
-            raise ValueError(f"`{name}` is {value!r}, which needs `push_to_hub`: add that, or leave it out.")
-
-
-def prepare_output(training: JSCPTTrainingArguments) -> str | bool | None:
-    """What to resume from, `True` for the last valid checkpoint; refuses a directory that holds another run."""
-    output = Path(training.output_dir)
-    resume: str | bool | None = training.resume_from_checkpoint or None  # a YAML file's `false`
-    if resume in ("last", "True", "true"):
-        if not (output.is_dir() and any(output.glob(f"*{PREFIX_CHECKPOINT_DIR}-*"))):
-            raise ValueError(f"`resume_from_checkpoint` is 'last', but `output_dir` {output} holds no checkpoint.")
-        resume = True
-    if isinstance(resume, str) and not os.path.isdir(resume):
-        raise ValueError(f"`resume_from_checkpoint` {resume!r} is no folder: name a checkpoint's, or `last`.")
-    if resume is None and output.is_dir() and any(output.iterdir()) and not training.overwrite_output_dir:
-        raise ValueError(
-            f"`output_dir` {output} is not empty: choose another, pass --overwrite_output_dir, or go on with "
-            "--resume_from_checkpoint last."
-        )
-    with output_lock(output):  # before anything of an earlier run is removed
-        return resume
 
 
 def unreported(training: JSCPTTrainingArguments) -> JSCPTTrainingArguments:
@@ -282,36 +185,6 @@ def train(trainer: JSCPTTrainer, task_set: TaskSet, resume: str | bool | None) -
     )
     leave()
     sys.exit(130)
-
-
-def report(
-    zero_shot: dict[str, float],
-    trained: dict[str, float],
-    task_set: TaskSet,
-    training: JSCPTTrainingArguments,
-    model: PeftModel,
-) -> None:
-    """The results table on the terminal, as JSON and Markdown, and the figures."""
-    table = results_table(zero_shot, trained, list(task_set.class_names), prefix="test_")
-    title = f"{task_set.name}: test accuracy in %"
-    print_results(table, title, console)
-    written = write_results(table, training.output_dir, title)
-    history = Path(training.output_dir, HISTORY_FILE)
-    written += draw_figures(history, training.output_dir, NEUTRAL_EFFECT[training.causal_effect])
-    Path(training.output_dir, module_graph.FILE).unlink(missing_ok=True)  # of an earlier run
-    if isinstance(model.task_adapter.head, FeatureModules):
-        graph = model.task_adapter.head.graph().cpu().numpy()
-        written += module_graph.draw_module_graph(graph, list(task_set.class_names), training.output_dir)
-    names = ", ".join(path.name for path in written)
-    console.print(f"Adapter and results: {training.output_dir} ({names})", markup=False)
-
-
-def report_base_to_new(found: dict[str, BaseAndNew], task_set: TaskSet, training: JSCPTTrainingArguments) -> None:
-    """The table of base and new classes on the terminal, as JSON and Markdown."""
-    table = base_to_new_table(found, list(task_set.class_names))
-    title = f"{task_set.name}, base and new classes: test accuracy in %"
-    print_accuracies(table, title, console)
-    write_accuracies(table, title, training.output_dir, "base_to_new")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
+
 import numpy as np
 import torch
 from paths import TINY_CLIP
@@ -23,9 +26,14 @@ TEMPLATE = "a drawing of a {}."
 BF16_COSINE = 2**-7
 
 
+@cache
+def _loaded(dtype: torch.dtype) -> CLIPModel:
+    return CLIPModel.from_pretrained(TINY_CLIP, dtype=dtype).eval()
+
+
 def adapted_clip(dtype: torch.dtype = torch.float32, tasks: dict[str, list[str]] = TASKS, **options) -> PeftModel:
     """What starts at zero is moved, so that every part of the adapter changes the predictions."""
-    clip = CLIPModel.from_pretrained(TINY_CLIP, dtype=dtype).eval()
+    clip = deepcopy(_loaded(dtype))
     options = {"class_template": TEMPLATE, **options}
     model = get_peft_model(clip, JSCPTConfig(tasks=tasks, prompt_init_std=0.05, **options))
     generator = torch.Generator().manual_seed(1)

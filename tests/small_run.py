@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cache
 
 import datasets
@@ -38,7 +39,12 @@ def columns(split: str, sizes: tuple[int, ...], groups: bool) -> list[datasets.D
 
 def pictures(split: str, sizes: Sequence[int] | None = None, train: bool = False, groups: bool = False):
     """The tables of a split as an `ImageTaskDataset`."""
-    tables = columns(split, tuple(sizes or SIZES[split]), groups)
+    return copy(_pictures(split, tuple(sizes or SIZES[split]), train, groups))
+
+
+@cache
+def _pictures(split: str, sizes: tuple[int, ...], train: bool, groups: bool) -> ImageTaskDataset:
+    tables = columns(split, sizes, groups)
     return ImageTaskDataset(tables, image_transform(32, (0.5,) * 3, (0.25,) * 3, train=train), seed=7)
 
 

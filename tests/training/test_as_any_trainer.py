@@ -9,7 +9,7 @@ import prompted
 import pytest
 import small_run
 import torch
-import train
+import training_setup
 from datasets import Dataset as HubDataset
 from full_disk import no_file_larger_than
 from peft import PeftModel
@@ -360,10 +360,10 @@ def test_reentrant_checkpointing_is_refused_wherever_it_is_switched_on(tmp_path,
 
 def test_two_runs_in_one_directory_are_noticed(tmp_path):
     run = small_run.trainer(tmp_path, max_steps=1, overwrite_output_dir=True)
-    for start in (run.train, lambda: train.prepare_output(run.args)):
+    for start in (run.train, lambda: training_setup.prepare_output(run.args)):
         with output_lock(tmp_path), pytest.raises(OSError, match="is being written by another run: choose another"):
             start()
-    assert train.prepare_output(run.args) is None
+    assert training_setup.prepare_output(run.args) is None
     run.train()
 
 
