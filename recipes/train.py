@@ -26,7 +26,7 @@ from arguments import parse
 from base_model import load_base
 from choosing import choose
 from class_templates import with_templates
-from cli_errors import cli_errors, console
+from cli_errors import cli_errors, console, told_on_interrupt
 from evaluated_model import zero_shot_model
 from group_tasks import chosen_groups
 from launched import end_with_launcher
@@ -56,6 +56,10 @@ from jscpt_peft.training.checkpoint import remove_checkpoints
 from jscpt_peft.training.distributed import by_first_process, leave
 from jscpt_peft.training.output_lock import output_lock
 from jscpt_peft.training.step_log import HISTORY_FILE
+
+# What has been done when Ctrl-C comes after training.
+UNMEASURED = "the adapter is saved in {}, its results are not, or not all of them: recipes/evaluate.py measures it."
+UNPUBLISHED = "adapter and results are saved in {}, but perhaps not published."
 
 BaseAndNew = tuple[list[float], list[float]]  # accuracies by task
 
@@ -104,22 +108,15 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
         write_manifest(task_set.manifest, manifest)
     train(trainer, task_set, resume)
     trainer.save_model(_internal_call=True)  # with --push_to_hub it would publish: that comes last, with the results
-    trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
-    if new is not None:
-        on_new["trained"] = new(model)
-    if trainer.is_world_process_zero():
-        try:
-            report(zero_shot, trained, task_set, training, model)
-            if new is not None:
-                report_base_to_new(on_new, task_set, training)
-            trainer.create_model_card()
-        except OSError as error:
-            raise OSError(
-                f"the results could not all be written to {training.output_dir} ({error}): adapter and history are "
-                "there. Make room on the disk, and recipes/evaluate.py measures it again."
-            ) from error
-    if training.push_to_hub:
-        console.print(f"Published: {trainer.push_to_hub()}", highlight=False, soft_wrap=True)
+    with told_on_interrupt(UNMEASURED.format(training.output_dir)):
+        trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
+        if new is not None:
+            on_new["trained"] = new(model)
+        if trainer.is_world_process_zero():
+            write_reports(zero_shot, trained, on_new, task_set, trainer)
+    with told_on_interrupt(UNPUBLISHED.format(training.output_dir)):
+        if training.push_to_hub:
+            console.print(f"Published: {trainer.push_to_hub()}", highlight=False, soft_wrap=True)
     leave()
 
 
@@ -150,7 +147,8 @@ def run_outside(
     trainer = outside_trainer(model_arguments.method, clip, source, task_set, datasets, training, rank)
     trainer.train()
     trainer.save_model()
-    trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
+    with told_on_interrupt(f"the weights are saved in {training.output_dir}, but not measured."):
+        trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
     if trainer.is_world_process_zero():
         learned, known = trainer.model.get_nb_trainable_parameters()
         console.print(f"trainable params: {learned:,d} || all params: {known:,d}")
@@ -282,6 +280,27 @@ def train(trainer: JSCPTTrainer, task_set: TaskSet, resume: str | bool | None) -
     )
     leave()
     sys.exit(130)
+
+
+def write_reports(
+    zero_shot: dict[str, float],
+    trained: dict[str, float],
+    on_new: dict[str, BaseAndNew],
+    task_set: TaskSet,
+    trainer: JSCPTTrainer,
+) -> None:
+    """Tables, figures and the card."""
+    training = trainer.args
+    try:
+        report(zero_shot, trained, task_set, training, trainer.model)
+        if on_new:
+            report_base_to_new(on_new, task_set, training)
+        trainer.create_model_card()
+    except OSError as error:
+        raise OSError(
+            f"the results could not all be written to {training.output_dir} ({error}): adapter and history are "
+            "there. Make room on the disk, and recipes/evaluate.py measures it again."
+        ) from error
 
 
 def report(

@@ -191,7 +191,7 @@ def test_what_could_not_be_loaded_again_is_not_written(tmp_path, value):
     model.set_adapter("second")
     model.task_adapter.prompts.vision_shared.detach()[0] = value
     for write in (model.save_pretrained, lambda folder: model.export_task("photo", folder / "exported")):
-        with pytest.raises(ValueError, match="vision_shared' of the adapter .*nothing is written"):
+        with pytest.raises(ValueError, match=r"vision_shared' of the adapter .*nothing is written"):
             write(tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     model.save_pretrained(tmp_path, selected_adapters=["default"])
