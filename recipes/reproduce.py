@@ -32,9 +32,10 @@ import numpy as np
 import pandas as pd
 import torch
 from cli_errors import cli_errors, console
+from idle import OF_TABLES, tell_idle
 from kept_features import learns_in_image_encoder
 from launched import end_with_parent
-from measured_run import ZERO_SHOT, Run, measure, parsed
+from measured_run import KINDS, ZERO_SHOT, Run, measure, parsed
 from reproduced_figures import draw_runs
 from reproduced_tables import TABLES
 
@@ -83,6 +84,7 @@ def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
     check_options(options, options.methods or table.methods)
     for setting in (*(options.settings or ()), *([options.rates_from] if options.rates_from else [])):
         check_choice("settings", setting, table.settings)
+    tell_idle(KINDS, everywhere, OF_TABLES | ({"jpeg_side"} if options.kept_views else set()))
     words = {setting: (*shlex.split(text), *everywhere) for setting, text in table.settings.items()}
     searches = {}
     for setting in options.settings or table.settings:

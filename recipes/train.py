@@ -29,6 +29,7 @@ from class_templates import with_templates
 from cli_errors import cli_errors, console, told_on_interrupt
 from evaluated_model import zero_shot_model
 from group_tasks import chosen_groups
+from idle import idle_in_training, tell_idle
 from launched import end_with_launcher
 from model_arguments import ModelArguments, check_made_groups, model_config
 from other_classes import base_and_new
@@ -75,6 +76,7 @@ def main(command_line: list[str] | None = None) -> None:
             console.print(f"auto: {reason}", highlight=False, soft_wrap=True)
         data, model_arguments, training = parse(kinds, __doc__, command_line, chosen=chosen)
     with cli_errors(), output_folder(training.output_dir, data):
+        tell_idle(kinds, command_line, idle_in_training(data, model_arguments, training))
         run(data, model_arguments, training)
 
 
