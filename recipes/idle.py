@@ -69,7 +69,6 @@ RULES: list[tuple[set[str], Callable[[Run], bool]]] = [
     ({"causal_effect", "reference"}, lambda run: not run.training.prompt_scheduling),
     ({"affinity", "affinity_direction"}, lambda run: not run.training.task_scheduling),
     ({*SAVING, *SCHEDULING, "gradient_aggregator"}, lambda run: run.model.method in OUTSIDE),
-    ({"adam_beta1", "adam_beta2", "adam_epsilon"}, lambda run: run.training.optim == "sgd"),
     ({"num_train_epochs"}, lambda run: run.training.max_steps > 0),
     ({"eval_steps"}, lambda run: run.training.eval_strategy != IntervalStrategy.STEPS),
     ({"save_steps"}, lambda run: run.training.save_strategy != SaveStrategy.STEPS),

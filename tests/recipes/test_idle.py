@@ -21,8 +21,8 @@ CASES = [
     (train, "--use_cpu --no_learn_scheduler --hvp finite_difference", {"hvp"}),
     (
         train,
-        "--use_cpu --optim adamw_torch --momentum 0.5 --eval_strategy no --eval_steps 5",
-        {"momentum", "eval_steps"},
+        "--use_cpu --eval_strategy no --eval_steps 5",
+        {"eval_steps"},
     ),
     (train, "--use_cpu --jpeg_side 448 --hub_strategy end", {"jpeg_side", "hub_strategy"}),
     (train, "--use_cpu --method linear_probe --lower_steps 3 --save_steps 5", {"lower_steps", "save_steps"}),
