@@ -11,7 +11,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from peft import PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from .methods import METHODS
 from .model import JSCPTModel
-from .model.adapter_file import DIGEST_FILE, check_digest, write_digest
+from .model.adapter_file import DIGEST_FILE, check_digest, check_sound, write_digest
 from .model.losses import JSCPTOutput
 from .settings import path_given
 
@@ -141,12 +141,15 @@ class JSCPTPeftModel(PeftModel):
         """As `PeftModel`'s; with a digest of the weights, and the card is of an adapter that is saved.
 
         Raises:
+            ValueError: a tensor is not finite; what is in the folder is as it was.
             OSError: it could not be written, as where the disk is full.
         """
         from .serving.card import default_adapter
 
         save_directory = path_given("save_directory", save_directory)
         names = (selected_adapters or list(self.peft_config)) if is_main_process else []
+        for name in set(names) & set(self.peft_config):  # PEFT refuses others
+            check_sound(get_peft_model_state_dict(self, kwargs.get("state_dict"), name))
         folders = [Path(save_directory, "" if name == "default" else name) for name in names]
         try:
             for folder in folders:

@@ -7,6 +7,7 @@ Annotations say what fields may hold: `seed: int`, `prompt_depth: PositiveInt | 
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 import sys
 from collections.abc import Collection, Mapping
@@ -46,6 +47,16 @@ class NotBlank:
     def check(self, argument: str, value: str) -> None:
         if not value.strip():
             raise ValueError(f"`{argument}` is {value!r}: name something, or leave it out.")
+
+
+class Pattern:
+    """Of a regular expression."""
+
+    def check(self, argument: str, value: str) -> None:
+        try:
+            re.compile(value)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"`{argument}` is {value!r}, no regular expression ({error}): leave it out.") from error
 
 
 class OneOf:

@@ -177,6 +177,18 @@ def parse(
     return parser.parse_dataclasses(arguments)
 
 
+def words_given(dataclasses: Sequence[type], arguments: Sequence[str] | None) -> set[str]:
+    """Names of the arguments that a command line gives, as configuration files write them."""
+    known = RecipeParser(dataclasses)._option_string_actions
+    found = set()
+    for word in sys.argv[1:] if arguments is None else arguments:
+        option = word.partition("=")[0]
+        if option.startswith("--"):  # or its beginning, where that is clear
+            exact = [known[option]] if option in known else [known[each] for each in known if each.startswith(option)]
+            found |= {action.dest for action in exact}
+    return found
+
+
 def own_configuration(task_set: str) -> Path | None:
     """`configs/<task_set>.yaml`, if there is one: for its data sets `few_shot_10`'s, for a mixture its first one's."""
     first = task_set.split(",")[0].strip()

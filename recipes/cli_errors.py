@@ -20,7 +20,10 @@ warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", categor
 
 @contextmanager
 def cli_errors() -> Iterator[None]:
-    """Within, only the first process prints; an error that a user can mend ends any of them with one line."""
+    """Within, only the first process prints; an error that a user can mend ends any of them with one line.
+
+    So does Ctrl-C, with the exit code that a shell gives it.
+    """
     console.quiet = process_index() > 0
     try:
         yield
@@ -30,5 +33,18 @@ def cli_errors() -> Iterator[None]:
         console.quiet = False
         console.print(f"[bold red]Error{who}:[/] {message}", highlight=False, markup=True, soft_wrap=True)
         give_up(1)
+    except KeyboardInterrupt as interrupt:
+        said = f"; {interrupt}" if interrupt.args else ": what was under way is not done."
+        console.print(f"Interrupted{printable(said)}", highlight=False, markup=False, soft_wrap=True)
+        give_up(130)
     finally:
         console.quiet = False
+
+
+@contextmanager
+def told_on_interrupt(said: str) -> Iterator[None]:
+    """Within `cli_errors`: Ctrl-C says what is done already, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(said) from None

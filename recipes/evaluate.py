@@ -29,6 +29,7 @@ from arguments import parse
 from base_model import load_processor
 from cli_errors import cli_errors, console
 from evaluated_model import EvaluatedModelArguments, check_evaluated, load_evaluated
+from idle import OF_EVALUATION, tell_idle
 from model_arguments import ModelArguments
 from other_classes import OtherClassesTrainer, base_and_new, class_list, cross_domain, predict
 from output_folder import output_folder
@@ -95,6 +96,8 @@ def main(command_line: list[str] | None = None) -> None:
     kinds = (DataArguments, EvaluatedModelArguments, EvaluationArguments)
     data, model_arguments, arguments = parse(kinds, __doc__, command_line, shown=SHOWN, left_out=OF_TRAINING)
     with cli_errors(), output_folder(arguments.output_dir, data):
+        without = set() if arguments.chosen_corruptions else {"corruption_images"}
+        tell_idle(kinds, command_line, OF_EVALUATION | without)
         run(data, model_arguments, arguments)
 
 

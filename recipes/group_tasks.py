@@ -18,6 +18,7 @@ from arguments import YAMLLoader, parse
 from base_model import load_base
 from class_templates import with_templates
 from cli_errors import cli_errors, console
+from idle import OF_GROUPING, tell_idle
 from model_arguments import ModelArguments, check_made_groups
 from output_folder import output_folder
 from peft import get_peft_model
@@ -46,6 +47,7 @@ def main(command_line: list[str] | None = None) -> None:
     kinds = (DataArguments, ModelArguments, JSCPTTrainingArguments)
     data, model_arguments, training = parse(kinds, __doc__, command_line)
     with cli_errors(), output_folder(training.output_dir, data):
+        tell_idle(kinds, command_line, OF_GROUPING)
         run(data, model_arguments, training)
 
 

@@ -1,4 +1,4 @@
-"""A training that `accelerate launch` has started ends with it."""
+"""What a program has started ends with it: a training with `accelerate launch`, the runs of a table with the table."""
 
 from __future__ import annotations
 
@@ -17,5 +17,13 @@ def end_with_launcher() -> None:
     shell has started outlives it as ever.
     """
     alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "LOCAL_RANK" not in os.environ  # what the launcher sets
-    if sys.platform == "linux" and alone:
+    if alone:
+        end_with_parent(os.getppid())
+
+
+def end_with_parent(parent: int) -> None:
+    """On Linux this process gets SIGTERM when the thread ends that started it, in the process `parent`."""
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:  # it has ended before
+            signal.raise_signal(signal.SIGTERM)

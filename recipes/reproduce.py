@@ -17,11 +17,13 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -30,8 +32,10 @@ import numpy as np
 import pandas as pd
 import torch
 from cli_errors import cli_errors, console
+from idle import OF_TABLES, tell_idle
 from kept_features import learns_in_image_encoder
-from measured_run import ZERO_SHOT, Run, measure, parsed
+from launched import end_with_parent
+from measured_run import KINDS, ZERO_SHOT, Run, measure, parsed
 from reproduced_figures import draw_runs
 from reproduced_tables import TABLES
 
@@ -80,6 +84,7 @@ def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
     check_options(options, options.methods or table.methods)
     for setting in (*(options.settings or ()), *([options.rates_from] if options.rates_from else [])):
         check_choice("settings", setting, table.settings)
+    tell_idle(KINDS, everywhere, OF_TABLES | ({"jpeg_side"} if options.kept_views else set()))
     words = {setting: (*shlex.split(text), *everywhere) for setting, text in table.settings.items()}
     searches = {}
     for setting in options.settings or table.settings:
@@ -155,7 +160,7 @@ def run_all(processes: int, output: Path) -> Iterator[Callable[..., None]]:
     """Within, what does runs, so many at a time, and calls a function after each; one process is this one."""
     os.environ["OMP_NUM_THREADS"] = "1"
     spawn = get_context("spawn")
-    pool = ProcessPoolExecutor(processes, spawn, torch.set_num_threads, (1,)) if processes > 1 else None
+    pool = ProcessPoolExecutor(processes, spawn, begin_process, (os.getpid(),)) if processes > 1 else None
 
     def do(runs: Sequence[Run], title: str, after: Callable[[], Any] = lambda: None) -> None:
         missing = [run for run in runs if run.result(output) is None]
@@ -169,9 +174,25 @@ def run_all(processes: int, output: Path) -> Iterator[Callable[..., None]]:
 
     try:
         yield do
+    except KeyboardInterrupt:
+        for process in active_children() if pool is not None else ():
+            process.terminate()
+        raise KeyboardInterrupt(f"what is done is in {output}, and the same command goes on.") from None
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a process was ended from outside, as where memory is short: the same command goes on, perhaps with fewer "
+            "`processes`."
+        ) from error
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
+
+
+def begin_process(parent: int) -> None:
+    """A process of the pool computes on one thread, and ends without a word when its parent does, or with Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    end_with_parent(parent)
+    torch.set_num_threads(1)
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------

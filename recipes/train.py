@@ -24,8 +24,9 @@ from pathlib import Path
 from arguments import parse
 from base_model import load_base
 from choosing import choose
-from cli_errors import cli_errors, console
+from cli_errors import cli_errors, console, told_on_interrupt
 from evaluated_model import zero_shot_model
+from idle import idle_in_training, tell_idle
 from launched import end_with_launcher
 from model_arguments import ModelArguments
 from other_classes import BaseAndNew, base_and_new
@@ -34,7 +35,7 @@ from outside import outside_trainer
 from outside_methods import OUTSIDE
 from peft import PeftModel, get_peft_model
 from task_data import DataArguments, load_data, make_datasets
-from training_results import report, report_accuracies, report_base_to_new
+from training_results import report_accuracies, write_reports
 from training_setup import check_arguments, make_trainer, method_config, prepare_output
 from transformers import CLIPModel, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SaveStrategy
@@ -48,6 +49,10 @@ from jscpt_peft.training.callbacks import StopOnInterrupt, TaskLines, TaskProgre
 from jscpt_peft.training.checkpoint import remove_checkpoints
 from jscpt_peft.training.distributed import by_first_process, leave
 
+# What has been done when Ctrl-C comes after training.
+UNMEASURED = "the adapter is saved in {}, its results are not, or not all of them: recipes/evaluate.py measures it."
+UNPUBLISHED = "adapter and results are saved in {}, but perhaps not published."
+
 
 def main(command_line: list[str] | None = None) -> None:
     end_with_launcher()
@@ -60,6 +65,7 @@ def main(command_line: list[str] | None = None) -> None:
             console.print(f"auto: {reason}", highlight=False, soft_wrap=True)
         data, model_arguments, training = parse(kinds, __doc__, command_line, chosen=chosen)
     with cli_errors(), output_folder(training.output_dir, data):
+        tell_idle(kinds, command_line, idle_in_training(data, model_arguments, training))
         run(data, model_arguments, training)
 
 
@@ -90,22 +96,15 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
         write_manifest(task_set.manifest, manifest)
     train(trainer, task_set, resume)
     trainer.save_model(_internal_call=True)  # with --push_to_hub it would publish: that comes last, with the results
-    trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
-    if new is not None:
-        on_new["trained"] = new(model)
-    if trainer.is_world_process_zero():
-        try:
-            report(zero_shot, trained, task_set, training, model)
-            if new is not None:
-                report_base_to_new(on_new, task_set, training)
-            trainer.create_model_card()
-        except OSError as error:
-            raise OSError(
-                f"the results could not all be written to {training.output_dir} ({error}): adapter and history are "
-                "there. Make room on the disk, and recipes/evaluate.py measures it again."
-            ) from error
-    if training.push_to_hub:
-        console.print(f"Published: {trainer.push_to_hub()}", highlight=False, soft_wrap=True)
+    with told_on_interrupt(UNMEASURED.format(training.output_dir)):
+        trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
+        if new is not None:
+            on_new["trained"] = new(model)
+        if trainer.is_world_process_zero():
+            write_reports(zero_shot, trained, on_new, task_set, trainer)
+    with told_on_interrupt(UNPUBLISHED.format(training.output_dir)):
+        if training.push_to_hub:
+            console.print(f"Published: {trainer.push_to_hub()}", highlight=False, soft_wrap=True)
     leave()
 
 
@@ -124,7 +123,8 @@ def run_outside(
     trainer = outside_trainer(model_arguments.method, clip, source, task_set, datasets, training, rank)
     trainer.train()
     trainer.save_model()
-    trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
+    with told_on_interrupt(f"the weights are saved in {training.output_dir}, but not measured."):
+        trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
     if trainer.is_world_process_zero():
         learned, known = trainer.model.get_nb_trainable_parameters()
         console.print(f"trainable params: {learned:,d} || all params: {known:,d}")

@@ -13,8 +13,29 @@ from jscpt_peft.evaluation import draw_figures, module_graph, print_results, res
 from jscpt_peft.evaluation.accuracy_tables import base_to_new_table, print_accuracies, write_accuracies
 from jscpt_peft.model.heads import FeatureModules
 from jscpt_peft.scheduling import NEUTRAL_EFFECT
-from jscpt_peft.training import JSCPTTrainingArguments
+from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.step_log import HISTORY_FILE
+
+
+def write_reports(
+    zero_shot: dict[str, float],
+    trained: dict[str, float],
+    on_new: dict[str, BaseAndNew],
+    task_set: TaskSet,
+    trainer: JSCPTTrainer,
+) -> None:
+    """Tables, figures and the card."""
+    training = trainer.args
+    try:
+        report(zero_shot, trained, task_set, training, trainer.model)
+        if on_new:
+            report_base_to_new(on_new, task_set, training)
+        trainer.create_model_card()
+    except OSError as error:
+        raise OSError(
+            f"the results could not all be written to {training.output_dir} ({error}): adapter and history are "
+            "there. Make room on the disk, and recipes/evaluate.py measures it again."
+        ) from error
 
 
 def report_accuracies(

@@ -64,6 +64,15 @@ def unsound(tensor: Tensor) -> str | None:
     return None if largest <= LARGEST else f"holds {largest:.3g}, where nothing beyond {LARGEST:.0e} can be meant"
 
 
+def check_sound(tensors: Mapping[str, Tensor]) -> None:
+    """Raises a `ValueError` that names the tensor of an adapter which could not be loaded again."""
+    for name, tensor in tensors.items():
+        if problem := unsound(tensor):
+            raise ValueError(
+                f"{name!r} of the adapter {problem}: nothing is written. Save one of before that, or start anew."
+            )
+
+
 def write_digest(folder: Path, safe_serialization: bool) -> None:
     """Writes the digests of the weights and the configuration in a folder beside them."""
     names = SAFETENSORS_WEIGHTS_NAME if safe_serialization else WEIGHTS_NAME, CONFIG_NAME

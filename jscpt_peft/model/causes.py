@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .adapter_file import unsound
+from .adapter_file import check_sound, unsound
 
 if TYPE_CHECKING:
     from .injection import JSCPTInjection
@@ -21,6 +22,14 @@ def check_logits(model: JSCPTInjection, logits: Tensor, pixel_values: Tensor) ->
             f"The logits of {len(rows)} of {len(logits)} images (the first is number {rows[0]}) are not finite: "
             f"{cause_of_nan(model, pixel_values)}."
         )
+
+
+def check_finite(model: JSCPTInjection, made_of_it: Mapping[str, Tensor]) -> None:
+    """Raises a `ValueError` that names the cause where the active adapter, or what was made of a model, is unsound."""
+    adapter = model.backbone.vision.active_task_adapter
+    check_sound({} if adapter is None else adapter.state_dict())
+    if not all(bool(tensor.isfinite().all()) for tensor in made_of_it.values()):
+        raise ValueError(f"nothing is written, since the result would not be finite: {cause_of_nan(model)}.")
 
 
 def cause_of_nan(model: JSCPTInjection, pixel_values: Tensor | None = None) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from peft import PeftConfig
+from peft.utils import CONFIG_NAME
 
 from jscpt_peft.choices import nearest
 from jscpt_peft.methods import METHODS, check_single_task, method_fields
 from jscpt_peft.reading import one_line, read_json_object
-from jscpt_peft.settings import Between, OneOf, Rate, Tokens, Width, check_settings, setting
+from jscpt_peft.settings import Between, OneOf, Pattern, Rate, Tokens, Width, check_settings, setting
 
 from .class_residual import CLASS_RESIDUALS
 from .config_checks import check_tasks, check_templates, check_texts, templates_of
@@ -140,7 +142,9 @@ class JSCPTConfig(PeftConfig):
         "normal", "Random start of the vision prompts: normal, or uniform as in VPT."
     )
     init_seed: int = setting(0, "Seed of that start.", command_line=False)
-    target_modules: str | list[str] | None = setting(None, "Wrapped modules.", command_line=False)
+    target_modules: Annotated[str, Pattern()] | list[str] | None = setting(
+        None, "Wrapped modules.", command_line=False
+    )
     base_dimensions: dict[str, int] | None = setting(None, "Sizes of the base model.", command_line=False)
 
     awaits_weights: ClassVar[bool] = False  # true of a configuration that was read to load its weights
@@ -172,8 +176,18 @@ class JSCPTConfig(PeftConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any):
-        """As `PeftConfig`'s. The file says no task type, which `AutoPeftModel` would refuse."""
-        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        """As `PeftConfig`'s. The file says no task type, which `AutoPeftModel` would refuse.
+
+        Raises:
+            ValueError: there is none, or one of its values is wrong; the message names the file.
+        """
+        try:
+            config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        except (TypeError, ValueError) as error:
+            if CONFIG_NAME in str(error):
+                raise
+            file = Path(str(pretrained_model_name_or_path), subfolder or "", CONFIG_NAME)
+            raise ValueError(f"{file}: {one_line(error)}. Get the adapter again, or mend it.") from error
         config.task_type, config.awaits_weights = TASK_TYPE, True
         return config
 

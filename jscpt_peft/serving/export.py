@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from jscpt_peft.model.backbones.attention import KeysValues, block, keys_values
+from jscpt_peft.model.causes import check_finite
 from jscpt_peft.model.losses import averaged_over_views
 from jscpt_peft.model.task_context import deterministic, task_index
 from jscpt_peft.model.task_rows import TaskRows
@@ -171,7 +172,8 @@ def export_task(
         The folder.
 
     Raises:
-        ValueError: there is no such task, another `dtype`, or no mean or standard deviation of three channels.
+        ValueError: there is no such task, another `dtype`, no mean or standard deviation of three channels, or a
+            tensor that is not finite.
         OSError: it could not be written; what was there is as it was.
         NotADirectoryError, FileExistsError: `directory` is a file, or holds something else than an earlier export.
     """
@@ -185,6 +187,7 @@ def export_task(
     _check_directory(directory)
     with deterministic():  # a dropout of the base model would disturb the class features
         classifier = TaskClassifier(model, task_id, dtype)
+    check_finite(model, classifier.state_dict())
     size = model.model.config.vision_config.image_size
     input_dtype = torch.promote_types(dtype, torch.float32)
     class_names = model.active_jscpt_config.tasks[task]

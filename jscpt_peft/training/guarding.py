@@ -119,7 +119,7 @@ class Guarding(Trainer):
         self.settle()
         if self.nonfinite_steps:
             return f"tasks were not finite in the last {self.nonfinite_steps} steps"
-        return problem_of([*self.trainable_parameters(), *self.weighting.parameters()])
+        return problem_of([*self.model.task_adapter.state_dict().values(), *self.weighting.parameters()])
 
     def check_end(self) -> None:
         """Raises a `FloatingPointError` where a run ends in a state that is no result; the last good one is kept."""

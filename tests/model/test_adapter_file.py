@@ -179,3 +179,27 @@ def test_weights_that_are_no_pickle_are_named(folder, content):
     (folder / "adapter_model.bin").write_bytes(content)
     with pytest.raises(ValueError, match=r"adapter_model.bin of the adapter .* or not whole"):
         PeftModel.from_pretrained(oracles.tiny_clip(dtype=torch.float32), folder)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
+def test_what_could_not_be_loaded_again_is_not_written(tmp_path, value):
+    """What was saved before stays; a further adapter counts, too."""
+    model = prompted.prompted_clip(torch.float32)
+    model.add_adapter("second", prompted.config())
+    model.save_pretrained(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    model.set_adapter("second")
+    model.task_adapter.prompts.vision_shared.detach()[0] = value
+    for write in (model.save_pretrained, lambda folder: model.export_task("photo", folder / "exported")):
+        with pytest.raises(ValueError, match=r"vision_shared' of the adapter .*nothing is written"):
+            write(tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    model.save_pretrained(tmp_path, selected_adapters=["default"])
+
+
+def test_an_export_of_a_base_that_is_not_finite_is_refused(tmp_path):
+    model = prompted.prompted_clip(torch.float32)
+    model.get_base_model().visual_projection.weight.detach()[0] = torch.nan
+    with pytest.raises(ValueError, match=r"visual_projection.*' of the base model is not finite"):
+        model.export_task("photo", tmp_path / "exported")
+    assert list(tmp_path.iterdir()) == []

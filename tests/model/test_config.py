@@ -164,6 +164,22 @@ def test_classes_with_the_same_text_are_refused(names):
         get_peft_model(oracles.tiny_clip(), JSCPTConfig(tasks=prompted.TASKS, class_token_ids=again))
 
 
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"num_task_tokens": "3"}, "`num_task_tokens` must be a whole number, got '3'"),
+        ({"target_modules": "((("}, "`target_modules` is '\\(\\(\\(', no regular expression"),
+        ({"self": 1}, "'self'"),
+    ],
+)
+def test_a_wrong_value_in_a_file_is_named_with_the_file(tmp_path, changed, problem):
+    JSCPTConfig(tasks={"art": ["cat", "dog"]}).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    with pytest.raises(ValueError, match=rf"{path}: .*{problem}.*\. Get the adapter again, or mend it"):
+        JSCPTConfig.from_pretrained(tmp_path)
+
+
 def test_a_tokenizer_with_code_of_its_own_is_refused_without_asking(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     code = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from itertools import combinations
@@ -17,7 +22,7 @@ from base_model import load_base
 from datasets import Dataset
 from kept_features import features_file, keep_features
 from measured_run import parsed
-from paths import TINY_CLIP
+from paths import ROOT, TINY_CLIP
 from recipe_runs import draw_images, fails
 from reproduced_figures import draw_runs
 from reproduced_tables import JOINT
@@ -123,7 +128,7 @@ def test_what_is_done_is_not_done_again(made, images, monkeypatch):
         reproduce.main(command(images, made, "--weight_decay", "0.1"))
 
 
-def test_an_interrupted_table_goes_on_to_the_same_numbers(made, images, tmp_path, monkeypatch):
+def test_an_interrupted_table_goes_on_to_the_same_numbers(made, images, tmp_path, monkeypatch, capsys):
     measure, calls = reproduce.measure, []
 
     def interrupted(run, output):
@@ -135,11 +140,54 @@ def test_an_interrupted_table_goes_on_to_the_same_numbers(made, images, tmp_path
         measure(run, output)
 
     monkeypatch.setattr(reproduce, "measure", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        reproduce.main(command(images, tmp_path))
+    assert f"what is done is in {tmp_path}, and the same command goes on" in fails(
+        capsys, reproduce.main, *command(images, tmp_path)
+    )
     reproduce.main(command(images, tmp_path))
     measured = ["train_seconds"]
     pd.testing.assert_frame_equal(results(tmp_path).drop(columns=measured), results(made).drop(columns=measured))
+
+
+PROGRAM = """
+import multiprocessing, os, sys, time
+from pathlib import Path
+import reproduce
+
+class Endless:
+    def result(self, output):
+        if multiprocessing.parent_process() is not None:
+            Path("child").write_text(str(os.getpid()))
+            os.rename("child", "started")
+            time.sleep(600)
+
+if __name__ == "__main__":
+    with reproduce.cli_errors(), reproduce.run_all(2, Path("out")) as do:
+        do([Endless()], "runs")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux' own")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_ends_the_table_ends_its_runs(tmp_path, number):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "recipes")))}
+    options = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen([sys.executable, "program.py"], text=True, **options)
+    started = tmp_path / "started"
+    assert within(120, started.exists) and process.poll() is None
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert within(30, lambda: not Path("/proc", started.read_text()).exists())
+    assert process.returncode == (-number if number == signal.SIGTERM else 130)
+    assert "Traceback" not in said and ("Interrupted; what is done is in out" in said) == (number == signal.SIGINT)
+
+
+def within(seconds, is_so) -> bool:
+    end = time.monotonic() + seconds
+    while not is_so() and time.monotonic() < end:
+        time.sleep(0.05)
+    return is_so()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from recipe_runs import CLASSES, QUICK, draw_images, fails
 from transformers import CLIPModel
 
 from jscpt_peft.evaluation import read_history
+from jscpt_peft.training.evaluating import EvaluatingTrainer
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +160,22 @@ def test_an_output_that_would_harm_or_cannot_be_is_refused(tmp_path, capsys, out
     command = ["--task_set", "folder", "--data_root", tmp_path / root, "--output_dir", tmp_path / output]
     said = fails(capsys, train.main, *command, "--overwrite_output_dir", "--use_cpu")
     assert re.search(message, said) and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("method", "what"), [("jscpt", "adapter is"), ("linear_probe", "weights are")])
+def test_ctrl_c_after_training_says_what_is_saved(images, tmp_path, capsys, monkeypatch, method, what):
+    evaluate, calls = EvaluatingTrainer.evaluate, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:  # the first is of zero-shot CLIP
+            raise KeyboardInterrupt
+        return evaluate(*args, **kwargs)
+
+    monkeypatch.setattr(EvaluatingTrainer, "evaluate", interrupted)
+    words = ["--task_set", "folder", "--data_root", str(images), "--use_cpu", "--eval_strategy", "no"]
+    with pytest.raises(SystemExit) as stop:
+        train.main([*words, "--max_steps", "1", "--method", method, "--output_dir", str(tmp_path)])
+    assert stop.value.code == 130
+    assert f"Interrupted; the {what} saved in {tmp_path}" in " ".join(capsys.readouterr().out.split())
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
