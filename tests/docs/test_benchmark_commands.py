@@ -73,7 +73,7 @@ def test_command(name, hub, home, tmp_path):
     task_set, output = words[words.index("--task_set") + 1], tmp_path / "out"
     words[words.index("--output_dir") + 1] = str(output)
     if "--data_root" in words:
-        benchmark_data.folder(task_set, tmp_path / "data", {"train": 6, "validation": 2, "test": 2})
+        benchmark_data.folder(task_set, tmp_path / "data", COUNTS)
         words[words.index("--data_root") + 1] = str(tmp_path / "data")
     program = [sys.executable, str(ROOT / "recipes" / "train.py")]
     done = hub.run([*program, *words, *QUICK], home=home, timeout=500)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 
+import fork_server
 import pytest
 from paths import ROOT
 
@@ -15,7 +15,7 @@ from paths import ROOT
 def test_strict_build(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
+    done = fork_server.run(command, cwd=ROOT, env=quiet)
     assert done.returncode == 0, done.stderr[-3000:]
     pages = {str(page.relative_to(tmp_path / "site")): page.read_text() for page in tmp_path.rglob("*.html")}
     assert "lower_steps" in pages["training/index.html"]

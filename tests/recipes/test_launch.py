@@ -9,14 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import fork_server
 import processes
 import pytest
+from paths import RECIPES, ROOT
 from recipe_runs import draw_images
 
 from jscpt_peft.evaluation import read_history
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGURATION = ROOT / "recipes" / "configs" / "accelerate" / "two_cpu_processes.yaml"
+CONFIGURATION = RECIPES / "configs" / "accelerate" / "two_cpu_processes.yaml"
 QUICK = ["--use_cpu", "--eval_strategy", "no", "--lower_steps", "2", "--per_device_train_batch_size", "2"]
 TIMEOUT = 300
 
@@ -29,12 +30,12 @@ def data(tmp_path_factory) -> list[str]:
     return ["--task_set", "folder", "--data_root", str(draw_images(tmp_path_factory.mktemp("images"), suffix="png"))]
 
 
-def launch(folder: Path, *arguments: str) -> subprocess.Popen:
+def launch(folder: Path, *arguments: str) -> fork_server.Process:
+    """The launcher, whose own processes are real ones."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGURATION)]
     command += ["--main_process_port", "0", str(ROOT / "recipes" / "train.py"), *QUICK, *arguments]
-    log = open(folder / "log", "w", encoding="utf-8")  # noqa: SIM115 (the process writes to it)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    return fork_server.start(command, folder / "log", env=environment)
 
 
 def said(folder: Path) -> str:
@@ -47,12 +48,23 @@ def run(folder: Path, *arguments: str) -> list[int]:
     return processes.wait(processes.launch(2, folder, [str(ROOT / "recipes" / "train.py"), *QUICK, *arguments]))
 
 
-def test_python_trains(tmp_path, data):
-    """A real process, which nothing has prepared."""
-    command = [sys.executable, str(ROOT / "recipes" / "train.py"), *QUICK, *data]
-    command += ["--max_steps", "1", "--output_dir", "out"]
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(RECIPES)!r})
+import train, predict, export, tested_images, benchmark, evaluate
+train.main(sys.argv[1:])
+print(evaluate.__file__, "jscpt_peft.evaluation.metric" in sys.modules)
+"""
+
+
+def test_python_trains_without_the_library_that_a_recipe_hides(tmp_path, data):
+    """A real process, which nothing has prepared; as for `python recipes/train.py`, recipes/ is first on its path."""
+    users = [file for file in (ROOT / "jscpt_peft").rglob("*.py") if "import evaluate\n" in file.read_text()]
+    assert [file.name for file in users] == ["metric.py"]
+    command = [sys.executable, "-c", PROGRAM, *QUICK, *data, "--max_steps", "1", "--output_dir", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split()[-2:] == [str(RECIPES / "evaluate.py"), "False"]
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,22 +131,26 @@ def test_what_is_done_is_not_done_again(made, images, monkeypatch):
 
 def test_an_interrupted_table_goes_on_to_the_same_numbers(made, images, tmp_path, monkeypatch, capsys):
     measure, calls = reproduce.measure, []
+    output = shutil.copytree(made, tmp_path / "out")
+    for folder in sorted((output / "runs").iterdir())[::4]:  # as if these three had not come yet
+        shutil.rmtree(folder)
 
     def interrupted(run, output):
-        calls.append(run)
-        if len(calls) == 3:
+        calls.extend([run] if run.result(output) is None else [])
+        if len(calls) == 2:
             run.folder(output).mkdir(parents=True)
             (run.folder(output) / "left over").touch()
             raise KeyboardInterrupt
         measure(run, output)
 
     monkeypatch.setattr(reproduce, "measure", interrupted)
-    assert f"what is done is in {tmp_path}, and the same command goes on" in fails(
-        capsys, reproduce.main, *command(images, tmp_path)
+    assert f"what is done is in {output}, and the same command goes on" in fails(
+        capsys, reproduce.main, *command(images, output)
     )
-    reproduce.main(command(images, tmp_path))
+    reproduce.main(command(images, output))
+    assert len(calls) == 4
     measured = ["train_seconds"]
-    pd.testing.assert_frame_equal(results(tmp_path).drop(columns=measured), results(made).drop(columns=measured))
+    pd.testing.assert_frame_equal(results(output).drop(columns=measured), results(made).drop(columns=measured))
 
 
 PROGRAM = """
