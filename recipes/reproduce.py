@@ -15,6 +15,7 @@ trainings of JSCPT and plain joint training.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import signal
@@ -126,14 +127,15 @@ def check_options(options: argparse.Namespace, methods: Sequence[str]) -> None:
 
 
 def now_and_then(function: Callable[[], Any], seconds: float = 60.0) -> Callable[[], None]:
-    """Calls the function at its first call, and then at most once in so many seconds."""
-    last = -seconds
+    """Calls the function at its first call, and then at most once in so many seconds, or in 20 times what it took."""
+    after = -math.inf
 
     def call() -> None:
-        nonlocal last
-        if perf_counter() - last >= seconds:
+        nonlocal after
+        started = perf_counter()
+        if started >= after:
             function()
-            last = perf_counter()
+            after = perf_counter() + max(seconds, 20 * (perf_counter() - started))
 
     return call
 
