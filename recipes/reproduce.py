@@ -30,7 +30,6 @@ from time import perf_counter
 from typing import Annotated, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from cli_errors import cli_errors, console
 from idle import OF_TABLES, tell_idle
@@ -38,13 +37,10 @@ from kept_features import learns_in_image_encoder
 from launched import end_with_parent
 from measured_run import KINDS, ZERO_SHOT, Run, measure, parsed
 from reproduced_figures import draw_runs
+from reproduced_results import write_tables
 from reproduced_tables import TABLES
 
 from jscpt_peft.choices import check_choice
-from jscpt_peft.evaluation.comparison import comparison_markdown, summarise
-from jscpt_peft.evaluation.comparison_figure import draw_comparison
-from jscpt_peft.evaluation.intervals import paired_interval
-from jscpt_peft.evaluation.tables import markdown_table, points
 from jscpt_peft.settings import Between, Name, PositiveInt, PositiveRate, check_setting
 
 Seed = Annotated[int, Between(0, 2**32 - 1)]
@@ -100,8 +96,8 @@ def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
             for (setting, _), runs in searches.items()
         ]
         finals = [replace(run, seed=seed, split="test") for seed in options.seeds for run in chosen]
-        do(finals, "test", now_and_then(lambda: write_tables(options, output, finals)))
-    write_tables(options, output, finals)
+        do(finals, "test", now_and_then(lambda: write_tables(options.table, options.reference, output, finals)))
+    write_tables(options.table, options.reference, output, finals)
     first = options.seeds[0]
     drawn = draw_runs([run for run in finals if run.seed == first], output)
     with (output / "results.md").open("a", encoding="utf-8") as file:
@@ -195,76 +191,6 @@ def begin_process(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     end_with_parent(parent)
     torch.set_num_threads(1)
-
-
-# ---- the table ------------------------------------------------------------------------------------------------------
-
-
-def collect(runs: Sequence[Run], output: Path) -> pd.DataFrame:
-    """The results that are there, tidy: a row for each run and task."""
-    rows = []
-    for run in runs:
-        result = run.result(output)
-        if result is not None:
-            alike = {**result, "words": shlex.join(result["words"])}
-            by_task = {name: alike.pop(name) for name in ("accuracy", "right")}
-            for task in by_task["accuracy"]:
-                rows.append({**alike, "task": task, **{name: each[task] for name, each in by_task.items()}})
-    return pd.DataFrame(rows)
-
-
-def write_tables(options: argparse.Namespace, output: Path, runs: Sequence[Run]) -> None:
-    """`results.parquet`, and `results.md` with a table for each setting and the differences from the reference."""
-    results = collect(runs, output)
-    if results.empty:
-        return
-    results.to_parquet(output / "results.parquet")
-    published, text = TABLES[options.table].published, f"# {options.table}\n"
-    for setting, part in results.groupby("setting", sort=False):
-        summary = summarise(part)
-        by_method = part.groupby("method", sort=False)
-        seconds = by_method["train_seconds"].mean().where(by_method["steps"].mean() > 0, 0)
-        columns = {
-            "learning rate": by_method["learning_rate"].first().map("{:g}".format),
-            "parameters": by_method["trainable_parameters"].first().map("{:,}".format),
-            "ms per step": (1000 * seconds / by_method["steps"].mean()).fillna(0).map("{:.0f}".format),
-            "training, s": seconds.map("{:.0f}".format),
-        }
-        if setting in published:
-            columns = {"mean, as published": published[setting], **columns}
-        if part["worst_group"].notna().any():
-            columns = {"worst group": (100 * by_method["worst_group"].mean()).map("{:.1f}".format), **columns}
-        table = comparison_markdown(summary, {name: dict(column) for name, column in columns.items()})
-        steps, seeds = part["steps"].max(), ", ".join(map(str, sorted(part["seed"].unique())))
-        text += f"\n## {setting}\n\nTest accuracy in %; {steps} steps, seeds {seeds}.\n\n{table}\n"
-        if options.reference in summary.index and len(summary) > 1:
-            text += f"\n{differences(part, options.reference)}\n"
-    (output / "results.md").write_text(text, encoding="utf-8")
-    settings = list(results["setting"].unique())
-    if len(settings) > 1 and all(name[0].isdigit() for name in settings):  # amounts of training data
-        draw_comparison(results, output)
-
-
-def differences(part: pd.DataFrame, reference: str) -> str:
-    """Each method's mean minus the reference's, in points, with its interval, over the seeds that both have."""
-    rows = []
-    pivot = part.pivot(index=["task", "seed"], columns="method", values="right")
-    alike = part.groupby("method")["images"].nunique().max() == 1
-    for method in part["method"].unique():
-        both = pivot[[method, reference]].dropna() if method != reference else pivot[:0]
-        if both.empty:
-            continue
-        by_task = [
-            np.stack([_bits(one) - _bits(other) for one, other in zip(each[method], each[reference], strict=True)])
-            for _, each in both.groupby("task", sort=False)
-        ]
-        found = paired_interval(by_task, same_images=alike)
-        rows.append([method, points(found.difference), f"{points(found.low)} to {points(found.high)}"])
-    return markdown_table([f"minus {reference}", "points", "95 % interval"], rows)
-
-
-def _bits(text: str) -> np.ndarray:
-    return np.array([*text], dtype=float)
 
 
 if __name__ == "__main__":

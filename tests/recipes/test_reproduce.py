@@ -26,6 +26,7 @@ from measured_run import parsed
 from paths import ROOT, TINY_CLIP
 from recipe_runs import draw_images, fails
 from reproduced_figures import draw_runs
+from reproduced_results import write_tables
 from reproduced_tables import JOINT
 from task_data import DataArguments, make_datasets
 
@@ -81,7 +82,27 @@ def test_a_row_for_each_run_and_task(made):
     costs = found.groupby("method")["trainable_parameters"].first()
     assert costs["zero_shot"] == 0 < costs[COOP] < costs[JSCPT]
     table = (made / "results.md").read_text()
-    assert f"| {JSCPT} |" in table and f"| minus {JSCPT} | points | 95 % interval |" in table
+    assert f"| {JSCPT} |" in table and f"| minus {JSCPT} | points (95 % interval) |" in table
+
+
+def test_means_of_several_parts_stand_first(tmp_path):
+    class Done:
+        def __init__(self, setting, method, seed, right):
+            self.found = {"setting": setting, "method": method, "seed": seed, "words": [], "learning_rate": 0.1}
+            self.found |= {"steps": 4, "train_seconds": 2.0, "trainable_parameters": 7, "images": "x"}
+            self.found |= {"worst_group": None, "right": {"a": right}, "accuracy": {"a": right.count("1") / 4}}
+
+        def result(self, _):
+            return self.found
+
+    one = [Done("clean", "jscpt", seed, right) for seed, right in enumerate(["1110", "1100"])]
+    other = [Done("clean", "coop", seed, "1000") for seed in range(2)]
+    write_tables("icons", "jscpt", tmp_path, [*one, *other, Done("biased", "coop", 0, "1111")])
+    text = (tmp_path / "results.md").read_text()
+    first, second = text.partition("\n## clean")[::2]
+    assert "| jscpt | **62.5 ± 17.7** | n/a |" in first and "| coop | <u>25.0 ± 0.0</u> | 100.0 |" in first
+    assert "| minus jscpt | clean | biased |" in first and "| coop | -37.5 (-87.5 to +0.0) |  |" in first
+    assert "| coop | -37.5 (-87.5 to +0.0) |" in second and "## biased" in second
 
 
 def test_the_learning_rate_is_the_best_on_validation_images_and_tests_are_seen_once(made):
