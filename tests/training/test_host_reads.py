@@ -90,7 +90,7 @@ def watched_run(tmp_path, monkeypatch, **options):
     monkeypatch.setattr(Batch, "checked", on_the_host(Batch.checked))
     adam = import_module("torch.optim.adam")
     monkeypatch.setattr(adam, "_get_value", on_the_host(adam._get_value))  # of step counters
-    options = {"max_steps": 8, "logging_steps": 4, "lower_steps": 100, **options}
+    options = {"max_steps": 5, "logging_steps": 3, "lower_steps": 100, **options}
     run = small_run.trainer(tmp_path, prompted.prompted_clip(torch.float32), **options)
     watch = Watch(2, run.args.logging_steps)  # the first step fills what is kept
     run.add_callback(watch)
@@ -119,7 +119,7 @@ def watched_run(tmp_path, monkeypatch, **options):
         {"optim": "adamw_torch", "max_grad_norm": 1.0, "weight_decay": 0.1},
         {"optim": "adamw_torch_fused", "lr_scheduler_type": "linear"},
         {"bf16": True},
-        {"gradient_accumulation_steps": 2, "max_steps": 4, "logging_steps": 3},
+        {"gradient_accumulation_steps": 2, "max_steps": 4},
         {"weigh_own_steps": True, "task_prior": 0.1},
         *({"weighting": name} for name in ("uniform", "loss_cosine", "uw", "gradnorm", "dwa", "famo")),
     ],
@@ -127,8 +127,7 @@ def watched_run(tmp_path, monkeypatch, **options):
 )
 def test_a_step_that_is_not_logged_reads_nothing(tmp_path, monkeypatch, options):
     steps = watched_run(tmp_path, monkeypatch, **options)
-    expected = [step for step in range(2, options.get("max_steps", 8) + 1) if step % options.get("logging_steps", 4)]
-    assert steps == expected
+    assert steps == [2, 4, 5][: options.get("max_steps", 5) - 2]
 
 
 @pytest.mark.parametrize("options", [{"lower_steps": 1}, {"logging_nan_inf_filter": True}], ids=str)

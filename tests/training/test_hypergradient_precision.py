@@ -13,7 +13,7 @@ from jscpt_peft.training.hessian import HessianProduct, kept_graph
 from jscpt_peft.training.implicit_gradient import dev_gradient, implicit_gradient
 from jscpt_peft.training.task_gradients import Batch, shared_gramian
 
-PER_TASK = 8
+PER_TASK = 4
 
 
 def pictures(dtype: torch.dtype, seed: int) -> Batch:
