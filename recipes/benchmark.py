@@ -78,6 +78,9 @@ class BenchmarkArguments:
     baseline: bool = setting(True, "Time the baseline too, with which the fast path must agree.")
     activation_checkpointing: bool = setting(False, "Compute every block anew in the backward pass.")
     repeats: PositiveInt = setting(3, "Timed runs of every variant; the median counts.")
+    cpu_time: bool = setting(
+        False, "Seconds that one CPU spent instead of those of the clock, for a machine that does other work too."
+    )
     dtype: Literal["float32", "bfloat16"] = setting("float32", "bfloat16: autocast.")
     device: str = setting("cpu", "cpu or cuda.")
     json: str | None = setting(None, "A file to write the figures to as well.")
@@ -90,6 +93,8 @@ class BenchmarkArguments:
         check_settings(self)
         if self.compare is not None and self.case != "step":
             raise ValueError(f"`compare` needs ratios, which `case` {self.case!r} has none of: leave it out.")
+        if self.cpu_time and (self.device != "cpu" or torch.get_num_threads() > 1):
+            raise ValueError("`cpu_time` is that of one thread on the CPU: set OMP_NUM_THREADS=1 and `--device cpu`.")
         if self.json is not None and not Path(self.json).absolute().parent.is_dir():
             raise ValueError(f"`json` {self.json!r} is in a folder that does not exist: make it first.")
 
@@ -181,7 +186,7 @@ def matrix_product(arguments: BenchmarkArguments) -> Callable[[], object]:
 def measured(arguments: BenchmarkArguments) -> dict:
     """Seconds, ratios with their noise, FLOPs and memory of the variants."""
     variants = make_variants(arguments)
-    rounds, peaks = measure(variants, arguments.repeats, arguments.device)
+    rounds, peaks = measure(variants, arguments.repeats, arguments.device, arguments.cpu_time)
     counted = (JOINT, PRODUCT) if arguments.quick else variants
     flops = {name: count_flops(variants[name]) for name in counted}
     seconds = {name: median(each) for name, each in rounds.items()}

@@ -14,19 +14,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def measure(
-    variants: dict[str, Callable[[], object]], repeats: int, device: str
+    variants: dict[str, Callable[[], object]], repeats: int, device: str, cpu_time: bool = False
 ) -> tuple[dict[str, list[float]], dict[str, float | None]]:
-    """Seconds of every variant in each round, run in turn, and its peak memory in the first one, which warms up."""
+    """Seconds of every variant in each round, run in turn, and its peak memory in the first one, which warms up.
+
+    Seconds by the clock, or those that a CPU spent in this process.
+    """
+    now = time.process_time if cpu_time else time.perf_counter
     wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
     peaks = {name: peak_memory(variant, device) for name, variant in variants.items()}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, variant in variants.items():
             wait()
-            start = time.perf_counter()
+            start = now()
             variant()
             wait()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(now() - start)
     return seconds, peaks
 
 

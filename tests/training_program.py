@@ -25,7 +25,7 @@ COLLECTIVES += ("broadcast_object_list", "reduce", "reduce_scatter", "gather", "
 
 
 class Communications:
-    """Counts what the processes of every step tell each other."""
+    """Counts what the processes tell each other from one step's end to the next one's."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -48,7 +48,8 @@ class AtStep(TrainerCallback):
         self.communications, self.fault, self.step, self.rank = communications, fault, step, rank
 
     def on_step_begin(self, _args, state, _control, **_):
-        self.communications.open = 0
+        if not self.communications.calls:  # what begins a run belongs to no step
+            self.communications.open = 0
         if state.global_step == self.step and process_index() == self.rank:
             if self.fault in ("SIGKILL", "SIGSTOP", "SIGINT", "SIGTERM"):
                 os.kill(os.getpid(), getattr(signal, self.fault))
@@ -71,6 +72,7 @@ class AtStep(TrainerCallback):
 
     def on_step_end(self, _args, _state, _control, **_):
         self.communications.calls.append(self.communications.open)
+        self.communications.open = 0
 
 
 def main(

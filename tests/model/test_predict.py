@@ -11,7 +11,11 @@ import pytest
 import torch
 from paths import TINY_CLIP
 from PIL import Image, ImageSequence
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoImageProcessor
+from transformers.activations import ACT2FN
+
+from jscpt_peft.model.backbones.attention import feed_forward
 
 
 @pytest.fixture
@@ -152,6 +156,38 @@ WAYS = {
     "base in bf16, on request": (lambda: adapted.adapted_clip(HALF), nullcontext(), {"bf16": True}),
     "base and adapter in bf16": (lambda: adapted.adapted_clip().to(HALF), nullcontext(), {}),
 }
+
+
+class WeightCasts(TorchDispatchMode):
+    """Names the parameters of a model that are cast within."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.names = {each.data_ptr(): name.rsplit(".", 2)[-2] for name, each in model.named_parameters()}
+        self.cast = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default and args[0].dim() > 0:
+            self.cast += [self.names[at] for at in (args[0].untyped_storage().data_ptr(),) if at in self.names]
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_weights_of_blocks_are_cast_once(activation):
+    """Also without gradients, and whatever the activation is."""
+    model = adapted.adapted_clip()
+    mlps = [layer.mlp for tower in (model.backbone.vision, model.backbone.text) for layer in tower.blocks]
+    for mlp in mlps:
+        mlp.activation_fn = ACT2FN[activation]
+    images = adapted.pictures(2)
+    before = model.predict(images, "painting", bf16=True)
+    with WeightCasts(model) as casts:
+        assert model.predict(images, "painting", bf16=True) == before
+    assert casts.cast == ["patch_embedding", "base_layer"]  # the latter projects what an image's features become
+    hidden = torch.randn(2, 3, mlps[0].fc1.in_features)
+    if activation == "gelu":
+        with torch.no_grad(), torch.autocast("cpu", HALF):
+            assert torch.equal(feed_forward(mlps[0], hidden, model.backbone.vision.cast_blocks()[0]), mlps[0](hidden))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -146,6 +146,14 @@ def test_rounds_leave_the_warm_up_out(monkeypatch):
     assert order == list("abababab")
 
 
+def test_cpu_time_leaves_waiting_out(monkeypatch):
+    seconds, _ = measuring.measure({"a": partial(measuring.time.sleep, 0.2)}, 1, "cpu", cpu_time=True)
+    assert seconds["a"][0] < 0.1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(ValueError, match="`cpu_time` is that of one thread on the CPU: set OMP_NUM_THREADS=1"):
+        benchmark.BenchmarkArguments(cpu_time=True)
+
+
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="only Linux counts the peak memory of a process"
 )

@@ -94,6 +94,9 @@ def test_half_the_precision_is_half_the_tower(tmp_path):
     model.to(torch.bfloat16)
     assert ((logits - wanted(model, "photo", images)) / scale).abs().max() <= 0.01
     assert 2 * _weights(half, "vision") == _weights(whole, "vision")
+    nodes = torch.export.load(half / "classifier.pt2").graph.nodes
+    casts = [node.args[0].name for node in nodes if node.target is torch.ops.aten.to.dtype]
+    assert "pixel_values" in casts and not [name for name in casts if name.startswith(("p_vision", "p_projection"))]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

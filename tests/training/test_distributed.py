@@ -18,7 +18,13 @@ from jscpt_peft.evaluation import read_history
 COMMON = {"max_steps": 4, "lower_steps": 2}
 VARIANTS = {
     "plain": {},
-    "accumulation": {"gradient_accumulation_steps": 2, "optim": "adamw_torch", "learning_rate": 0.01},
+    "accumulation": {
+        "gradient_accumulation_steps": 2,
+        "optim": "adamw_torch",
+        "learning_rate": 0.01,
+        "logging_steps": 3,
+        "max_grad_norm": 1.0,
+    },
     "chunks": {"hypergradient_chunk_size": 1, "gradient_aggregator": "gradvac", "model": {"towers": "vision"}},
     "differences": {"hvp": "finite_difference", "max_grad_norm": 0.5, "hypergradient_batch_size": 2},
     "few images": {"sizes": {"train": [1, 3, 2], "dev": [1, 1, 1], "validation": [1, 2, 2]}},
@@ -80,11 +86,16 @@ def test_two_processes_are_one_with_the_union_of_their_batches(runs, variant):
 
 @pytest.mark.slow
 def test_one_communication_a_lower_step(runs):
-    """A step that updates Ω adds the dev gradient, the counts of the Hessian's images, and one for each product."""
-    for result in runs("plain", 2):
-        assert result["communications"] == [1, 1 + 2 + 3, 1, 1 + 2 + 3]
-    for result in runs("accumulation", 2):
-        assert result["communications"][0] == 1
+    """From one step's end to the next one's.
+
+    A step that updates Ω adds the dev gradient, the counts of the Hessian's images, and one for each product; after
+    one that is logged, `Trainer` gathers the loss.
+    """
+    omega, logged = 2 + 3, 2
+    for result in runs("accumulation", 2):  # the third step is logged
+        assert result["communications"] == [1, 1 + omega, 1, logged + 1 + omega]
+    for result in runs("plain", 2):  # every step is
+        assert result["communications"] == [1, logged + 1 + omega, logged + 1, logged + 1 + omega]
 
 
 @pytest.mark.slow

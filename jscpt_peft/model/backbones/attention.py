@@ -188,7 +188,9 @@ def feed_forward(mlp: CLIPMLP, hidden: torch.Tensor, cast: CastWeights | None = 
     """
     plain = type(mlp.fc1) is nn.Linear and type(mlp.fc2) is nn.Linear
     if not (plain and isinstance(mlp.activation_fn, QuickGELUActivation)):
-        return mlp(hidden)
+        if cast is None:
+            return mlp(hidden)
+        return F.linear(mlp.activation_fn(F.linear(hidden, *cast.wide)), *cast.narrow)
     first, second = (mlp.fc1, mlp.fc2) if cast is None else (cast.wide, cast.narrow)
     wide = _scaled_linear(first, hidden.flatten(0, -2), QUICK_GELU_SLOPE, QUICK_GELU_SLOPE)
     return _scaled_linear(second, double_backward.silu(wide), 1 / QUICK_GELU_SLOPE, 1.0).view_as(hidden)
