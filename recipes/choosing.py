@@ -6,8 +6,9 @@ from collections import Counter
 from typing import Any
 
 from jscpt_peft.data import TaskSet
-from jscpt_peft.methods import UNIFORM
 
+# Eqs. 4-6 with an Ω that moves in a short run.
+SCHEDULER = {"weigh_own_steps": True, "neumann_terms": 0, "lower_steps": "auto", "scheduler_learning_rate": "auto"}
 UNEQUAL = 4  # times as many images of each class as another task: between the two amounts that were measured
 
 
@@ -34,10 +35,10 @@ def choose(task_set: TaskSet) -> tuple[dict[str, Any], list[str]]:
         )
     per_class = [len(task.train) / len(task.class_names) for task in tasks]
     if max(per_class) > UNEQUAL * min(per_class):
-        settings |= UNIFORM
+        settings |= SCHEDULER
         reasons.append(
-            f"equal weights: {min(per_class):.0f} to {max(per_class):.0f} training images of each class, and "
-            "uncertainty weighting takes a task with few for one with wrong labels."
+            f"the paper's scheduler: {min(per_class):.0f} to {max(per_class):.0f} training images of each class; it "
+            "gains where tasks are unequal, and uncertainty weighting would take few images for wrong labels."
         )
     elif len(tasks) > 1:
         settings |= {"weighting": "uw", "weighting_learning_rate": 0.1, "weigh_own_steps": True}

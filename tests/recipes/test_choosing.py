@@ -32,13 +32,13 @@ def test_without_common_classes_nothing_is_shared_and_of_one_task_nothing_is_wei
     assert settings["class_residual"] == "task" and not {"weighting", "task_prior"} & settings.keys()
 
 
-def test_tasks_of_unequal_size_are_not_weighed(images):
+def test_tasks_of_unequal_size_are_weighed_by_the_papers_scheduler(images):
     root = load_task_set("folder", str(images))
     few, many = root.tasks
     many = replace(many, train=concatenate_datasets([many.train] * 5))
     settings, reasons = choose(replace(root, tasks=[few, many]))
-    assert "weighting" not in settings and settings["task_scheduling"] is settings["prompt_scheduling"] is False
-    assert reasons[-1].startswith("equal weights")
+    assert settings["lower_steps"] == settings["scheduler_learning_rate"] == "auto" and settings["weigh_own_steps"]
+    assert not {"weighting", "task_scheduling"} & settings.keys() and reasons[-1].startswith("the paper's scheduler")
 
 
 def test_the_command_line_stands_over_what_is_chosen(images, tmp_path, capsys, monkeypatch):
