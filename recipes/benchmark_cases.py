@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from benchmark_memory import memory
 from benchmark_steps import precision, random_batch, random_model, trainable
 from measuring import measure
 from peft import PeftModel
@@ -122,6 +123,7 @@ CASES: dict[str, Callable[[Any, Measured], list[Row]]] = {
     "prompt_depth": sweep("prompt_depth", (1, 2)),
     "tokens": sweep("tokens", (2, 8, 16)),
     "method": sweep("method", METHODS),
+    "memory": memory,
     "loading": loading,
     "evaluation": evaluation,
     "adapter": adapter_loading,

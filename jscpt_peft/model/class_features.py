@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .backbones import Backbone
 from .backbones.double_backward import precision_mode
@@ -11,7 +12,8 @@ from .cache import Cache, CacheKey
 from .class_texts import ClassTexts
 from .task_context import deterministic
 
-MOST_PARTS = 64
+MOST_PARTS = 256
+MOST_TEXTS = 1 << 14  # of one pass where activations are checkpointed
 
 
 class ClassFeatures:
@@ -60,7 +62,8 @@ class ClassFeatures:
 
         Args:
             prompts: `[N, depth, n, d]` text prompts of all tasks.
-            learning: the prompts are given, or gradients with respect to them are wanted: all texts in one pass.
+            learning: the prompts are given, or gradients with respect to them are wanted: all texts in one pass, or
+                where activations are checkpointed and texts are many, a pass for each task, made anew in the backward.
                 Otherwise they are the adapter's own, and a task's features depend on no other task, not even in their
                 last bits; without gradients they are kept.
             tasks: where learning, spend nothing on other tasks' classes, whose features are zero then.
@@ -69,7 +72,13 @@ class ClassFeatures:
             return self._kept(prompts, hold=True)
         if learning:
             texts = self.texts if tasks is None else self.of_tasks(tasks)
-            return texts.by_task(self.backbone.text_features(texts, prompts))
+            if len(texts.labels) <= MOST_TEXTS or not self.backbone.text.is_checkpointed:
+                return texts.by_task(self.backbone.text_features(texts, prompts))
+            parts = [self.of_tasks((task,)) for task in texts.rows.tasks]
+            features = self.backbone.text_features
+            return texts.by_task(
+                torch.cat([checkpoint(features, each, prompts, use_reentrant=False) for each in parts])
+            )
         return self._task_by_task(prompts) if prompts.requires_grad else self._kept(prompts)
 
     def _task_by_task(self, prompts: Tensor) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import benchmark_compare
+import benchmark_memory
 import benchmark_steps
 import measuring
 import prompted
@@ -15,6 +17,8 @@ import pytest
 import small_run
 import torch
 from paths import load_recipe
+
+from jscpt_peft.model import class_features
 
 benchmark = load_recipe("benchmark")
 RATIOS = ["baseline / fast joint", "full lower step / fast joint", "fraction of the matrix-product rate"]
@@ -76,6 +80,25 @@ def test_cases(case, capsys):
     rows = benchmark.main(benchmark.BenchmarkArguments(**sizes))["rows"]
     assert rows and all(value > 0 for row in rows for value in row.values() if not isinstance(value, str))
     assert len(capsys.readouterr().out.splitlines()) >= len(rows)
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="only Linux counts the peak memory of a process"
+)
+def test_memory_that_is_counted_is_that_of_a_step(monkeypatch):
+    """What many classes add to the peak."""
+    sizes = [benchmark.BenchmarkArguments(**{**SMALL, "classes": classes}) for classes in (5, 3000)]
+    counted = [benchmark_memory.step_bytes(each) for each in sizes]
+    measured = []
+    for each in sizes:
+        variants = benchmark.make_variants(replace(each, quick=True, baseline=False))
+        measured.append(measuring.peak_memory(variants["full lower step"], "cpu"))
+    assert counted[1] - counted[0] == pytest.approx(measured[1] - measured[0], rel=0.25)
+    monkeypatch.setattr(class_features, "MOST_TEXTS", 1000)
+    at_once, by_task = (
+        benchmark_memory.step_bytes(replace(sizes[1], tasks=8, activation_checkpointing=on)) for on in (False, True)
+    )
+    assert by_task < at_once / 3
 
 
 def test_only_what_has_worsened_beyond_its_noise_fails():

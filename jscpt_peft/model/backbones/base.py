@@ -37,6 +37,11 @@ class PromptedTower(JSCPTLayer):
     def blocks(self) -> nn.ModuleList:
         """The frozen transformer blocks."""
 
+    @property
+    def is_checkpointed(self) -> bool:
+        """Whether the blocks' activations are computed anew in the backward pass."""
+        return any(layer.gradient_checkpointing and layer.training for layer in self.blocks)
+
     def prompts(self) -> Tensor:
         """The active adapter's prompts as each task sees them, `[N, depth, n, d]`; n = 0 where there are none."""
         adapter = self.active_task_adapter
