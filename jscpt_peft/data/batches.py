@@ -240,10 +240,25 @@ def _read(dataset: datasets.Dataset, index: int, jpeg_side: int | None) -> dict:
 
 
 def collate(examples: Sequence[dict[str, Tensor | int]]) -> dict[str, Tensor]:
-    """Stacks items of `ImageTaskDataset`: pixel_values [B, 3, S, S] float32; labels, task_ids, groups [B] int64."""
+    """Stacks items of `ImageTaskDataset`: pixel_values [B, 3, S, S] float32; labels, task_ids, groups [B] int64.
+
+    Raises:
+        ValueError: an item has no `pixel_values`, or something else than a whole number in another place.
+    """
+    if any("pixel_values" not in example for example in examples):
+        raise ValueError("an item of the data set has no `pixel_values`: use `ImageTaskDataset`, or add them.")
     batch = {
-        name: torch.tensor([int(example[name]) for example in examples])
+        name: torch.tensor([_whole(name, example.get(name)) for example in examples])
         for name in ("labels", "task_ids", "groups")
         if name in examples[0]
     }
     return {"pixel_values": torch.stack([torch.as_tensor(example["pixel_values"]) for example in examples]), **batch}
+
+
+def _whole(name: str, value: object) -> int:
+    try:
+        if int(value) == value:
+            return int(value)
+    except (TypeError, ValueError, OverflowError):  # as of None, NaN and infinity
+        pass
+    raise ValueError(f"`{name}` of an item of the data set is {value!r}: give a whole number.")

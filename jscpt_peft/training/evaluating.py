@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import logging
 
 from jscpt_peft.choices import check_choice
+from jscpt_peft.data.by_task import check_map_style
 from jscpt_peft.evaluation import multi_task_accuracy
 from jscpt_peft.model.causes import cause_of_nan
 from jscpt_peft.model.task_rows import TaskRows
@@ -53,6 +54,7 @@ class EvaluatingTrainer(Trainer):
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As `Trainer`'s, likewise; a data set of other tasks or classes than the model's is refused."""
+        check_map_style("test_dataset", test_dataset)
         check_tasks("test_dataset", test_dataset, self.tested_tasks())
         options = {"batch_size": self.args.eval_batch_size}
         return self.accelerator.prepare(make_loader(test_dataset, self.args, self.data_collator, **options))
@@ -114,7 +116,9 @@ def answers(model: Any, inputs: dict[str, Tensor], loss_only: bool, own_loss: Ow
 
     Without labels there are logits alone.
     """
-    labels, task_ids = inputs.get("labels"), inputs["task_ids"]
+    labels, task_ids = inputs.get("labels"), inputs.get("task_ids")
+    if task_ids is None:
+        raise ValueError("the images to evaluate have no `task_ids`: say of which of the model's tasks each is.")
     logits = model.classify(inputs["pixel_values"], task_ids, labels).logits
     if labels is None:
         return None, logits, None

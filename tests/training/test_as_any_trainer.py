@@ -112,6 +112,22 @@ def test_augmentation_stays_a_function_of_the_draw():
     assert not torch.equal(subset[9, 5]["pixel_values"], subset[9, 6]["pixel_values"])
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"labels": 0.5}, "`labels` of an item .* is 0.5: give a whole number"),
+        ({"task_ids": None}, "`task_ids` of an item .* is None: give a whole number"),
+        ({"task_ids": ...}, "the images to evaluate have no `task_ids`"),
+        ({"pixel_values": ...}, "an item of the data set has no `pixel_values`"),
+    ],
+)
+def test_items_that_an_evaluation_cannot_read_are_refused(tmp_path, changed, message):
+    item = {"pixel_values": torch.zeros(3, 32, 32), "labels": 0, "task_ids": 0, **changed}
+    item = {name: value for name, value in item.items() if value is not ...}
+    with pytest.raises(ValueError, match=message):
+        small_run.trainer(tmp_path).evaluate([item, item])
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         yield from ()
@@ -122,6 +138,9 @@ def test_data_sets_that_cannot_be_are_named(tmp_path):
     for argument in ("train_dataset", "dev_dataset", "eval_dataset"):
         with pytest.raises(TypeError, match=f"`{argument}` is Stream, which can be read in its own order alone"):
             remade(run, **{argument: Stream()})
+    for read in (run.evaluate, run.predict):
+        with pytest.raises(TypeError, match="`test_dataset` is Stream, which can be read in its own order alone"):
+            read(Stream())
     with pytest.raises(ValueError, match=r"items of \['pixel_values'\], and \['labels', 'task_ids'\] are missing"):
         remade(run, train_dataset=[{"pixel_values": each["pixel_values"]} for each in images])
     with pytest.raises(ValueError, match="`train_dataset` has the task id 3"):
