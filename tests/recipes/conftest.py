@@ -1,4 +1,7 @@
-"""Recipes leave empty files for figures: `tests/evaluation` draws them, and so does every program that is started."""
+"""Images that the tests of recipes share.
+
+Recipes leave empty files for figures: `tests/evaluation` draws them, and so does every program that is started.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import reproduced_figures
+from recipe_runs import draw_images
 
 from jscpt_peft.evaluation import evaluation_figures, history_figures
 
@@ -25,3 +29,9 @@ def _no_drawing():
         for module in (history_figures, evaluation_figures, reproduced_figures):
             patch.setattr(module, "write_figures", leave_empty)
         yield
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> Path:
+    """A folder that no test changes."""
+    return draw_images(tmp_path_factory.mktemp("images"), count=14)

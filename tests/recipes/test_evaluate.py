@@ -14,7 +14,7 @@ from arguments import parse
 from evaluated_model import EvaluatedModelArguments
 from paths import RECIPES, TINY_CLIP, load_recipe
 from peft import LoraConfig, PeftModel, get_peft_model
-from recipe_runs import CLASSES, TASKS, draw_images, fails
+from recipe_runs import CLASSES, TASKS, fails
 from task_data import DataArguments
 from transformers import CLIPImageProcessorPil, CLIPModel
 
@@ -26,11 +26,6 @@ from jscpt_peft.model.backbones.clip_text import PromptedCLIPText
 
 evaluate = load_recipe("evaluate")
 FIGURES = ["accuracy.png", "confusion.png", "reliability.png"]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return draw_images(tmp_path_factory.mktemp("images"), count=14)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import train
 import yaml
 from paths import TINY_CLIP
 from peft import PeftConfig, get_peft_model
-from recipe_runs import QUICK, TASKS, draw_images, fails
+from recipe_runs import QUICK, TASKS, fails
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
@@ -18,11 +18,6 @@ from jscpt_peft.scheduling import agglomerate, task_groups
 from jscpt_peft.training import warm_up_cosines
 
 SHARED = {"num_shared_tokens": 2, "num_task_tokens": 0, "intervention": "none", "prompt_init_std": 0.3}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return draw_images(tmp_path_factory.mktemp("images"))
 
 
 def command(images, output, *more):

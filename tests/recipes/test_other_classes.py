@@ -12,7 +12,7 @@ from class_templates import GENERAL
 from other_classes import class_list
 from paths import TINY_CLIP, load_recipe
 from peft import PeftModel, get_peft_model
-from recipe_runs import QUICK, TASKS, draw_images, fails
+from recipe_runs import QUICK, TASKS, fails
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from jscpt_peft import JSCPTConfig
@@ -23,11 +23,6 @@ from jscpt_peft.evaluation.accuracy_tables import harmonic_mean
 evaluate = load_recipe("evaluate")
 BASE, NEW = ["pens & ink", "red things"], ["sky"]
 ALL = [*BASE, *NEW]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return draw_images(tmp_path_factory.mktemp("images"), count=14)
 
 
 @pytest.fixture(scope="module")

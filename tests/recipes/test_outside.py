@@ -10,7 +10,7 @@ import train
 from evaluated_model import zero_shot_model
 from outside import LinearProbe, Lora
 from paths import TINY_CLIP
-from recipe_runs import TASKS, draw_images, fails
+from recipe_runs import TASKS, fails
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
@@ -18,11 +18,6 @@ from jscpt_peft.data import load_task_set
 
 METHODS = {"clip_lora": Lora, "linear_probe": LinearProbe}
 every = pytest.mark.parametrize("name", METHODS)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return draw_images(tmp_path_factory.mktemp("images"))
 
 
 def command(images, output, *more):

@@ -24,7 +24,7 @@ from datasets import Dataset
 from kept_features import features_file, keep_features
 from measured_run import parsed
 from paths import ROOT, TINY_CLIP
-from recipe_runs import draw_images, fails
+from recipe_runs import fails
 from reproduced_figures import draw_runs
 from reproduced_results import write_tables
 from reproduced_tables import JOINT
@@ -38,26 +38,9 @@ METHODS = ("zero_shot", JSCPT, COOP)
 QUICK = ["--use_cpu", "--max_steps", "4", "--lower_steps", "2", "--per_device_train_batch_size", "3"]
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return draw_images(tmp_path_factory.mktemp("images"))
-
-
 def command(images, output, *more):
-    grid = [
-        "--methods",
-        *METHODS,
-        "--seeds",
-        "1",
-        "2",
-        "--factors",
-        "1",
-        "30",
-        "--processes",
-        "1",
-        "--reference",
-        JSCPT,
-    ]
+    grid = ["--methods", *METHODS, "--reference", JSCPT, "--processes", "1"]
+    grid += ["--seeds", "1", "2", "--factors", "1", "30"]
     data = ["--task_set", "folder", "--data_root", str(images)]
     return ["--table", "icons", "--settings", "clean", *grid, "--output_dir", str(output), *data, *QUICK, *more]
 
@@ -272,12 +255,9 @@ def test_learning_rates_may_come_from_one_part_of_the_table(tmp_path, monkeypatc
 def joint(images, tmp_path_factory):
     """Base and new classes of plain joint training."""
     output = tmp_path_factory.mktemp("joint")
-    words = command(images, output, "--split", "base_to_new", "--num_shared_tokens", "2", "--num_task_tokens", "2")
-    words[words.index("--methods") + 1 : words.index("--seeds")] = [JOINT]
-    words[words.index("--seeds") + 1 : words.index("--factors")] = ["1"]
-    words[words.index("--factors") + 1 : words.index("--processes")] = ["1"]
-    words[words.index("--reference") + 1] = JOINT
-    reproduce.main(words)
+    words = ["--split", "base_to_new", "--num_shared_tokens", "2", "--num_task_tokens", "2"]
+    words += ["--methods", JOINT, "--reference", JOINT, "--seeds", "1", "--factors", "1"]
+    reproduce.main(command(images, output, *words))
     return output
 
 
@@ -293,11 +273,8 @@ def test_kept_features_answer_as_images_do(images, tmp_path):
     methods = ["zero_shot", f"jscpt {still}", "linear_probe"]
     answers = []
     for views in ("0", "2"):
-        words = command(images, tmp_path / views, "--learning_rate", "0", "--kept_views", views)
-        words[words.index("--methods") + 1 : words.index("--seeds")] = methods
-        words[words.index("--seeds") + 1 : words.index("--processes")] = ["1", "--factors", "1"]
-        words[words.index("--reference") + 1] = "zero_shot"
-        reproduce.main(words)
+        words = ["--learning_rate", "0", "--kept_views", views, "--methods", *methods, "--reference", "zero_shot"]
+        reproduce.main(command(images, tmp_path / views, *words, "--seeds", "1", "--factors", "1"))
         answers.append(results(tmp_path / views)["right"])
     pd.testing.assert_series_equal(*answers)
     assert len(list((tmp_path / "2" / "features").glob("*.pt"))) == 1
@@ -352,14 +329,10 @@ def test_features_of_images_that_look_different_are_apart(other):
 
 @pytest.mark.parametrize(
     ("method", "views"),
-    {
-        "clip_lora": 0,
-        "vpt": 0,
-        "jscpt": 0,
-        "coop": 8,
-        "linear_probe": 8,
-        "jscpt --num_shared_tokens 0 --num_task_tokens 0": 8,
-    }.items(),
+    [
+        *(("clip_lora", 0), ("vpt", 0), ("jscpt", 0), ("coop", 8), ("linear_probe", 8)),
+        ("jscpt --num_shared_tokens 0 --num_task_tokens 0", 8),
+    ],
 )
 def test_features_are_kept_where_the_image_encoder_learns_nothing(method, views):
     [run] = reproduce.candidates("clean", method, ("--task_set", "icons"), [1.0], 8)

@@ -22,11 +22,6 @@ from jscpt_peft.training.evaluating import EvaluatingTrainer
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return draw_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
 def finished_run(images, tmp_path_factory):
     output = tmp_path_factory.mktemp("run") / "out"
     train.main(command(images, output, "--report_to", "tensorboard", "--logging_steps", "1"))
