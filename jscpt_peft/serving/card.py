@@ -9,12 +9,10 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Template
 from peft import PeftModel
 from peft.utils import CONFIG_NAME, get_peft_model_state_dict
 
@@ -112,9 +110,9 @@ def adapter_card(
     else:
         base_model_text = f"{public_name(base)!r}, a folder that is not on the Hub" if base else "unknown"
         base_model_code = _code("path/of/the/base-model")
-    content = _template().render(
-        card_data=data.to_yaml(),
-        license=license or "not stated",
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
         title=title,
         config=config,
         tasks=[_task(task, names) for task, names in config.tasks.items()],
@@ -129,13 +127,6 @@ def adapter_card(
         run=run,
         versions={"Python": platform.python_version(), **package_versions(PACKAGES)},
     )
-    return ModelCard(content)
-
-
-@cache
-def _template() -> Template:
-    """As `ModelCard.from_template` has it, which compiles it anew for every checkpoint: longer than all else takes."""
-    return Template(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def default_adapter(model: PeftModel) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 
@@ -12,7 +11,6 @@ def package_versions(packages: Sequence[str]) -> dict[str, str]:
     return {package: _version(package) for package in packages}
 
 
-@cache  # reading it takes milliseconds
 def _version(package: str) -> str:
     try:
         return version(package)

@@ -14,7 +14,6 @@ from huggingface_hub import ModelCard
 from transformers import TrainerCallback
 
 from jscpt_peft.evaluation import results_table, write_results
-from jscpt_peft.serving import card as cards
 
 
 @pytest.fixture
@@ -124,7 +123,7 @@ def test_settings_name_the_adapters_own_and_the_task_that_learns_alone(tmp_path)
 
 def test_a_card_that_fails_does_not_end_the_run(trained, monkeypatch):
     run, output = trained
-    monkeypatch.setattr(cards, "_template", None)
+    monkeypatch.setattr(ModelCard, "from_template", None)
     run.save_model()
     assert (output / "adapter_model.safetensors").is_file()
 

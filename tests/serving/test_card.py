@@ -141,7 +141,7 @@ def test_the_card_is_of_an_adapter_that_is_saved(model, tmp_path):
 
 
 def test_weights_are_saved_where_the_card_fails(model, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(cards, "_template", None)
+    monkeypatch.setattr(cards.ModelCard, "from_template", None)
     with caplog.at_level("WARNING"):
         monkeypatch.setattr(logging.getLogger("jscpt_peft"), "propagate", True)
         model.save_pretrained(tmp_path)
