@@ -10,7 +10,7 @@ from PIL import Image
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 import jscpt_peft.evaluation.style
-import jscpt_peft.training  # noqa: F401
+import jscpt_peft.training
 
 os.fsync = lambda _descriptor: None  # as in conftest.py
 jscpt_peft.evaluation.style.DOTS_PER_INCH = 30  # drawn, but of a size that nobody looks at
