@@ -170,9 +170,11 @@ def run_all(processes: int, output: Path) -> Iterator[Callable[..., None]]:
             console.print(f"{title}: {len(runs) - len(missing) + number} of {len(runs)} runs")
             after()
 
+    wait = True
     try:
         yield do
     except KeyboardInterrupt:
+        wait = False
         for process in active_children() if pool is not None else ():
             process.terminate()
         raise KeyboardInterrupt(f"what is done is in {output}, and the same command goes on.") from None
@@ -183,7 +185,7 @@ def run_all(processes: int, output: Path) -> Iterator[Callable[..., None]]:
         ) from error
     finally:
         if pool is not None:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait, cancel_futures=True)
 
 
 def begin_process(parent: int) -> None:

@@ -48,7 +48,7 @@ TABLES = {
         }
     ),
     "icon_pairs": Table(  # which task helps which
-        {" and ".join(pair): f"--task_set icons --tasks {','.join(pair)}" for pair in combinations(ICONS, 2)},
+        {" and ".join(pair): f"--task_set icons --only_tasks {','.join(pair)}" for pair in combinations(ICONS, 2)},
         (f"{RESIDUALS} --class_residual both --task_prior 10", f"{RESIDUALS} --class_residual task"),
     ),
     "shapes": Table(

@@ -33,7 +33,7 @@ class DataArguments:
         "shapes (drawn on the fly), icons (in recipes/assets), folder (your own images in --data_root), emoji, "
         "office_home, mini_domainnet, few_shot_10, or benchmarks with commas between, such as food101,dtd.",
     )
-    tasks: Name | None = setting(None, "Only these of the task set's tasks, with commas between. Default: all.")
+    only_tasks: Name | None = setting(None, "Only these of the task set's tasks, with commas between. Default: all.")
     data_root: Name | None = setting(
         None,
         "folder: ROOT of ROOT/<task>/<class>/* or ROOT/<task>/{train,validation,test}/<class>/*. Benchmarks: the "
@@ -108,8 +108,8 @@ def load_data(data: DataArguments, seed: int) -> TaskSet:
         task_set = load_task_set(data.task_set, data_root, seed=seed, **given)
     else:
         task_set = load_task_set(data.task_set, data_root, data.train_fraction, shots, seed, **given)
-    if data.tasks is not None:
-        task_set = some_tasks(task_set, [name.strip() for name in data.tasks.split(",")])
+    if data.only_tasks is not None:
+        task_set = some_tasks(task_set, [name.strip() for name in data.only_tasks.split(",")])
     if isinstance(shots, dict):
         task_set = with_shots(task_set, shots, seed)
     if noise is not None:

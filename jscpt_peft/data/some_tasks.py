@@ -20,9 +20,9 @@ def some_tasks(task_set: TaskSet, names: Sequence[str]) -> TaskSet:
         ValueError: there is no such task, a task is named twice, or none is.
     """
     for name in names:
-        check_choice("tasks", name, list(task_set.class_names))
+        check_choice("only_tasks", name, list(task_set.class_names))
         if names.count(name) > 1:
-            raise ValueError(f"`tasks` names {name!r} twice: name each task once.")
+            raise ValueError(f"`only_tasks` names {name!r} twice: name each task once.")
     kept = [task for task in task_set if task.name in names]
     manifest = {**task_set.manifest, "tasks": {task.name: task_set.manifest["tasks"][task.name] for task in kept}}
     return replace(task_set, tasks=tuple(map(_numbered, kept, range(len(kept)))), manifest=manifest)

@@ -201,8 +201,8 @@ class JSCPTTrainingArguments(TrainingArguments):
         on_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = usual_workers(on_cpu)
-            # New ones for every epoch cost more than an epoch of few shots.
-            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+            if self.dataloader_num_workers > 0:  # new ones for every epoch cost more than an epoch of few shots
+                self.dataloader_persistent_workers = True
         if on_cpu and self.ddp_backend in (None, "gloo"):
             join_on_cpu(self.ddp_timeout)
         elif on_cpu:

@@ -68,7 +68,7 @@ def test_the_command_line_says_it_per_task():
 
 
 def test_some_tasks_alone_are_numbered_anew(icons, tmp_path):
-    data = DataArguments("icons", tasks="colour, solid", label_noise="colour=0.5")
+    data = DataArguments("icons", only_tasks="colour, solid", label_noise="colour=0.5")
     two = load_data(data, seed=1)
     assert list(two.class_names) == list(two.manifest["tasks"]) == ["solid", "colour"]
     assert [set(read_column(task.test, "task_id")) for task in two] == [{0}, {1}]
@@ -82,9 +82,9 @@ def test_some_tasks_alone_are_numbered_anew(icons, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tasks": "flat,choke"}, "`tasks` must be one of .*'choke'. Did you mean 'chalk'"),
-        ({"tasks": "flat,flat"}, "`tasks` names 'flat' twice"),
-        ({"tasks": "flat", "shots": "chalk=2"}, "`shots` names 'chalk'"),
+        ({"only_tasks": "flat,choke"}, "`only_tasks` must be one of .*'choke'. Did you mean 'chalk'"),
+        ({"only_tasks": "flat,flat"}, "`only_tasks` names 'flat' twice"),
+        ({"only_tasks": "flat", "shots": "chalk=2"}, "`shots` names 'chalk'"),
         ({"shots": "flat=two"}, "`shots` must be one number or task=number"),
         ({"shots": "0"}, "`shots` must be at least 1"),
         ({"label_noise": "chalk=1.5"}, r"`label_noise\['chalk'\]` must be at most 1"),

@@ -161,7 +161,7 @@ def test_the_base_model_of_an_adapter_is_its_own_whatever_the_task_set_is_traine
     words = ["--task_set", "office_home", "--output_dir", "x"]
     _, model_arguments, arguments = parse(kinds, "", words, left_out=evaluate.OF_TRAINING)
     assert model_arguments.model_name_or_path is None
-    assert arguments.dataloader_num_workers == 4  # the rest of the task set's own file counts
+    assert arguments.per_device_train_batch_size == 16  # the rest of the task set's own file counts
     assert arguments.chosen_corruptions == CORRUPTIONS
 
 

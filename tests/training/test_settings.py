@@ -54,8 +54,10 @@ def test_images_are_fetched_ahead_for_a_gpu(monkeypatch):
     assert (usual_workers(on_cpu=True), usual_workers(on_cpu=False)) == (0, 3)
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert usual_workers(on_cpu=False) == 8
-    chosen = JSCPTTrainingArguments("unused")
-    assert (chosen.dataloader_num_workers, chosen.dataloader_persistent_workers) == (8, True)
+    monkeypatch.undo()
+    monkeypatch.setattr("jscpt_peft.training.arguments.usual_workers", lambda _: 3)
+    chosen = arguments()
+    assert (chosen.dataloader_num_workers, chosen.dataloader_persistent_workers) == (3, True)
     assert JSCPTTrainingArguments.dataloader_pin_memory
 
 
