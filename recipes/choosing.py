@@ -38,7 +38,7 @@ def choose(task_set: TaskSet) -> tuple[dict[str, Any], list[str]]:
         settings |= SCHEDULER
         reasons.append(
             f"the paper's scheduler: {min(per_class):.0f} to {max(per_class):.0f} training images of each class; it "
-            "gains where tasks are unequal, and uncertainty weighting would take few images for wrong labels."
+            "gained with few images on shapes, and uncertainty weighting would take few images for wrong labels."
         )
     elif len(tasks) > 1:
         settings |= {"weighting": "uw", "weighting_learning_rate": 0.1, "weigh_own_steps": True}
