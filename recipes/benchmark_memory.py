@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from jscpt_peft.model import task_rows
 from jscpt_peft.scheduling import JointScheduling, TaskPromptScheduler
 
 
@@ -49,8 +50,11 @@ def step_bytes(arguments: Any) -> int:
     for tasks in (tuple(range(arguments.tasks)), *((task,) for task in range(arguments.tasks))):
         parts.of_tasks(tasks)  # which looks at values, and is kept
     weighting = JointScheduling(TaskPromptScheduler(arguments.tasks)).to(arguments.device)
-    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
-        lower_step(model, weighting, [batch], arguments.dtype)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
+            lower_step(model, weighting, [batch], arguments.dtype)
+    finally:
+        task_rows._on_device.cache_clear()  # of tensors without values
     return live.peak + sum(each.nbytes for each in (*model.parameters(), batch.pixel_values))
 
 
