@@ -107,8 +107,8 @@ class JSCPTTrainer(Publishing, Checkpointing, EvaluatingTrainer):
             args.metric_for_best_model = None
         self._own_steps = OwnSteps(args)
         # Others see what a step has moved, and may ask for a log or a checkpoint before it is settled.
-        others = kwargs.get("callbacks") or ()
-        kwargs["callbacks"] = [self._own_steps, TakeBack(self), *others, SaveAfterEvaluation(), Settle(self)]
+        callbacks = kwargs.get("callbacks") or ()
+        kwargs["callbacks"] = [self._own_steps, TakeBack(self), *callbacks, SaveAfterEvaluation(), Settle(self)]
         super().__init__(
             model=model,
             args=args,
