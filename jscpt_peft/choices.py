@@ -37,6 +37,8 @@ def printable(text: str) -> str:
 
     Names come from strangers' folders and adapters.
     """
+    if text.isascii() and text.isprintable():  # most names, of which there may be many thousands
+        return text
     return "".join(
         ascii(each)[1:-1] if unicodedata.category(each) in _UNPRINTABLE and each not in _JOINERS else each
         for each in text
@@ -45,7 +47,9 @@ def printable(text: str) -> str:
 
 def visible(name: str) -> str:
     """What can be seen of a name: without invisible characters, spaces around it, and forms of accents."""
-    return " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFC", name)).split())
+    if not name.isascii():  # within ASCII both leave it as it is
+        name = _INVISIBLE.sub("", unicodedata.normalize("NFC", name))
+    return " ".join(name.split())
 
 
 def alike(names: Iterable[str]) -> tuple[str, str] | None:
