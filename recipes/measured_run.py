@@ -95,7 +95,10 @@ def parsed(words: Sequence[str], method: str) -> tuple[DataArguments, ModelArgum
 
 
 def measure(run: Run, output: Path) -> None:
-    """Trains and evaluates, unless that is done; a result is there as a whole or not at all."""
+    """Trains and evaluates, unless that is done; a result is there as a whole or not at all.
+
+    A training that ends in a `FloatingPointError` is a result too, `diverged`: its message, instead of accuracies.
+    """
     if run.result(output) is not None:
         return
     disable_progress_bar()
@@ -126,8 +129,12 @@ def measure(run: Run, output: Path) -> None:
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     started = perf_counter()
-    if run.method != ZERO_SHOT:
-        trainer.train()
+    try:
+        if run.method != ZERO_SHOT:
+            trainer.train()
+    except FloatingPointError as error:
+        _write({**asdict(run), "diverged": one_line(error)}, folder)
+        return
     seconds = perf_counter() - started
     tables = dict(zip(task_set.class_names, task_set.split(run.split), strict=True))
     result = {
@@ -140,6 +147,10 @@ def measure(run: Run, output: Path) -> None:
     }
     if data.split == "base_to_new" and run.split == "test":
         result |= _on_new_classes(trainer, whole, result, datasets["test"])
+    _write(result, folder)
+
+
+def _write(result: Mapping[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{RESULT}.part"
     part.write_text(json.dumps(result), encoding="utf-8")

@@ -7,9 +7,9 @@
 
 A method is a name with further arguments of recipes/train.py; arguments that are not listed below go to every run. The
 learning rate of each method is chosen on validation images, by the same grid for all, with the same steps and images
-of a step. Test images are seen once, by the runs with the chosen rates. After an interruption the same command goes
-on. Writes results.parquet (a row for each run and task), results.md and figures: of growing training data, and of the
-trainings of JSCPT and plain joint training.
+of a step. Test images are seen once, by the runs with the chosen rates. A run that diverges ends alone and is told of.
+After an interruption the same command goes on. Writes results.parquet (a row for each run and task), results.md and
+figures: of growing training data, and of the trainings of JSCPT and plain joint training.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
         do(finals, "test", now_and_then(lambda: write_tables(options.table, options.reference, output, finals)))
     write_tables(options.table, options.reference, output, finals)
     first = options.seeds[0]
-    drawn = draw_runs([run for run in finals if run.seed == first], output)
+    drawn = draw_runs([run for run in finals if run.seed == first and "diverged" not in run.result(output)], output)
     with (output / "results.md").open("a", encoding="utf-8") as file:
         file.write(f"\n## Figures as in the paper, of seed {first}\n\n{drawn}\n")
     console.print((output / "results.md").read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
@@ -147,10 +147,12 @@ def candidates(
 
 
 def best(runs: Sequence[Run], output: Path) -> Run:
-    """The run with the highest mean validation accuracy, the first of several."""
+    """The run with the highest mean validation accuracy, the first of several; one that diverged comes last."""
     if len(runs) == 1:
         return runs[0]
-    return max(runs, key=lambda run: np.mean(list(run.result(output)["accuracy"].values())))
+    results = {run: run.result(output) for run in runs}
+    sound = [run for run in runs if "diverged" not in results[run]]
+    return max(sound, key=lambda run: np.mean(list(results[run]["accuracy"].values())), default=runs[0])
 
 
 @contextmanager

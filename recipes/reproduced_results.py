@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,29 +18,49 @@ from jscpt_peft.evaluation.intervals import Interval, paired_interval
 from jscpt_peft.evaluation.tables import markdown_table, points
 
 
-def collect(runs: Sequence[Run], output: Path) -> pd.DataFrame:
-    """The results that are there, tidy: a row for each run and task."""
+def collect(results: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Results of runs that did not diverge, tidy: a row for each run and task."""
     rows = []
-    for run in runs:
-        result = run.result(output)
-        if result is not None:
-            alike = {**result, "words": shlex.join(result["words"])}
-            by_task = {name: alike.pop(name) for name in ("accuracy", "right")}
-            for task in by_task["accuracy"]:
-                rows.append({**alike, "task": task, **{name: each[task] for name, each in by_task.items()}})
+    for result in results:
+        alike = {**result, "words": shlex.join(result["words"])}
+        by_task = {name: alike.pop(name) for name in ("accuracy", "right")}
+        for task in by_task["accuracy"]:
+            rows.append({**alike, "task": task, **{name: each[task] for name, each in by_task.items()}})
     return pd.DataFrame(rows)
 
 
 def write_tables(name: str, reference: str, output: Path, runs: Sequence[Run]) -> None:
-    """`results.parquet`, and `results.md`: the means of all parts, and each part with its tasks and costs."""
-    results = collect(runs, output)
-    if results.empty:
+    """`results.parquet`, and `results.md`: the means of all parts, each part with its tasks and costs, what diverged.
+
+    A method of which a run diverged is left out of that part's table: the mean of its other seeds would flatter it.
+    """
+    done = [result for run in runs if (result := run.result(output)) is not None]
+    if not done:
         return
-    results.to_parquet(output / "results.parquet")
-    parts = dict(list(results.groupby("setting", sort=False)))
+    diverged = [result for result in done if "diverged" in result]
+    results = collect(result for result in done if "diverged" not in result)
+    text = f"# {name}\n"
+    if not results.empty:
+        results.to_parquet(output / "results.parquet")
+        broken = {(result["setting"], result["method"]) for result in diverged}
+        whole = [place not in broken for place in zip(results["setting"], results["method"], strict=True)]
+        parts = dict(list(results[whole].groupby("setting", sort=False)))
+        text += part_tables(parts, reference, TABLES[name].published)
+        if len(parts) > 1 and all(setting[0].isdigit() for setting in parts):  # amounts of training data
+            draw_comparison(results[whole], output)
+    if diverged:
+        columns = ["setting", "method", "seed", "learning_rate", "diverged"]
+        rows = [[str(result[column]) for column in columns] for result in diverged]
+        text += "\n## Runs that diverged\n\nTheir methods are left out of the tables of these parts.\n\n"
+        text += f"{markdown_table(['part', 'method', 'seed', 'learning rate', 'message'], rows)}\n"
+    (output / "results.md").write_text(text, encoding="utf-8")
+
+
+def part_tables(parts: Mapping[str, pd.DataFrame], reference: str, published: Mapping[str, Mapping[str, str]]) -> str:
+    """The means of all parts beside each other, if there are several, and a table for each part."""
+    text = ""
     summaries = {setting: summarise(part) for setting, part in parts.items()}
     found = {setting: differences(part, reference) for setting, part in parts.items()}
-    published, text = TABLES[name].published, f"# {name}\n"
     means = {setting: summary[MEAN] for setting, summary in summaries.items() if MEAN in summary}
     if len(means) > 1:
         text += f"\nMean test accuracy in %.\n\n{comparison_markdown(pd.concat(means, axis=1, sort=False), {})}\n"
@@ -57,9 +78,7 @@ def write_tables(name: str, reference: str, output: Path, runs: Sequence[Run]) -
         if found[setting]:
             rows = [[method, _words(each)] for method, each in found[setting].items()]
             text += f"\n{markdown_table([f'minus {reference}', 'points (95 % interval)'], rows)}\n"
-    (output / "results.md").write_text(text, encoding="utf-8")
-    if len(parts) > 1 and all(name[0].isdigit() for name in parts):  # amounts of training data
-        draw_comparison(results, output)
+    return text
 
 
 def costs(part: pd.DataFrame) -> dict[str, Mapping[str, str]]:

@@ -29,8 +29,10 @@ from reproduced_results import write_tables
 from reproduced_tables import JOINT
 from task_data import DataArguments, make_datasets
 
+from jscpt_peft.choices import markdown
 from jscpt_peft.data import SPLITS, load_task_set
 from jscpt_peft.evaluation import SchedulerHistory
+from jscpt_peft.training import JSCPTTrainer
 
 JSCPT, COOP = "jscpt --num_shared_tokens 2 --num_task_tokens 2", "coop --single_task --num_shared_tokens 1"
 METHODS = ("zero_shot", JSCPT, COOP)
@@ -216,6 +218,34 @@ def within(seconds, is_so) -> bool:
 def test_wrong_words_are_told_before_anything_runs(images, tmp_path, capsys, words, message):
     assert message in fails(capsys, reproduce.main, *command(images, tmp_path / "out", *words))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_diverges_is_told_and_the_others_go_on(images, tmp_path, monkeypatch):
+    """Where another rate is sound that one is chosen; a method of which a seed diverges has no mean."""
+    doomed, train = f"{COOP} --logging_steps 7", JSCPTTrainer.train
+    own = parsed(["--task_set", "folder", "--data_root", str(images), "--output_dir", "x"], COOP)[2].learning_rate
+
+    def diverging(self):
+        if self.args.learning_rate > own or (self.args.logging_steps == 7 and self.args.seed == 2):
+            raise FloatingPointError("The loss was not finite")
+        return train(self)
+
+    monkeypatch.setattr(JSCPTTrainer, "train", diverging)
+    reproduce.main(command(images, tmp_path, "--methods", COOP, doomed, "--reference", COOP))
+    assert list(results(tmp_path).groupby("method")["seed"].unique().map(list)) == [[1, 2], [1]]
+    assert set(results(tmp_path)["learning_rate"]) == {own}
+    tables, _, told = (tmp_path / "results.md").read_text().partition("## Runs that diverged")
+    assert f"| {COOP} |" in tables and doomed not in tables
+    assert f"| clean | {markdown(doomed)} | 2 | {own} | The loss was not finite |" in told
+
+
+def test_a_table_of_which_every_run_diverges_says_so(images, tmp_path, monkeypatch):
+    def diverging(_):
+        raise FloatingPointError("no good")
+
+    monkeypatch.setattr(JSCPTTrainer, "train", diverging)
+    reproduce.main(command(images, tmp_path, "--methods", COOP, "--reference", COOP))
+    assert (tmp_path / "results.md").read_text().count("no good") == 2 and not (tmp_path / "results.parquet").exists()
 
 
 def test_learning_rates_may_come_from_one_part_of_the_table(tmp_path, monkeypatch):
