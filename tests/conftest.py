@@ -25,10 +25,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in slow)
 
 
+THREADS = torch.get_num_threads()
+
+
 @pytest.fixture(autouse=True)
-def _fixed_seed():
-    """Every test starts from the same random state."""
+def _same_start():
+    """Every test starts from the same random state and number of threads, whatever the one before has set."""
     torch.manual_seed(0)
+    torch.set_num_threads(THREADS)
 
 
 def pytest_collection_finish():

@@ -20,6 +20,7 @@ TOY = {
     "text_width": 32,
     "text_layers": 1,
     "vocabulary_size": 640,
+    "threads": 1,
 }
 
 
