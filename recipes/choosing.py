@@ -7,8 +7,9 @@ from typing import Any
 
 from jscpt_peft.data import TaskSet
 
-# Eqs. 4-6 with an Ω that moves in a short run.
+# Eqs. 4-6 with an Ω that moves in a short run, and 32 D_dev images of each task in an update of Ω: as measured.
 SCHEDULER = {"weigh_own_steps": True, "neumann_terms": 0, "lower_steps": "auto", "scheduler_learning_rate": "auto"}
+SCHEDULER |= {"dev_batch_size": 32}
 UNEQUAL = 4  # times as many images of each class as another task: between the two amounts that were measured
 
 

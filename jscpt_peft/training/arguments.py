@@ -39,6 +39,8 @@ REFERENCES = ("original", "complement")
 COMPILERS = ("inductor", "aot_eager")
 HESSIAN_PARAMETERS = ("all", "shared")
 SCHEDULER_OPTIMIZERS = ("adam", "sgd")
+DEV_LOSSES = ("cross_entropy", "calibrated")
+CALIBRATED = DEV_LOSSES[1]
 WATCHING_A_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 AUTO = "auto"
 Auto = Annotated[str, OneOf((AUTO,))]
@@ -187,6 +189,10 @@ class JSCPTTrainingArguments(TrainingArguments):
     max_hypergradient_norm: NonNegativeFloat = setting(10.0, "Clip the gradient of Ω; 0 does not.")
     dev_batch_size: BatchSize | None = setting(
         None, "Dev images of every task in an update of Ω. Default: as in training."
+    )
+    dev_loss: Annotated[str, OneOf(DEV_LOSSES)] = setting(
+        "cross_entropy",
+        "Loss of a task on D_dev (Eq. 8): cross_entropy, or calibrated: that at the temperature at which it is least.",
     )
     compile_blocks: Annotated[str, OneOf(COMPILERS)] | None = setting(None, "torch.compile's backend for the blocks.")
     cuda_graphs: Annotated[str, OneOf(("auto", "off"))] = setting("off", "auto: replay recorded lower steps on GPUs.")

@@ -16,7 +16,7 @@ from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate
 from jscpt_peft.model.backbones.double_backward import upper_level_precision
 from jscpt_peft.scheduling import Weighting
 
-from .arguments import AUTO, JSCPTTrainingArguments
+from .arguments import AUTO, CALIBRATED, JSCPTTrainingArguments
 from .hessian import HessianProduct, KeptGraph, hessian_chunks
 from .implicit_gradient import dev_gradient, implicit_gradient
 from .loading import make_loader
@@ -75,6 +75,11 @@ class UpperLevel:
             raise ValueError(
                 "`dev_dataset` is empty: the scheduler learns from it (Eq. 11). Give one, e.g. "
                 "`ImageTaskDataset(task_set.split('dev'), transform)`, or set `learn_scheduler=False`."
+            )
+        if self.own_loss is not None and self.args.dev_loss == CALIBRATED:
+            raise ValueError(
+                f"`dev_loss` is {CALIBRATED!r}, which is a cross-entropy, but there is a `compute_loss_func`: leave "
+                "one of them out."
             )
         if self.args.hessian_parameters == "shared" and model.trained_task is not None:
             raise ValueError(
@@ -136,7 +141,7 @@ class UpperLevel:
         dev_batch = Batch.checked(next(self._batches()), model.active_jscpt_config.tasks, args.device)
         dev_chunks = hessian_chunks([dev_batch], None, args.hypergradient_chunk_size)
         with upper_level_precision(args.hypergradient_dtype):
-            dev, gradient = dev_gradient(model, parameters, dev_chunks, self.own_loss)
+            dev, gradient = dev_gradient(model, parameters, dev_chunks, self.own_loss, args.dev_loss == CALIBRATED)
             product = None
             if args.neumann_terms > 0:
                 chunks = hessian_chunks(batches, args.hypergradient_batch_size, args.hypergradient_chunk_size)

@@ -13,13 +13,18 @@ from jscpt_peft.model.heads import TaskParameters
 from jscpt_peft.scheduling import InverseHVP, hypergradient, safeguarded_inverse_hvp
 from jscpt_peft.scheduling.hypergradient import HessianVectorProduct, flatten
 
+from .calibrated_loss import at_temperatures, best_temperatures
 from .own_loss import OwnLoss
 from .task_gradients import Batch, scheduled_gradient, task_gradients, task_products
 from .task_sums import TaskMeans
 
 
 def dev_gradient(
-    model: PeftModel, parameters: Sequence[Tensor], chunks: Sequence[Batch], own_loss: OwnLoss | None = None
+    model: PeftModel,
+    parameters: Sequence[Tensor],
+    chunks: Sequence[Batch],
+    own_loss: OwnLoss | None = None,
+    calibrated: bool = False,
 ) -> tuple[TaskMeans, Tensor]:
     """The tasks' losses on a dev batch and the gradient `[P]` of their sum L_dev (Eq. 8), in float32.
 
@@ -30,9 +35,12 @@ def dev_gradient(
         parameters: θ.
         chunks: this process's dev images, in pieces that go through the model one after the other.
         own_loss: takes the place of Eq. 3.
+        calibrated: the cross-entropy at each task's best temperature takes its place.
     """
     sums = None  # one at a time: each holds the gradients of all tasks
     with full_precision(chunks[0].pixel_values.device.type):
+        if calibrated:
+            own_loss = at_temperatures(best_temperatures(model, chunks))
         for chunk in chunks:
             part, task_parameters = task_gradients(model, chunk, own_loss=own_loss, penalised=False)
             sums = part.detach() if sums is None else sums + part.detach()

@@ -38,6 +38,7 @@ def test_tasks_of_unequal_size_are_weighed_by_the_papers_scheduler(images):
     many = replace(many, train=concatenate_datasets([many.train] * 5))
     settings, reasons = choose(replace(root, tasks=[few, many]))
     assert settings["lower_steps"] == settings["scheduler_learning_rate"] == "auto" and settings["weigh_own_steps"]
+    assert settings["dev_batch_size"] == 32
     assert not {"weighting", "task_scheduling"} & settings.keys() and reasons[-1].startswith("the paper's scheduler")
 
 
