@@ -22,7 +22,7 @@ from jscpt_peft.model.causes import cause_of_nan
 from jscpt_peft.model.task_rows import TaskRows
 
 from .arguments import JSCPTTrainingArguments
-from .data_checks import check_tasks
+from .data_checks import check_some, check_tasks
 from .loading import make_loader
 from .lost_processes import lost_processes_named
 from .own_loss import OwnLoss, own_loss_sums
@@ -53,8 +53,9 @@ class EvaluatingTrainer(Trainer):
         return self.get_test_dataloader(dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        """As `Trainer`'s, likewise; a data set of other tasks or classes than the model's is refused."""
+        """As `Trainer`'s, likewise; a data set without images, or of other tasks or classes, is refused."""
         check_map_style("test_dataset", test_dataset)
+        check_some("test_dataset", test_dataset)
         check_tasks("test_dataset", test_dataset, self.tested_tasks())
         options = {"batch_size": self.args.eval_batch_size}
         return self.accelerator.prepare(make_loader(test_dataset, self.args, self.data_collator, **options))

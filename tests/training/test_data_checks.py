@@ -76,3 +76,14 @@ def test_names_in_a_plain_data_set_are_compared_too(tmp_path, labels, tasks, mes
     run = small_run.trainer(tmp_path)
     with pytest.raises(ValueError, match=message):
         JSCPTTrainer(run.model, run.args, train_dataset=torch.utils.data.Subset(data, [0, 1, 2]))
+
+
+def test_no_images_are_refused(tmp_path):
+    """An evaluation of nothing would have neither a loss nor accuracies."""
+    trainer, none = small_run.trainer(tmp_path), small_run.pictures("test", [0, 0, 0])
+    for name in ("train_dataset", "eval_dataset"):
+        with pytest.raises(ValueError, match=f"`{name}` has no images"):
+            type(trainer)(trainer.model, trainer.args, dev_dataset=trainer.dev_dataset, **{name: none})
+    for ask in (trainer.evaluate, trainer.predict):
+        with pytest.raises(ValueError, match="`test_dataset` has no images"):
+            ask(none)

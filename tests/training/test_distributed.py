@@ -27,6 +27,7 @@ VARIANTS = {
     },
     "chunks": {"hypergradient_chunk_size": 1, "gradient_aggregator": "gradvac", "model": {"towers": "vision"}},
     "differences": {"hvp": "finite_difference", "max_grad_norm": 0.5, "hypergradient_batch_size": 2},
+    "calibrated": {"dev_loss": "calibrated", "hypergradient_chunk_size": 1},
     "few images": {"sizes": {"train": [1, 3, 2], "dev": [1, 1, 1], "validation": [1, 2, 2]}},
 }
 
