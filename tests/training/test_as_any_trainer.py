@@ -103,9 +103,9 @@ def test_any_map_style_data_set_trains_as_the_same_images_do(tmp_path):
         assert its_loss == pytest.approx(loss, abs=1e-6), kind
 
 
-def test_augmentation_stays_a_function_of_the_draw():
+def test_augmentation_stays_a_function_of_the_draw(tmp_path):
     pictures = small_run.pictures("train", train=True)
-    run = small_run.trainer("unused", learn_scheduler=False)
+    run = small_run.trainer(tmp_path, learn_scheduler=False)
     subset = remade(run, train_dataset=Subset(pictures, range(len(pictures)))).train_dataset
     assert subset.sizes == pictures.sizes
     assert torch.equal(subset[9, 5]["pixel_values"], pictures[9, 5]["pixel_values"])
