@@ -183,7 +183,7 @@ class JSCPTTrainingArguments(TrainingArguments):
         "all", "θ of the Hessian: all, or shared prompts only."
     )
     scheduler_learning_rate: PositiveRate | Auto = setting(
-        1e-2, "Learning rate η₂ of Ω; auto: 16 / number of updates in the run."
+        1e-2, "Learning rate η₂ of Ω; auto: 16 / number of updates in the run, at most 0.25."
     )
     scheduler_optimizer: Annotated[str, OneOf(SCHEDULER_OPTIMIZERS)] = setting("adam", "Optimizer of Ω: adam or sgd.")
     max_hypergradient_norm: NonNegativeFloat = setting(10.0, "Clip the gradient of Ω; 0 does not.")

@@ -99,12 +99,13 @@ class UpperLevel:
         M = max(1, steps // 64): at least 64 updates in a run that has so many steps, less than 128 in any longer one.
         η₂ = 16 / updates: Adam's steps are of about η₂, so that α and β can move by 16 in all. To weigh one task 19
         times as much as another takes a difference of 8 where Δ is near the neutral 0.73, half of what they can have.
+        It is at most 0.25, as of 64 updates: in fewer, a single D_dev batch would turn the weights over.
         """
         args = self.args
         self.lower_steps = max(1, steps // AUTO_UPDATES) if args.lower_steps == AUTO else args.lower_steps
         rate = args.scheduler_learning_rate
         if rate == AUTO:
-            rate = AUTO_TRAVEL / max(1, steps // self.lower_steps)
+            rate = AUTO_TRAVEL / max(AUTO_UPDATES, steps // self.lower_steps)
         for group in [] if self.optimizer is None else self.optimizer.param_groups:
             group["lr"] = rate
 
