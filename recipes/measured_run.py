@@ -128,22 +128,25 @@ def measure(run: Run, output: Path) -> None:
         take_kept_features(trainer.model)
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
+    tables = dict(zip(task_set.class_names, task_set.split(run.split), strict=True))
     started = perf_counter()
     try:
         if run.method != ZERO_SHOT:
             trainer.train()
+        seconds = perf_counter() - started
+        answers = _answers(trainer, tables, datasets[run.split])
     except FloatingPointError as error:
+        if run.method == ZERO_SHOT:
+            raise
         _write({**asdict(run), "diverged": one_line(error)}, folder)
         return
-    seconds = perf_counter() - started
-    tables = dict(zip(task_set.class_names, task_set.split(run.split), strict=True))
     result = {
         **asdict(run),
         "trainable_parameters": trainer.model.get_nb_trainable_parameters()[0],
         "steps": trainer.state.global_step,
         "train_seconds": seconds,
         "device": torch.cuda.get_device_name() if training.device.type == "cuda" else training.device.type,
-        **_answers(trainer, tables, datasets[run.split]),
+        **answers,
     }
     if data.split == "base_to_new" and run.split == "test":
         result |= _on_new_classes(trainer, whole, result, datasets["test"])

@@ -147,6 +147,9 @@ class OutsideTrainer(EvaluatingTrainer):
     def tested_tasks(self) -> dict[str, list[str]]:
         return self.model.tasks
 
+    def cause_of_nan(self) -> str:
+        return "the weights that have learned, or the images, are not finite"
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)

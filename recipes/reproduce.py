@@ -90,14 +90,19 @@ def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
             searches[setting, method] = candidates(place, method, words[place], options.factors, options.kept_views)
     with run_all(options.processes or torch.cuda.device_count() or os.cpu_count() or 1, output) as do:
         output.mkdir(parents=True, exist_ok=True)
-        do([run for runs in dict.fromkeys(searches.values()) if len(runs) > 1 for run in runs], "learning rates")
+        searched = [run for runs in dict.fromkeys(searches.values()) if len(runs) > 1 for run in runs]
+        do(searched, "learning rates")
         chosen = [
             replace(best(runs, output), setting=setting, words=words[setting])
             for (setting, _), runs in searches.items()
         ]
         finals = [replace(run, seed=seed, split="test") for seed in options.seeds for run in chosen]
-        do(finals, "test", now_and_then(lambda: write_tables(options.table, options.reference, output, finals)))
-    write_tables(options.table, options.reference, output, finals)
+        do(
+            finals,
+            "test",
+            now_and_then(lambda: write_tables(options.table, options.reference, output, [*searched, *finals])),
+        )
+    write_tables(options.table, options.reference, output, [*searched, *finals])
     first = options.seeds[0]
     drawn = draw_runs([run for run in finals if run.seed == first and "diverged" not in run.result(output)], output)
     with (output / "results.md").open("a", encoding="utf-8") as file:

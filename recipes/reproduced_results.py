@@ -32,27 +32,35 @@ def collect(results: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def write_tables(name: str, reference: str, output: Path, runs: Sequence[Run]) -> None:
     """`results.parquet`, and `results.md`: the means of all parts, each part with its tasks and costs, what diverged.
 
-    A method of which a run diverged is left out of that part's table: the mean of its other seeds would flatter it.
+    A method of which a run diverged is left out of that part: the mean of its other seeds would flatter it.
+
+    Args:
+        name: of the table.
+        reference: the method to compare with.
+        output: of the table.
+        runs: by which rates were chosen, and of the chosen rates.
     """
     done = [result for run in runs if (result := run.result(output)) is not None]
     if not done:
         return
     diverged = [result for result in done if "diverged" in result]
-    results = collect(result for result in done if "diverged" not in result)
+    broken = {(result["setting"], result["method"]) for result in diverged if result["split"] == "test"}
+    results = collect(
+        each for each in done if each["split"] == "test" and (each["setting"], each["method"]) not in broken
+    )
     text = f"# {name}\n"
+    (output / "results.parquet").unlink(missing_ok=True)
     if not results.empty:
         results.to_parquet(output / "results.parquet")
-        broken = {(result["setting"], result["method"]) for result in diverged}
-        whole = [place not in broken for place in zip(results["setting"], results["method"], strict=True)]
-        parts = dict(list(results[whole].groupby("setting", sort=False)))
+        parts = dict(list(results.groupby("setting", sort=False)))
         text += part_tables(parts, reference, TABLES[name].published)
         if len(parts) > 1 and all(setting[0].isdigit() for setting in parts):  # amounts of training data
-            draw_comparison(results[whole], output)
+            draw_comparison(results, output)
     if diverged:
-        columns = ["setting", "method", "seed", "learning_rate", "diverged"]
+        columns = ["setting", "method", "split", "seed", "learning_rate", "diverged"]
         rows = [[str(result[column]) for column in columns] for result in diverged]
-        text += "\n## Runs that diverged\n\nTheir methods are left out of the tables of these parts.\n\n"
-        text += f"{markdown_table(['part', 'method', 'seed', 'learning rate', 'message'], rows)}\n"
+        text += "\n## Runs that diverged\n\nWhere one for test images did, its method is left out of the table.\n\n"
+        text += f"{markdown_table(['part', 'method', 'images', 'seed', 'learning rate', 'message'], rows)}\n"
     (output / "results.md").write_text(text, encoding="utf-8")
 
 

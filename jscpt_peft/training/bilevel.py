@@ -97,9 +97,9 @@ class UpperLevel:
         """Sets M and η₂, which `"auto"` makes follow the length of a training of so many steps.
 
         M = max(1, steps // 64): at least 64 updates in a run that has so many steps, less than 128 in any longer one.
-        η₂ = 16 / updates: Adam's steps are of about η₂, so that α and β can move by 16 in all. To weigh one task 19
-        times as much as another takes a difference of 8 where Δ is near the neutral 0.73, half of what they can have.
-        It is at most 0.25, as of 64 updates: in fewer, a single D_dev batch would turn the weights over.
+        η₂ = 16 / updates, but at most 0.25: Adam's steps are of about η₂, so that α and β can move by 16 in 64 updates
+        or more; in fewer, a single D_dev batch would turn the weights over. To weigh one task 19 times as much as
+        another takes a difference of 8 where Δ is near the neutral 0.73, half of what they can have.
         """
         args = self.args
         self.lower_steps = max(1, steps // AUTO_UPDATES) if args.lower_steps == AUTO else args.lower_steps

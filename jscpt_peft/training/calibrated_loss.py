@@ -20,11 +20,13 @@ from .distributed import sum_over_processes
 from .own_loss import OwnLoss, TaskOutput
 from .task_gradients import Batch
 
-TEMPERATURES = torch.arange(-8, 25).div(4).exp2()  # 1/4 to 64
+TEMPERATURES = torch.arange(-8, 25).div(4).exp2()  # 1/4 to 64, bounds where all or none of a task's images are right
 
 
 def best_temperatures(model: PeftModel, chunks: Sequence[Batch]) -> Tensor:
     """Of `TEMPERATURES`, the one per task `[N]` at which its images, in all processes, have the least cross-entropy.
+
+    Any one where a task has no image, or logits that are not finite.
 
     Args:
         model: the JSCPT model.
@@ -34,7 +36,7 @@ def best_temperatures(model: PeftModel, chunks: Sequence[Batch]) -> Tensor:
     with torch.no_grad():
         for chunk in chunks:
             rows = chunk.tasks
-            logits = model.classify(chunk.pixel_values, rows, present_tasks_only=True).logits
+            logits = model.classify(chunk.pixel_values, rows, chunk.labels, present_tasks_only=True).logits
             each = [task_loss_sums(logits / float(t), chunk.labels, rows, sums.shape[1])[0] for t in TEMPERATURES]
             sums = sums + torch.stack(each)
     [sums] = sum_over_processes([sums])
@@ -44,8 +46,8 @@ def best_temperatures(model: PeftModel, chunks: Sequence[Batch]) -> Tensor:
 def at_temperatures(temperatures: Tensor) -> OwnLoss:
     """The mean cross-entropy of a task's logits divided by its one of `[N]` temperatures.
 
-    With the best temperatures its gradient is that of the least cross-entropy, since there the temperature's own
-    derivative is zero.
+    With the best temperatures it is the least cross-entropy, and its gradient is that of the least: where a minimum
+    over a fixed set is attained, its gradient is that of what attains it.
     """
 
     def loss(output: TaskOutput, labels: Tensor, **_: Tensor) -> Tensor:

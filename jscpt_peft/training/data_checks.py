@@ -33,25 +33,24 @@ def check_data(model: PeftModel, **arguments: Any) -> None:
 
     Raises:
         TypeError: images that cannot be read in any order.
-        ValueError: no images, other tasks, or labels that are not theirs.
+        ValueError: other tasks, or labels that are not theirs; no training images.
     """
     tasks = model.active_jscpt_config.tasks
     for argument, given in arguments.items():
         for dataset in given.values() if isinstance(given, dict) else [given]:
             if dataset is not None:
                 check_map_style(argument, dataset)
-                if argument != "dev_dataset":  # which may be empty where Ω is not learned
-                    check_some(argument, dataset)
                 check_tasks(argument, dataset, tasks)
     train_dataset = arguments["train_dataset"]
     if train_dataset is not None:
+        check_some("train_dataset", train_dataset)
         _check_trained_task(train_dataset, model.trained_task, model.task_names)
 
 
 def check_some(argument: str, dataset: Any) -> None:
     """Raises a `ValueError` where there are no images."""
     if len(dataset) == 0:
-        raise ValueError(f"`{argument}` has no images: give some, or leave it out.")
+        raise ValueError(f"`{argument}` has no images: give some.")
 
 
 def check_tasks(argument: str, dataset: Any, tasks: dict[str, list[str]]) -> None:

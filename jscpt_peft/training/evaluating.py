@@ -50,6 +50,7 @@ class EvaluatingTrainer(Trainer):
             dataset = self.eval_dataset[dataset]
         if dataset is None:
             raise ValueError("`eval_dataset` is missing: give one to the trainer or to `evaluate`.")
+        check_some("eval_dataset", dataset)
         return self.get_test_dataloader(dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
@@ -100,12 +101,15 @@ class EvaluatingTrainer(Trainer):
         if gathered and self.preprocess_logits_for_metrics in (None, classes_and_losses):
             output.metrics[f"{metric_key_prefix}_loss"] = mean_loss(output)
         if math.isnan(output.metrics.get(f"{metric_key_prefix}_loss", 0.0)):
-            cause = cause_of_nan(self.model.base_model)
-            message = f"The loss of an evaluation is NaN, so that its accuracies say nothing: {cause}."
+            message = f"The loss of an evaluation is NaN, so that its accuracies say nothing: {self.cause_of_nan()}."
             if not self.is_in_train:  # which ends by itself, with the last good state
                 raise FloatingPointError(message)
             logger.warning(message)
         return output
+
+    def cause_of_nan(self) -> str:
+        """Why logits are NaN, as a clause. For subclasses."""
+        return cause_of_nan(self.model.base_model)
 
     def multi_task_accuracy(self, prediction: EvalPrediction) -> dict[str, float]:
         """Accuracies of gathered predictions, for `compute_metrics`."""

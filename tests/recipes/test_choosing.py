@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import reproduce
 import train
 from choosing import choose
+from datasets import ClassLabel
 from model_arguments import model_config
 from recipe_runs import draw_images, fails
 
-from jscpt_peft.data import load_task_set
+from jscpt_peft.data import SPLITS, load_task_set
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +28,14 @@ def test_tasks_with_common_classes_share_a_residual_and_are_weighed(images):
     assert "6 classes of which 100% are in several tasks" in reasons[0]
 
 
-def test_without_common_classes_nothing_is_shared_and_of_one_task_nothing_is_weighed(images):
+def test_without_common_classes_nothing_is_shared_and_nothing_weighed(images):
     root = load_task_set("folder", str(images))
-    settings, _ = choose(type(root)(root.name, root.tasks[:1], root.manifest))
-    assert settings["class_residual"] == "task" and not {"dev_loss", "task_prior"} & settings.keys()
+    one, other = root.tasks
+    names = [f"another {name}" for name in other.class_names]
+    tables = {split: getattr(other, split).cast_column("label", ClassLabel(names=names)) for split in SPLITS}
+    for tasks in ([one], [one, replace(other, class_names=names, **tables)]):
+        settings, _ = choose(replace(root, tasks=tasks))
+        assert settings["class_residual"] == "task" and not {"dev_loss", "task_prior"} & settings.keys()
 
 
 def test_the_command_line_stands_over_what_is_chosen(images, tmp_path, capsys, monkeypatch):

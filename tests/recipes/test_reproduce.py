@@ -18,10 +18,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import reproduce
+import torch
 from base_model import load_base
 from datasets import Dataset
 from kept_features import features_file, keep_features
 from measured_run import parsed
+from outside import OutsideTrainer
 from paths import ROOT, TINY_CLIP
 from recipe_runs import fails
 from reproduced_figures import draw_runs
@@ -72,7 +74,14 @@ def test_a_row_for_each_run_and_task(made):
 def test_means_of_several_parts_stand_first(tmp_path):
     class Done:
         def __init__(self, setting, method, seed, right):
-            self.found = {"setting": setting, "method": method, "seed": seed, "words": [], "learning_rate": 0.1}
+            self.found = {
+                "setting": setting,
+                "method": method,
+                "seed": seed,
+                "words": [],
+                "learning_rate": 0.1,
+                "split": "test",
+            }
             self.found |= {"steps": 4, "train_seconds": 2.0, "trainable_parameters": 7, "images": "x"}
             self.found |= {"worst_group": None, "right": {"a": right}, "accuracy": {"a": right.count("1") / 4}}
 
@@ -232,11 +241,13 @@ def test_a_run_that_diverges_is_told_and_the_others_go_on(images, tmp_path, monk
 
     monkeypatch.setattr(JSCPTTrainer, "train", diverging)
     reproduce.main(command(images, tmp_path, "--methods", COOP, doomed, "--reference", COOP))
-    assert list(results(tmp_path).groupby("method")["seed"].unique().map(list)) == [[1, 2], [1]]
+    assert list(results(tmp_path).groupby("method")["seed"].unique().map(list).items()) == [(COOP, [1, 2])]
     assert set(results(tmp_path)["learning_rate"]) == {own}
     tables, _, told = (tmp_path / "results.md").read_text().partition("## Runs that diverged")
     assert f"| {COOP} |" in tables and doomed not in tables
-    assert f"| clean | {markdown(doomed)} | 2 | {own} | The loss was not finite |" in told
+    for method in (COOP, doomed):
+        assert f"| clean | {markdown(method)} | validation | 0 | {30 * own} | The loss was not finite |" in told
+    assert f"| clean | {markdown(doomed)} | test | 2 | {own} | The loss was not finite |" in told
 
 
 def test_a_table_of_which_every_run_diverges_says_so(images, tmp_path, monkeypatch):
@@ -245,7 +256,22 @@ def test_a_table_of_which_every_run_diverges_says_so(images, tmp_path, monkeypat
 
     monkeypatch.setattr(JSCPTTrainer, "train", diverging)
     reproduce.main(command(images, tmp_path, "--methods", COOP, "--reference", COOP))
-    assert (tmp_path / "results.md").read_text().count("no good") == 2 and not (tmp_path / "results.parquet").exists()
+    assert (tmp_path / "results.md").read_text().count("no good") == 2 + 2 and not (
+        tmp_path / "results.parquet"
+    ).exists()
+
+
+def test_methods_from_elsewhere_diverge_alone_too(images, tmp_path, monkeypatch):
+    """They train on to NaN, which their evaluation finds."""
+
+    def broken(self):
+        self.model.weight.data.fill_(torch.nan)
+
+    monkeypatch.setattr(OutsideTrainer, "train", broken)
+    reproduce.main(command(images, tmp_path, "--methods", "linear_probe", COOP, "--reference", COOP, "--factors", "1"))
+    tables, _, told = (tmp_path / "results.md").read_text().partition("## Runs that diverged")
+    assert f"| {COOP} |" in tables and "linear_probe" not in tables and told.count("| test |") == 2
+    assert "the weights that have learned, or the images, are not finite" in told
 
 
 def test_learning_rates_may_come_from_one_part_of_the_table(tmp_path, monkeypatch):

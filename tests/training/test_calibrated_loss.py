@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from jscpt_peft.evaluation import read_history
-from jscpt_peft.training.calibrated_loss import TEMPERATURES, at_temperatures, best_temperatures
+from jscpt_peft.training.calibrated_loss import TEMPERATURES
 from jscpt_peft.training.implicit_gradient import dev_gradient
 from jscpt_peft.training.step_log import HISTORY_FILE
 
@@ -53,11 +53,19 @@ def test_it_knows_nothing_of_confidence(model):
     assert float(found[False, 4.0][0][2]) > 1.5 * float(found[False, 1.0][0][2])
 
 
-def test_its_gradient_is_that_at_the_best_temperatures(model):
+def test_its_gradient_is_that_of_the_least(model):
     batch = prompted.batch_in_blocks(model, 5, 0)
-    fixed = at_temperatures(best_temperatures(model, [batch]))
-    _, gradient = dev_gradient(model, parameters(model), [batch], fixed)
-    torch.testing.assert_close(gradient, dev_gradient(model, parameters(model), [batch], calibrated=True)[1])
+    logits, least = model.classify(batch.pixel_values, batch.task_ids).logits, []
+    for task in range(3):
+        own = batch.task_ids == task
+        least.append(
+            torch.stack([F.cross_entropy(logits[own] / float(t), batch.labels[own]) for t in TEMPERATURES]).min()
+        )
+    by_hand = torch.autograd.grad(sum(least), parameters(model), allow_unused=True, materialize_grads=True)
+    _, gradient = dev_gradient(model, parameters(model), [batch], calibrated=True)
+    torch.testing.assert_close(
+        gradient.double(), torch.cat([each.reshape(-1) for each in by_hand]), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_pieces_of_a_batch_have_the_temperatures_of_the_whole(model):
@@ -78,6 +86,15 @@ def test_a_run_learns_by_it(tmp_path):
         losses.append([row["scheduler"]["dev_loss"] for row in read_history(tmp_path / loss / HISTORY_FILE)[1::2]])
     assert alphas[0] != alphas[1] and all(len(set(each)) > 1 for each in alphas)
     assert losses[1][0] < losses[0][0]
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "calibrated"])
+def test_a_task_that_is_not_finite_on_dev_is_left_out(tmp_path, loss, caplog):
+    run = small_run.trainer(tmp_path, dev_loss=loss)
+    run = small_run.remade(run, dev_dataset=small_run.Spoiled(run.dev_dataset))
+    run.train()
+    assert run.upper_level.updates == 2 and "the dev loss of ['clipart'] is not finite" in caplog.text
+    assert run.weighting.learned()["alpha"].isfinite().all()
 
 
 def test_a_loss_of_ones_own_is_refused_beside_it(tmp_path):
