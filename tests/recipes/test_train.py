@@ -44,6 +44,18 @@ def test_everything_is_written(finished_run):
     assert set(json.loads((finished_run / "manifest.json").read_text())["tasks"]) == {"my photos", "scans"}
 
 
+def test_without_validation_images_there_is_no_evaluation_while_training(tmp_path):
+    """Folders `train` and `test` alone: D_dev comes from training images."""
+    drawn, root = draw_images(tmp_path / "drawn", suffix="png"), tmp_path / "images"
+    for path in drawn.rglob("*.png"):
+        task, name = path.parts[-3:-1]
+        folder = root / task / ("test" if int(path.stem) < 3 else "train") / name
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
+    train.main(command(root, tmp_path / "out"))
+    assert (tmp_path / "out" / "results.md").exists()
+
+
 def test_adapter_loads_again_and_predicts(finished_run, images, capsys):
     model = PeftModel.from_pretrained(CLIPModel.from_pretrained(TINY_CLIP), finished_run)
     path = next((images / "scans" / "sky").iterdir())
