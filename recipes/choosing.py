@@ -10,6 +10,8 @@ from jscpt_peft.data import TaskSet
 # Eqs. 4-6 with an Ω that moves in a short run, by a D_dev loss that confidence cannot lower: as measured.
 SCHEDULER = {"weigh_own_steps": True, "neumann_terms": 0, "lower_steps": "auto", "scheduler_learning_rate": "auto"}
 SCHEDULER |= {"dev_batch_size": 32, "dev_loss": "calibrated"}
+UNCERTAINTY = {"weigh_own_steps": True, "weighting": "uw", "weighting_learning_rate": 0.1}
+UNEQUAL = 4  # times as many images of each class as another task: between the two amounts that were measured
 
 
 def choose(task_set: TaskSet) -> tuple[dict[str, Any], list[str]]:
@@ -28,11 +30,19 @@ def choose(task_set: TaskSet) -> tuple[dict[str, Any], list[str]]:
     if common == 0:
         settings["class_residual"] = "task"
         reasons.append("a residual of each task's own, and no weights: no two tasks have a class in common to share.")
+        return settings, reasons
+    settings |= {"class_residual": "both", "task_prior": 10.0}
+    reasons.append("a shared residual, and one of each task held near zero: tasks help one another by their classes.")
+    per_class = [len(task.train) / len(task.class_names) for task in tasks]
+    if max(per_class) > UNEQUAL * min(per_class):
+        settings |= SCHEDULER
+        reasons.append(
+            f"the paper's scheduler, calibrated: {min(per_class):.0f} to {max(per_class):.0f} training images of each "
+            "class; it gained with few images on shapes, where uncertainty weighting took few images for wrong labels."
+        )
     else:
-        settings |= {"class_residual": "both", "task_prior": 10.0, **SCHEDULER}
-        reasons += [
-            "a shared residual, and one of each task held near zero: tasks help one another by their classes.",
-            "the paper's scheduler with a calibrated D_dev loss: it gained where tasks had wrong labels or few "
-            "images, and cost nothing beyond noise in runs of 200 steps where they were equal.",
-        ]
+        settings |= UNCERTAINTY
+        reasons.append(
+            "uncertainty weighting: it finds tasks with wrong labels, and costs nothing among tasks of equal size."
+        )
     return settings, reasons
