@@ -50,6 +50,7 @@ class EvaluatingTrainer(Trainer):
             dataset = self.eval_dataset[dataset]
         if dataset is None:
             raise ValueError("`eval_dataset` is missing: give one to the trainer or to `evaluate`.")
+        check_map_style("eval_dataset", dataset)
         check_some("eval_dataset", dataset)
         return self.get_test_dataloader(dataset)
 

@@ -138,8 +138,8 @@ def test_data_sets_that_cannot_be_are_named(tmp_path):
     for argument in ("train_dataset", "dev_dataset", "eval_dataset"):
         with pytest.raises(TypeError, match=f"`{argument}` is Stream, which can be read in its own order alone"):
             remade(run, **{argument: Stream()})
-    for read in (run.evaluate, run.predict):
-        with pytest.raises(TypeError, match="`test_dataset` is Stream, which can be read in its own order alone"):
+    for argument, read in {"eval_dataset": run.evaluate, "test_dataset": run.predict}.items():
+        with pytest.raises(TypeError, match=f"`{argument}` is Stream, which can be read in its own order alone"):
             read(Stream())
     with pytest.raises(ValueError, match=r"items of \['pixel_values'\], and \['labels', 'task_ids'\] are missing"):
         remade(run, train_dataset=[{"pixel_values": each["pixel_values"]} for each in images])
