@@ -97,7 +97,7 @@ def parsed(words: Sequence[str], method: str) -> tuple[DataArguments, ModelArgum
 def measure(run: Run, output: Path) -> None:
     """Trains and evaluates, unless that is done; a result is there as a whole or not at all.
 
-    A training that ends in a `FloatingPointError` is a result too, `diverged`: its message, instead of accuracies.
+    One that ends in a `FloatingPointError` is a result too, `diverged`: its message, instead of accuracies.
     """
     if run.result(output) is not None:
         return
@@ -134,29 +134,22 @@ def measure(run: Run, output: Path) -> None:
         if run.method != ZERO_SHOT:
             trainer.train()
         seconds = perf_counter() - started
-        answers = _answers(trainer, tables, datasets[run.split])
+        found = {
+            "trainable_parameters": trainer.model.get_nb_trainable_parameters()[0],
+            "steps": trainer.state.global_step,
+            "train_seconds": seconds,
+            "device": torch.cuda.get_device_name() if training.device.type == "cuda" else training.device.type,
+            **_answers(trainer, tables, datasets[run.split]),
+        }
+        if data.split == "base_to_new" and run.split == "test":
+            found |= _on_new_classes(trainer, whole, found, datasets["test"])
     except FloatingPointError as error:
         if run.method == ZERO_SHOT:
             raise
-        _write({**asdict(run), "diverged": one_line(error)}, folder)
-        return
-    result = {
-        **asdict(run),
-        "trainable_parameters": trainer.model.get_nb_trainable_parameters()[0],
-        "steps": trainer.state.global_step,
-        "train_seconds": seconds,
-        "device": torch.cuda.get_device_name() if training.device.type == "cuda" else training.device.type,
-        **answers,
-    }
-    if data.split == "base_to_new" and run.split == "test":
-        result |= _on_new_classes(trainer, whole, result, datasets["test"])
-    _write(result, folder)
-
-
-def _write(result: Mapping[str, Any], folder: Path) -> None:
+        found = {"diverged": one_line(error)}
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{RESULT}.part"
-    part.write_text(json.dumps(result), encoding="utf-8")
+    part.write_text(json.dumps({**asdict(run), **found}), encoding="utf-8")
     part.replace(folder / RESULT)
 
 

@@ -24,6 +24,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from time import perf_counter
@@ -97,12 +98,9 @@ def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
             for (setting, _), runs in searches.items()
         ]
         finals = [replace(run, seed=seed, split="test") for seed in options.seeds for run in chosen]
-        do(
-            finals,
-            "test",
-            now_and_then(lambda: write_tables(options.table, options.reference, output, [*searched, *finals])),
-        )
-    write_tables(options.table, options.reference, output, [*searched, *finals])
+        write = partial(write_tables, options.table, options.reference, output, [*searched, *finals])
+        do(finals, "test", now_and_then(write))
+    write()
     first = options.seeds[0]
     drawn = draw_runs([run for run in finals if run.seed == first and "diverged" not in run.result(output)], output)
     with (output / "results.md").open("a", encoding="utf-8") as file:

@@ -50,17 +50,18 @@ class EvaluatingTrainer(Trainer):
             dataset = self.eval_dataset[dataset]
         if dataset is None:
             raise ValueError("`eval_dataset` is missing: give one to the trainer or to `evaluate`.")
-        check_map_style("eval_dataset", dataset)
-        check_some("eval_dataset", dataset)
-        return self.get_test_dataloader(dataset)
+        return self._loader("eval_dataset", dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """As `Trainer`'s, likewise; a data set without images, or of other tasks or classes, is refused."""
-        check_map_style("test_dataset", test_dataset)
-        check_some("test_dataset", test_dataset)
-        check_tasks("test_dataset", test_dataset, self.tested_tasks())
+        return self._loader("test_dataset", test_dataset)
+
+    def _loader(self, argument: str, dataset: Any) -> DataLoader:
+        check_map_style(argument, dataset)
+        check_some(argument, dataset)
+        check_tasks(argument, dataset, self.tested_tasks())
         options = {"batch_size": self.args.eval_batch_size}
-        return self.accelerator.prepare(make_loader(test_dataset, self.args, self.data_collator, **options))
+        return self.accelerator.prepare(make_loader(dataset, self.args, self.data_collator, **options))
 
     def tested_tasks(self) -> dict[str, list[str]]:
         """Task -> the classes that labels of images to evaluate number. For subclasses."""
