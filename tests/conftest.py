@@ -10,13 +10,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests must never look for a netw
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors here are tiny: threads would only wait for each other
 
 import pytest
+import shortcuts  # noqa: F401
 import torch
 from paths import RECIPES
 
 sys.path.append(str(RECIPES))  # last: recipes/evaluate.py bears the name of a library
-
-
-os.fsync = lambda _descriptor: None  # only a power cut would tell, and a busy disk takes long
 
 
 def pytest_collection_modifyitems(items):

@@ -1,18 +1,17 @@
 """What the fork server has done once for all programs: slow imports, and what libraries prepare at their first use."""
 
 import gc
-import os
 
 import datasets  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
 import peft  # noqa: F401
+import shortcuts  # noqa: F401
 from PIL import Image
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 import jscpt_peft.evaluation.style
 import jscpt_peft.training
 
-os.fsync = lambda _descriptor: None  # as in conftest.py
 jscpt_peft.evaluation.style.DOTS_PER_INCH = 30  # drawn, but of a size that nobody looks at
 Image.init()
 get_checkpoint_conversion_mapping("clip")
