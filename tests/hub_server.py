@@ -266,13 +266,8 @@ class Handler(BaseHTTPRequestHandler):
         files = dict(files)
         for line in filter(None, self.body.decode().splitlines()):
             operation = json.loads(line)
-            value = operation["value"]
             if operation["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif operation["key"] == "deletedFile":
-                files.pop(value["path"])
-            elif operation["key"] == "deletedFolder":
-                files = {path: each for path, each in files.items() if not path.startswith(value["path"])}
+                files[operation["value"]["path"]] = base64.b64decode(operation["value"]["content"])
         oid = repository.commit(files, revision)
         return self.reply(json.dumps({"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid}))
 

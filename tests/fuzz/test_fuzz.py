@@ -1,6 +1,6 @@
 """Whatever is given, the answer is in words: an error that names the argument or the file, and never a raw traceback.
 
-Seeded, and bounded to a quarter of a minute; `JSCPT_FUZZ_SECONDS=3600` goes on with other inputs for an hour, and
+Seeded, and bounded to seven seconds; `JSCPT_FUZZ_SECONDS=3600` goes on with other inputs for an hour, and
 `JSCPT_FUZZ_EXAMPLES=2000` tries so many, however long it takes; `JSCPT_FUZZ_SEED=1000` begins with others. How many
 there were is printed.
 """
@@ -43,7 +43,7 @@ from jscpt_peft.training import JSCPTTrainingArguments
 
 TESTS = 7
 EXAMPLES = math.ceil(int(os.environ.get("JSCPT_FUZZ_EXAMPLES", "0")) / TESTS)  # of each test; 0: as time allows
-SECONDS = 3600 if EXAMPLES else float(os.environ.get("JSCPT_FUZZ_SECONDS", "14"))
+SECONDS = 3600 if EXAMPLES else float(os.environ.get("JSCPT_FUZZ_SECONDS", "7"))
 SEED = int(os.environ.get("JSCPT_FUZZ_SEED", "0"))
 SETTINGS = settings(
     max_examples=min(EXAMPLES, 100) or 100, deadline=None, database=None, suppress_health_check=list(HealthCheck)
