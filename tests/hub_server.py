@@ -109,13 +109,9 @@ class Hub:
     def environment(self, home: Path, token: str | None = TOKEN) -> dict[str, str]:
         """For a process that is to talk to the stand-in; `home` takes its caches."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
-        hub = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-        quiet = {
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1,localhost",
-        }
-        return {**inherited, **hub, **quiet, **({"HF_TOKEN": token} if token else {})}
+        hub = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1,localhost"}
+        off = {f"HF_HUB_DISABLE_{name}": "1" for name in ("XET", "PROGRESS_BARS", "TELEMETRY")}
+        return {**inherited, **hub, **off, "OMP_NUM_THREADS": "1", **({"HF_TOKEN": token} if token else {})}
 
     def run(
         self, command: list[str], home: Path, token: str | None = TOKEN, timeout: float = 300, **environment: str

@@ -83,7 +83,7 @@ def draw_figures(
 def losses_figure(arrays: dict[str, np.ndarray], tasks: Sequence[str]) -> Figure:
     """Task losses over time. `arrays` as [`history_arrays`] returns them; so for the other figures."""
     title, label = "Training loss of each task", "cross-entropy (nats)"
-    return lines_figure(title, "", arrays["step"], arrays["loss"], tasks, label, least_span=0.1, floor=0.0)
+    return lines_figure(title, "", arrays["step"], arrays["loss"], tasks, label, floor=0.0)
 
 
 def weights_figure(arrays: dict[str, np.ndarray], tasks: Sequence[str]) -> Figure:
@@ -97,7 +97,6 @@ def weights_figure(arrays: dict[str, np.ndarray], tasks: Sequence[str]) -> Figur
         present_weights(arrays),
         tasks,
         "weight φ",
-        least_span=0.1,
         reference=equal_weights(arrays),
         marked_steps=updates if len(updates) <= MOST_MARKS else (),
     )
@@ -171,7 +170,7 @@ def _relations_figure(
 ) -> Figure:
     """Lines over time, as [`draw_lines`] takes them, above heat maps of `column`, where that is in the history."""
     steps, count = arrays["step"], len(lines["names"])
-    lines |= {"steps": steps, "least_span": 0.1, "most_columns": most_columns}
+    lines |= {"steps": steps, "most_columns": most_columns}
     if column not in arrays:
         return lines_figure(title, note, **lines)
     height = height_of_lines(count, most_columns) - 1

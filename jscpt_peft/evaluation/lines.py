@@ -83,7 +83,7 @@ def draw_lines(
     values: np.ndarray,
     names: Sequence[str],
     label: str,
-    least_span: float,
+    least_span: float = 0.1,
     reference: Reference | None = None,
     floor: float | None = None,
     marked_steps: Sequence[float] = (),
