@@ -4,7 +4,8 @@ import gc
 import os
 
 import datasets  # noqa: F401
-import matplotlib.pyplot  # noqa: F401
+import matplotlib.figure
+import matplotlib.pyplot
 import peft  # noqa: F401
 from PIL import Image
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
@@ -13,7 +14,8 @@ import jscpt_peft.evaluation.style
 import jscpt_peft.training
 
 os.fsync = lambda _descriptor: None  # as in conftest.py
-jscpt_peft.evaluation.style.DOTS_PER_INCH = 30  # drawn, but of a size that nobody looks at
+jscpt_peft.evaluation.style.DOTS_PER_INCH = 30  # drawn, but of a size that nobody looks at,
+matplotlib.figure.Figure.set_layout_engine = lambda *_, **__: None  # and not laid out, which takes as long again
 Image.init()
 get_checkpoint_conversion_mapping("clip")
 gc.collect()
