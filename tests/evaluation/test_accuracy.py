@@ -44,6 +44,13 @@ def test_equals_the_definition(seed):
     assert all(type(value) is float for value in metrics.values())
 
 
+def test_worst_group_is_a_pair_of_task_and_group():
+    # Group 0 is right in one task and wrong in the other: over tasks its accuracy would be a half.
+    metrics = multi_task_accuracy([1, 0, 1, 1], [1, 1, 1, 1], [0, 1, 0, 1], ["a", "b"], groups=[0, 0, 1, 1])
+    assert metrics["worst_group_accuracy"] == 0.0
+    assert metrics["worst_task_accuracy"] == 0.5
+
+
 @pytest.mark.filterwarnings("error")
 def test_task_without_samples_is_nan_and_left_out_of_the_rest():
     metrics = multi_task_accuracy([1, 1], [1, 0], [0, 0], TASKS)
