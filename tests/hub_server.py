@@ -129,15 +129,6 @@ class Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
-        self.answer()
-
-    def do_HEAD(self) -> None:
-        self.answer()
-
-    def do_POST(self) -> None:
-        self.answer()
-
     def log_message(self, *_: object) -> None:
         pass  # not on the tests' stderr
 
@@ -161,11 +152,9 @@ class Handler(BaseHTTPRequestHandler):
         kind, name, action, revision, rest = (each and unquote(each) for each in match.groups())
         repository = self.hub.repositories.get((kind or "models", name))
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if repository is None or (repository.private and token not in ("", TOKEN)):
+        if repository is None or (repository.private and token != TOKEN):
             # As the Hub does: whoever may not see a repository is told that there is none.
             return self.missing("RepoNotFound", status=404 if token else 401)
-        if repository.private and not token:
-            return self.missing("RepoNotFound", status=401)
         if repository.gated and action == "resolve" and token != TOKEN:
             return self.missing("GatedRepo", status=403 if token else 401, message="Access is restricted.")
         if action in ("preupload", "commit", "branch") and token != TOKEN:
@@ -187,6 +176,8 @@ class Handler(BaseHTTPRequestHandler):
         if action == "commit":
             return self.commit(repository, name, revision, files)
         return self.reply(json.dumps(description(name, oid, files, repository.private)))
+
+    do_GET = do_HEAD = do_POST = answer
 
     def create(self, wanted: dict) -> None:
         kind = "datasets" if wanted.get("type") == "dataset" else "models"
@@ -247,15 +238,10 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply(json.dumps(list(entries.values())))
 
     def preupload(self, files: Files) -> None:
-        answers = [
-            {
-                "path": each["path"],
-                "uploadMode": "regular",
-                "shouldIgnore": False,
-                **({"oid": blob_id(files[each["path"]])} if each["path"] in files else {}),
-            }
-            for each in json.loads(self.body)["files"]
-        ]
+        paths = [each["path"] for each in json.loads(self.body)["files"]]
+        blobs = [blob_id(files[path]) if path in files else None for path in paths]
+        known = {"uploadMode": "regular", "shouldIgnore": False}
+        answers = [{"path": path, "oid": blob, **known} for path, blob in zip(paths, blobs, strict=True)]
         return self.reply(json.dumps({"files": answers}))
 
     def commit(self, repository: Repository, name: str, revision: str, files: Files) -> None:
