@@ -109,13 +109,9 @@ class Hub:
     def environment(self, home: Path, token: str | None = TOKEN) -> dict[str, str]:
         """For a process that is to talk to the stand-in; `home` takes its caches."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE_"))}
-        hub = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-        quiet = {
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1,localhost",
-        }
-        return {**inherited, **hub, **quiet, **({"HF_TOKEN": token} if token else {})}
+        hub = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1,localhost"}
+        off = {f"HF_HUB_DISABLE_{name}": "1" for name in ("XET", "PROGRESS_BARS", "TELEMETRY")}
+        return {**inherited, **hub, **off, "OMP_NUM_THREADS": "1", **({"HF_TOKEN": token} if token else {})}
 
     def run(
         self, command: list[str], home: Path, token: str | None = TOKEN, timeout: float = 300, **environment: str
@@ -132,15 +128,6 @@ class Handler(BaseHTTPRequestHandler):
 
     hub: Hub
     protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    def do_HEAD(self) -> None:
-        self.answer()
-
-    def do_POST(self) -> None:
-        self.answer()
 
     def log_message(self, *_: object) -> None:
         pass  # not on the tests' stderr
@@ -165,11 +152,9 @@ class Handler(BaseHTTPRequestHandler):
         kind, name, action, revision, rest = (each and unquote(each) for each in match.groups())
         repository = self.hub.repositories.get((kind or "models", name))
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if repository is None or (repository.private and token not in ("", TOKEN)):
+        if repository is None or (repository.private and token != TOKEN):
             # As the Hub does: whoever may not see a repository is told that there is none.
             return self.missing("RepoNotFound", status=404 if token else 401)
-        if repository.private and not token:
-            return self.missing("RepoNotFound", status=401)
         if repository.gated and action == "resolve" and token != TOKEN:
             return self.missing("GatedRepo", status=403 if token else 401, message="Access is restricted.")
         if action in ("preupload", "commit", "branch") and token != TOKEN:
@@ -191,6 +176,8 @@ class Handler(BaseHTTPRequestHandler):
         if action == "commit":
             return self.commit(repository, name, revision, files)
         return self.reply(json.dumps(description(name, oid, files, repository.private)))
+
+    do_GET = do_HEAD = do_POST = answer
 
     def create(self, wanted: dict) -> None:
         kind = "datasets" if wanted.get("type") == "dataset" else "models"
@@ -251,28 +238,18 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply(json.dumps(list(entries.values())))
 
     def preupload(self, files: Files) -> None:
-        answers = [
-            {
-                "path": each["path"],
-                "uploadMode": "regular",
-                "shouldIgnore": False,
-                **({"oid": blob_id(files[each["path"]])} if each["path"] in files else {}),
-            }
-            for each in json.loads(self.body)["files"]
-        ]
+        paths = [each["path"] for each in json.loads(self.body)["files"]]
+        blobs = [blob_id(files[path]) if path in files else None for path in paths]
+        known = {"uploadMode": "regular", "shouldIgnore": False}
+        answers = [{"path": path, "oid": blob, **known} for path, blob in zip(paths, blobs, strict=True)]
         return self.reply(json.dumps({"files": answers}))
 
     def commit(self, repository: Repository, name: str, revision: str, files: Files) -> None:
         files = dict(files)
         for line in filter(None, self.body.decode().splitlines()):
             operation = json.loads(line)
-            value = operation["value"]
             if operation["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
-            elif operation["key"] == "deletedFile":
-                files.pop(value["path"])
-            elif operation["key"] == "deletedFolder":
-                files = {path: each for path, each in files.items() if not path.startswith(value["path"])}
+                files[operation["value"]["path"]] = base64.b64decode(operation["value"]["content"])
         oid = repository.commit(files, revision)
         return self.reply(json.dumps({"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid}))
 

@@ -61,18 +61,15 @@ def test_source_archive_names_only_what_exists():
 # ---- dependencies ---------------------------------------------------------------------------------------------------
 
 
-def imported_modules() -> set[str]:
+def test_every_import_of_the_package_is_a_declared_dependency():
     nodes = [node for file in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(file.read_text("utf-8")))]
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
-    return {name.partition(".")[0] for name in names} - {"jscpt_peft", *sys.stdlib_module_names}
-
-
-def test_every_import_of_the_package_is_a_declared_dependency():
-    assert {"torch", "PIL"} <= imported_modules()  # else nothing was looked at
+    imported = {name.partition(".")[0] for name in names} - {"jscpt_peft", *sys.stdlib_module_names}
+    assert {"torch", "PIL"} <= imported  # else nothing was looked at
     distributions = packages_distributions()
     declared = set(by_name([*PROJECT["dependencies"], *EXTRAS["aggregators"]]))
-    for module in imported_modules():
+    for module in imported:
         assert declared & {canonicalize_name(name) for name in distributions.get(module, [module])}, module
 
 

@@ -49,14 +49,14 @@ def multi_task_accuracy(
         )
 
     correct = predictions == references
-    by_task = _accuracy_by(task_ids, correct, count=len(names))
+    by_task = mean_by(task_ids, correct, count=len(names))
     metrics = {f"accuracy/{name}": float(accuracy) for name, accuracy in zip(names, by_task, strict=True)}
     metrics["mean_accuracy"] = float(np.nanmean(by_task))
     metrics["worst_task_accuracy"] = float(np.nanmin(by_task))
     if groups is not None:
         pairs = np.stack([task_ids, integers("groups", groups, length=len(predictions))], axis=1)
         distinct, pair_ids = np.unique(pairs, axis=0, return_inverse=True)
-        metrics["worst_group_accuracy"] = float(_accuracy_by(pair_ids.reshape(-1), correct, len(distinct)).min())
+        metrics["worst_group_accuracy"] = float(mean_by(pair_ids.reshape(-1), correct, len(distinct)).min())
     return metrics
 
 
@@ -82,8 +82,8 @@ def integers(name: str, values: Sequence[int], length: int | None = None) -> np.
     return column.astype(np.int64)
 
 
-def _accuracy_by(ids: np.ndarray, correct: np.ndarray, count: int) -> np.ndarray:
-    """Share of `correct` among the samples of each id 0 to count - 1: [count], nan without samples."""
-    total = np.bincount(ids, minlength=count)
-    right = np.bincount(ids, weights=correct, minlength=count)
-    return np.divide(right, total, out=np.full(count, np.nan), where=total > 0)
+def mean_by(ids: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
+    """Mean of the samples' values for each id 0 to count - 1: [count], nan without samples."""
+    samples = np.bincount(ids, minlength=count)
+    sums = np.bincount(ids, weights=values, minlength=count)
+    return np.divide(sums, samples, out=np.full(count, np.nan), where=samples > 0)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .accuracy import mean_by
+
 NUM_BINS = 15
 
 
@@ -55,6 +57,4 @@ def reliability(confidences: Sequence[float], correct: Sequence[bool], num_bins:
         raise ValueError(f"`confidences` holds {wrong[0]}: pass probabilities, in [0, 1].")
     bins = (np.ceil(confidences * num_bins).astype(int) - 1).clip(min=0)
     counts = np.bincount(bins, minlength=num_bins)
-    sums = [np.bincount(bins, weights=values, minlength=num_bins) for values in (confidences, correct)]
-    means = [np.divide(each, counts, out=np.full(num_bins, np.nan), where=counts > 0) for each in sums]
-    return Reliability(counts, *means)
+    return Reliability(counts, mean_by(bins, confidences, num_bins), mean_by(bins, correct, num_bins))

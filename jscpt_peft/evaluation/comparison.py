@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from .accuracy_tables import PARTS, harmonic_mean
-from .tables import percent
+from .tables import joined_cells, percent
 
 MEAN = "mean"
 
@@ -43,12 +43,9 @@ def comparison_markdown(summary: pd.DataFrame, further: Mapping[str, Mapping[str
         further: columns beside it: header -> method -> cell; a method that is left out has none.
     """
     names = list(summary.columns.get_level_values(0).unique())
-    lines = [["method", *names, *further], [":---", *["---:"] * (len(names) + len(further))]]
-    cells = {name: _marked(summary[name]) for name in names}
-    for method in summary.index:
-        extra = [column.get(method, "") for column in further.values()]
-        lines.append([method, *(cells[name][method] for name in names), *extra])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    columns = [*(_marked(summary[name]) for name in names), *further.values()]
+    rows = [[method, *(column.get(method, "") for column in columns)] for method in summary.index]
+    return joined_cells(["method", *names, *further], rows)
 
 
 def _marked(column: pd.DataFrame) -> dict[str, str]:

@@ -48,9 +48,9 @@ def comparison_figure(runs: pd.DataFrame) -> Figure:
         for method in reversed(means.index):
             line = table[task].xs(method, level="method").reindex(list(of_setting))
             colour = colours.get(method, LIGHT_GREY)
-            axes.errorbar(amounts, line["mean"], line["std"], color=colour, marker="o", markersize=4, label=method)
+            name = method if method in colours else None
+            axes.errorbar(amounts, line["mean"], line["std"], color=colour, marker="o", markersize=4, label=name)
     label_axes(figure, "", "accuracy in %")
-    lines, names = panels[0].get_legend_handles_labels()
-    shown = [(line, name) for line, name in zip(lines, names, strict=True) if name in colours]
-    figure.legend(*zip(*reversed(shown), strict=True), loc="outside lower center", ncols=3, frameon=False)
+    lines, names = panels[0].get_legend_handles_labels()  # the best method, drawn last, comes first
+    figure.legend(lines[::-1], names[::-1], loc="outside lower center", ncols=3, frameon=False)
     return figure

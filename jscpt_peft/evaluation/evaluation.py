@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -63,8 +63,8 @@ class Predictions:
 
     def chosen(self, samples: np.ndarray) -> Predictions:
         """Those of some samples, given by their positions or a mask."""
-        columns = {each.name: getattr(self, each.name) for each in fields(self)}
-        return Predictions(**{name: None if column is None else column[samples] for name, column in columns.items()})
+        columns = vars(self).items()
+        return Predictions(**{name: None if column is None else column[samples] for name, column in columns})
 
 
 @dataclass(frozen=True)

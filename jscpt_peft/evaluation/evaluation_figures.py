@@ -8,25 +8,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib.artist import setp
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MultipleLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from .confusion import most_confused_classes
 from .evaluation import Evaluation, Robustness
-from .style import (
-    COLOURS,
-    DARK,
-    DASHED,
-    GREY,
-    LIGHT_GREY,
-    label_axes,
-    new_figure,
-    panels_in_rows,
-    short_name,
-    write_figures,
-)
+from .heat_maps import draw_cells, draw_colour_bar
+from .style import COLOURS, DASHED, GREY, LIGHT_GREY, label_axes, new_figure, panels_in_rows, short_name, write_figures
 
 SHOWN_CLASSES = 20
 BLUE, ORANGE = COLOURS[:2]
@@ -65,21 +56,14 @@ def draw_evaluation(
 
 def accuracy_figure(evaluation: Evaluation) -> Figure:
     """A bar per task, its macro-F1 as a mark on it; the worst task's bar in another colour."""
-    tasks, worst, mean, group = (
-        evaluation.tasks,
-        evaluation.worst_task,
-        evaluation.means["accuracy"],
-        evaluation.worst_group,
-    )
+    tasks, worst, group = evaluation.tasks, evaluation.worst_task, evaluation.worst_group
+    mean, places = evaluation.means["accuracy"], np.arange(len(tasks))
     note = f"Mean {mean:.1%}, worst task {tasks['accuracy'][worst]:.1%} ({short_name(worst)})"
     if group is not None:
         note += f", worst group {group['accuracy']:.1%} (group {group['group']} of {short_name(group['task'])})"
     figure = new_figure("Test accuracy of each task", f"{note}.", height=2.2 + 0.42 * len(tasks))
-    axes, places = figure.subplots(), np.arange(len(tasks))
-    ends = tasks[["accuracy", "macro_f1"]].max(axis=1)
-    axes.barh(
-        places, tasks["accuracy"], height=0.62, color=[ORANGE if each == worst else BLUE for each in tasks.index]
-    )
+    axes, ends = figure.subplots(), tasks[["accuracy", "macro_f1"]].max(axis=1)
+    axes.barh(places, tasks["accuracy"], height=0.62, color=np.where(tasks.index == worst, ORANGE, BLUE))
     axes.plot(tasks["macro_f1"], places, "D", color="white", markeredgecolor="black", markersize=6)
     axes.axvline(mean, **DASHED)
     axes.text(mean, 1.02, "mean", color=GREY, ha="center", va="bottom", transform=axes.get_xaxis_transform())
@@ -108,23 +92,13 @@ def confusion_figure(evaluation: Evaluation) -> Figure:
         note = f"The {len(chosen)} of {len(classes)} classes with the most frequent confusions. {note}"
     title = f"Worst task, {short_name(evaluation.worst_task, 30)}: what is taken for what"
     figure = new_figure(title, note, height=4.4 + 0.24 * len(chosen))
-    axes = figure.subplots()
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    shares = matrix / np.maximum(totals[:, None], 1)
-    cells = axes.pcolormesh(shares, cmap="Blues", norm=PowerNorm(0.6, 0, 1), edgecolors="white", linewidth=0.8)
+    axes, shares = figure.subplots(), matrix / np.maximum(totals[:, None], 1)
+    counts = np.where(matrix > 0, matrix.astype(str), "")
+    cells = draw_cells(axes, shares, names, columns, counts, cmap="Blues", norm=PowerNorm(0.6, 0, 1))
     axes.set(aspect="equal", xlabel="predicted class", ylabel="true class")
-    axes.invert_yaxis()
-    axes.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=50, ha="right", rotation_mode="anchor", size=9.5)
-    axes.set_yticks(np.arange(len(names)) + 0.5, names, size=9.5)
-    axes.tick_params(length=0)
-    for row, column in np.argwhere(matrix > 0):
-        colour = "white" if shares[row, column] > 0.45 else DARK
-        place = {"ha": "center", "va": "center", "size": 9}
-        axes.text(column + 0.5, row + 0.5, str(matrix[row, column]), color=colour, **place)
-    bar = figure.colorbar(cells, ax=axes, shrink=0.6, aspect=24, pad=0.02, format=PER_CENT)
-    bar.outline.set_visible(False)
-    bar.set_label("part of the class's images", labelpad=10)
+    axes.tick_params(labelsize=9.5)
+    setp(axes.get_xticklabels(), rotation=50, ha="right", rotation_mode="anchor")
+    draw_colour_bar(figure, cells, axes, "part of the class's images", shrink=0.6, aspect=24, format=PER_CENT)
     return figure
 
 
@@ -137,18 +111,17 @@ def reliability_figure(evaluation: Evaluation) -> Figure:
         "Accuracy of images by confidence, 15 bins; the larger a dot, the more images. Below the diagonal: too sure.",
         height=1.55 + -(-count // columns) * (0.8 + 7.6 / max(columns, 2)),
     )
-    for axes, (name, bins) in zip(
-        panels_in_rows(figure, count, columns), evaluation.reliabilities.items(), strict=True
-    ):
+    panels = panels_in_rows(figure, count, columns)
+    panels[0].set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    panels[0].xaxis.set_major_formatter(PER_CENT)
+    panels[0].yaxis.set_major_formatter(PER_CENT)
+    for axes, (name, bins) in zip(panels, evaluation.reliabilities.items(), strict=True):
         axes.plot([0, 1], [0, 1], **DASHED)
         axes.vlines(bins.confidences, bins.confidences, bins.accuracies, color=ORANGE, linewidth=1.2)
         sizes = 12 + 500 * bins.counts / max(1, bins.counts.sum())
         axes.scatter(bins.confidences, bins.accuracies, s=sizes, color=BLUE, alpha=0.85, zorder=3, clip_on=False)
         axes.set_title(f"{short_name(name, 80 // columns)}\nECE {bins.expected_calibration_error:.1%}")
-        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(MultipleLocator(0.5))
-            axis.set_major_formatter(PER_CENT)
+        axes.set_aspect("equal")
         axes.tick_params(labelsize=10)
     label_axes(figure, "confidence", "accuracy")
     return figure
@@ -156,28 +129,23 @@ def reliability_figure(evaluation: Evaluation) -> Figure:
 
 def robustness_figure(robustness: Robustness) -> Figure:
     """Mean accuracy over tasks by severity, a panel per corruption, in grey the others."""
-    clean = robustness.clean
     means, worst = robustness.means, robustness.accuracies.min(axis=1).unstack(sort=False)
-    columns = min(len(means), 5)
+    means.insert(0, "none", robustness.clean.mean())
+    worst.insert(0, "none", robustness.clean.min())
+    columns, places = min(len(means), 5), np.arange(means.shape[1])
     note = f"Blue: mean over tasks, at most {robustness.images_per_task} images each. Orange: worst task."
     if len(means) > 1:
         note += " Grey: the means of the others."
     figure = new_figure("Accuracy under corruptions", note, height=1.7 + 2.35 * -(-len(means) // columns))
-    places = np.arange(1 + means.shape[1])
-    lines, lowest = (
-        np.column_stack([np.full(len(means), none), table])
-        for none, table in ((clean.mean(), means), (clean.min(), worst))
-    )
     panels = panels_in_rows(figure, len(means), columns)
-    panels[0].set(xlim=(-0.25, places[-1] + 1.1), ylim=(0, min(1.0, 1.2 * np.nanmax(lines) + 0.02)))
+    panels[0].set(xlim=(-0.25, places[-1] + 1.1), ylim=(0, min(1.0, 1.2 * means.max(axis=None) + 0.02)))
     panels[0].yaxis.set_major_formatter(PER_CENT)
-    panels[0].set_xticks(places, ["none", *map(str, means.columns)])
-    for number, (axes, name) in enumerate(zip(panels, means.index, strict=True)):
-        axes.plot(places, np.delete(lines, number, axis=0).T, color=LIGHT_GREY, linewidth=0.9)
-        axes.plot(places, lowest[number], color=ORANGE, linewidth=1.4, marker="o", markersize=3)
-        axes.plot(places, lines[number], color=BLUE, linewidth=2.2, marker="o", markersize=4.5)
-        last = places[-1], lines[number, -1]
-        text = axes.annotate(f"{last[1]:.0%}", last, (6, 0), textcoords="offset points", va="center", size=10.5)
+    panels[0].set_xticks(places, means.columns)
+    for axes, (name, line) in zip(panels, means.iterrows(), strict=True):
+        axes.plot(places, means.drop(index=name).T, color=LIGHT_GREY, linewidth=0.9)
+        axes.plot(places, worst.loc[name], color=ORANGE, linewidth=1.4, marker="o", markersize=3)
+        axes.plot(places, line, color=BLUE, linewidth=2.2, marker="o", markersize=4.5)
+        text = axes.text(places[-1] + 0.2, line.iloc[-1], f"{line.iloc[-1]:.0%}", va="center", size=10.5)
         text.set(color=BLUE, weight="bold")
         axes.set_title(name.replace("_", " "))
     label_axes(figure, "severity", "accuracy")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -82,7 +83,7 @@ def draw_figures(
 def losses_figure(arrays: dict[str, np.ndarray], tasks: Sequence[str]) -> Figure:
     """Task losses over time. `arrays` as [`history_arrays`] returns them; so for the other figures."""
     title, label = "Training loss of each task", "cross-entropy (nats)"
-    return lines_figure(title, "", arrays["step"], arrays["loss"], tasks, label, least_span=0.1, floor=0.0)
+    return lines_figure(title, "", arrays["step"], arrays["loss"], tasks, label, floor=0.0)
 
 
 def weights_figure(arrays: dict[str, np.ndarray], tasks: Sequence[str]) -> Figure:
@@ -96,7 +97,6 @@ def weights_figure(arrays: dict[str, np.ndarray], tasks: Sequence[str]) -> Figur
         present_weights(arrays),
         tasks,
         "weight φ",
-        least_span=0.1,
         reference=equal_weights(arrays),
         marked_steps=updates if len(updates) <= MOST_MARKS else (),
     )
@@ -123,11 +123,14 @@ def affinity_figure(arrays: dict[str, np.ndarray], tasks: Sequence[str]) -> Figu
     return _relations_figure(
         arrays,
         tasks,
-        column="affinity",
-        title="How much the other tasks' gradients help each task",
-        meaning="Above 0 they help, below 0 they hurt.",
-        lines=(tasks, arrays["affinity_mean"], "mean affinity of the others", Reference(0.0, "no effect")),
+        "affinity",
+        "How much the other tasks' gradients help each task",
+        "Above 0 they help, below 0 they hurt.",
         axis_labels=("source task", "target task"),
+        values=arrays["affinity_mean"],
+        names=tasks,
+        label="mean affinity of the others",
+        reference=Reference(0.0, "no effect"),
     )
 
 
@@ -144,11 +147,14 @@ def gradient_cosines_figure(arrays: dict[str, np.ndarray], tasks: Sequence[str])
     return _relations_figure(
         arrays,
         tasks,
-        column="gradient_cosine",
-        title="Do the tasks pull the shared prompts the same way?",
-        meaning="Above 0 two tasks agree, below 0 they conflict.",
-        lines=(names, values, label, Reference(0.0, "orthogonal")),
-        axis_labels=("", ""),
+        "gradient_cosine",
+        "Do the tasks pull the shared prompts the same way?",
+        "Above 0 two tasks agree, below 0 they conflict.",
+        values=values,
+        names=names,
+        label=label,
+        reference=Reference(0.0, "orthogonal"),
+        most_columns=5 if names is tasks else 3,  # names of pairs are long
     )
 
 
@@ -157,20 +163,20 @@ def _relations_figure(
     tasks: Sequence[str],
     column: str,
     title: str,
-    meaning: str,
-    lines: tuple[Sequence[str], np.ndarray, str, Reference],
-    axis_labels: tuple[str, str],
+    note: str,
+    axis_labels: tuple[str, str] = ("", ""),
+    most_columns: int = 5,
+    **lines: Any,
 ) -> Figure:
-    """Lines over time (names, values, label, reference) above heat maps of `column`, where that is in the history."""
-    names, values, label, reference = lines
-    steps, columns = arrays["step"], 5 if names is tasks else 3  # names of pairs are long
-    options = {"least_span": 0.1, "reference": reference, "most_columns": columns}
+    """Lines over time, as [`draw_lines`] takes them, above heat maps of `column`, where that is in the history."""
+    steps, count = arrays["step"], len(lines["names"])
+    lines |= {"steps": steps, "most_columns": most_columns}
     if column not in arrays:
-        return lines_figure(title, meaning, steps, values, names, label, **options)
-    height = height_of_lines(len(names), columns) - 1
-    figure = new_figure(title, f"{meaning} {how_to_read(steps, len(names))}", height=height + HEAT_MAPS)
+        return lines_figure(title, note, **lines)
+    height = height_of_lines(count, most_columns) - 1
+    figure = new_figure(title, f"{note} {how_to_read(steps, count)}", height=height + HEAT_MAPS)
     upper, lower = figure.subfigures(2, 1, height_ratios=(height - 0.95, HEAT_MAPS))
-    draw_lines(upper, steps, values, names, label, **options)
+    draw_lines(upper, **lines)
     windows = windows_of(len(steps), 3 if len(tasks) <= MOST_TASKS_FOR_THREE else 2)
     matrices = [mean_between_tasks(arrays[column][window]) for window in windows]
     titles = [steps_title(steps[window]) for window in windows]

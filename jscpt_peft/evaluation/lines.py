@@ -61,10 +61,9 @@ def smooth(values: np.ndarray, window: int) -> np.ndarray:
     nan where less than half as many are known as usual, so that no line runs on into a gap on a few values.
     """
     table = pd.DataFrame(values)
-    least = (table.notna().mean() * window / 2).astype(int).clip(lower=1)
-    return np.stack(
-        [table[k].rolling(window, center=True, min_periods=least[k]).mean() for k in table.columns], axis=1
-    )
+    near = table.rolling(window, center=True, min_periods=1)
+    usual = table.notna().mean() * window
+    return near.mean().where(near.count() >= (usual / 2).astype(int)).to_numpy()
 
 
 def spread(positions: Sequence[float], gap: float) -> np.ndarray:
@@ -84,7 +83,7 @@ def draw_lines(
     values: np.ndarray,
     names: Sequence[str],
     label: str,
-    least_span: float,
+    least_span: float = 0.1,
     reference: Reference | None = None,
     floor: float | None = None,
     marked_steps: Sequence[float] = (),

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .heat_maps import draw_cells
 from .style import COLOURS, DARK, LIGHT_GREY, new_figure, short_name, write_figures
 
 FILE = "modules.png"
@@ -42,42 +43,28 @@ def draw_module_graph(graph: np.ndarray, tasks: Sequence[str], output_dir: str |
 
 def module_graph_figure(graph: np.ndarray, tasks: Sequence[str]) -> Figure:
     """The graph `[N, K]` as links, on the left, and as numbers."""
-    rows = max(graph.shape)
     figure = new_figure(
         "Which task takes how much from which feature module",
         "Links are as strong as A says; blue ones are above the task's mean.",
-        height=2.6 + 0.36 * rows,
+        height=2.6 + 0.36 * max(graph.shape),
     )
     links, cells = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    names = [short_name(name, 14) for name in tasks]
-    _draw_links(links, graph, names)
-    _draw_cells(cells, graph, names)
+    names, modules = [short_name(name, 14) for name in tasks], range(1, 1 + graph.shape[1])
+    _draw_links(links, graph, names, modules)
+    texts = np.vectorize("{:.2f}".format)(graph) if graph.size <= MOST_WRITTEN else None
+    draw_cells(cells, graph, names, modules, texts, cmap="Blues", vmin=0, vmax=1)
+    cells.set_xlabel("module")
     return figure
 
 
-def _draw_links(axes: Axes, graph: np.ndarray, names: Sequence[str]) -> None:
+def _draw_links(axes: Axes, graph: np.ndarray, names: Sequence[str], modules: Sequence[int]) -> None:
     left, right = (np.linspace(1, 0, count + 2)[1:-1] for count in graph.shape)
     for strength, task, module in sorted((value, *place) for place, value in np.ndenumerate(graph)):
         colour = COLOURS[0] if strength > graph[task].mean() else LIGHT_GREY
         axes.plot([0, 1], [left[task], right[module]], color=colour, linewidth=6 * strength**2, alpha=0.75)
-    for x, places, labels, side in ((0, left, names, "right"), (1, right, range(1, 1 + len(right)), "left")):
+    for x, places, labels, beside, side in ((0, left, names, -0.05, "right"), (1, right, modules, 0.05, "left")):
         axes.scatter([x] * len(places), places, s=60, color=DARK, zorder=3)
         for place, label in zip(places, labels, strict=True):
-            axes.text(x - 0.05 if side == "right" else x + 0.05, place, label, ha=side, va="center", color=DARK)
+            axes.text(x + beside, place, label, ha=side, va="center", color=DARK)
     axes.set(xlim=(-0.1, 1.1), ylim=(0, 1))
     axes.set_axis_off()
-
-
-def _draw_cells(axes: Axes, graph: np.ndarray, names: Sequence[str]) -> None:
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-    axes.pcolormesh(graph, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=0.8)
-    axes.set_xticks(np.arange(graph.shape[1]) + 0.5, range(1, 1 + graph.shape[1]))
-    axes.set_yticks(np.arange(len(names)) + 0.5, names)
-    axes.tick_params(length=0)
-    axes.invert_yaxis()
-    axes.set(xlabel="module")
-    if graph.size <= MOST_WRITTEN:
-        for (row, column), value in np.ndenumerate(graph):
-            colour = "white" if value > 0.6 else DARK
-            axes.text(column + 0.5, row + 0.5, f"{value:.2f}", ha="center", va="center", size=8.5, color=colour)

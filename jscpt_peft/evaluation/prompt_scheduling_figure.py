@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from jscpt_peft.scheduling import NEUTRAL_EFFECT
+
 from .lines import Reference, axis_limits
 from .style import COLOURS, DASHED, GREY, new_figure, short_name
 
-# Eq. 4 gives σ(exp(0)) = 0.731 where selecting features changes nothing.
-LITERAL_NEUTRAL_EFFECT = 1 / (1 + math.exp(-1))
+LITERAL_NEUTRAL_EFFECT = NEUTRAL_EFFECT["literal"]
 MOST_BATCHES = 16  # as many as in Fig. 4
 
 
@@ -85,19 +85,19 @@ def _two_epochs(epoch: np.ndarray) -> list[tuple[str, np.ndarray]]:
     number = np.ceil(np.round(epoch, 6))
     whole = [each for each in np.unique(number) if np.isclose(epoch, each, atol=1e-6).any()]
     if len(whole) < 2:
-        halves = np.array_split(np.arange(len(epoch)), 2) if len(epoch) > 1 else [np.arange(len(epoch))]
+        halves = np.array_split(np.arange(len(epoch)), min(2, len(epoch)))
         return [(_part(epoch[half]), _some(half, MOST_BATCHES)) for half in halves]
-    chosen = [np.flatnonzero(number == each) for each in (whole[0], whole[-1])]
-    return [(f"epoch {number[each[0]]:.0f}{_out_of(each)}", _some(each, MOST_BATCHES)) for each in chosen]
+    shown = []
+    for each in (whole[0], whole[-1]):
+        steps = np.flatnonzero(number == each)
+        few = f" ({MOST_BATCHES} of {len(steps)} batches)" if len(steps) > MOST_BATCHES else ""
+        shown.append((f"epoch {each:.0f}{few}", _some(steps, MOST_BATCHES)))
+    return shown
 
 
 def _part(epoch: np.ndarray) -> str:
     first, last = (f"{each:.2g}" for each in (epoch[0], epoch[-1]))
     return f"epoch {first}" if first == last else f"epoch {first} to {last}"
-
-
-def _out_of(steps: np.ndarray) -> str:
-    return f" ({MOST_BATCHES} of {len(steps)} batches)" if len(steps) > MOST_BATCHES else ""
 
 
 def _some(values: np.ndarray, count: int) -> np.ndarray:

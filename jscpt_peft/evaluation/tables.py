@@ -29,9 +29,14 @@ def print_table(title: str, header: Sequence[str], rows: Rows, summary: Rows, co
 
 def markdown_table(header: Sequence[str], rows: Rows, summary: Rows = ()) -> str:
     """The same in Markdown; cells of `summary` are bold."""
-    lines = [header, [":---", *["---:"] * (len(header) - 1)]]
-    lines += [[markdown(cell) for cell in row] for row in rows]
-    lines += [[f"**{markdown(cell)}**" if cell else "" for cell in row] for row in summary]
+    plain = [[markdown(cell) for cell in row] for row in rows]
+    bold = [[f"**{markdown(cell)}**" if cell else "" for cell in row] for row in summary]
+    return joined_cells(header, [*plain, *bold])
+
+
+def joined_cells(header: Sequence[str], rows: Rows) -> str:
+    """A table in Markdown of cells that are Markdown themselves."""
+    lines = [header, [":---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -54,6 +54,5 @@ def two_trainings_figure(trainings: Mapping[str, Mapping[str, np.ndarray]], task
         [f"{short_name(name)}\n{steps_title(steps[window])}" for name in trainings for window in windows],
         tasks,
         "gradient cosine",
-        ("", ""),
     )
     return figure

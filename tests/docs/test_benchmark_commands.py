@@ -14,7 +14,7 @@ from paths import ROOT, TINY_CLIP
 from transformers import CLIPConfig, CLIPModel
 
 from jscpt_peft.data.benchmark_tasks import BENCHMARK_TASK_SETS
-from jscpt_peft.data.benchmarks import BENCHMARKS, TASK_SET_MEMBERS, HubTable
+from jscpt_peft.data.benchmarks import BENCHMARKS, TASK_SET_MEMBERS
 
 # What makes a run short; everything else is as the page and the task sets' YAML files have it.
 QUICK = ["--max_steps", "2", "--lower_steps", "2", "--per_device_train_batch_size", "1", "--dev_batch_size", "1"]
@@ -44,17 +44,9 @@ def hub(tmp_path_factory):
     CLIPModel(config).save_pretrained(small)
     with Hub() as hub:
         hub.add("openai/clip-vit-base-patch16", small)
-        for name in ("office_home", "food101", "oxford_flowers", "oxford_pets"):
-            benchmark = BENCHMARKS[name]
-            place = next(each for each in benchmark.hub if isinstance(each, HubTable))
-            files = benchmark_data.repository(name, place, COUNTS)
-            hub.add(place.repository, files, kind="datasets", revision=place.revision or "main")
+        for name in ("food101", "oxford_flowers", "oxford_pets"):
+            benchmark_data.publish(hub, name, per_class=COUNTS)
         yield hub
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
 
 
 def test_all_benchmarks_are_there():
@@ -64,10 +56,10 @@ def test_all_benchmarks_are_there():
     }
 
 
-# The largest ones load in `tests/data/test_benchmark_hub.py`, and train in `tests/data/test_memory.py`.
+# The others load in `tests/data/test_benchmark_hub.py`; the largest ones train in `tests/data/test_memory.py`.
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("mini_domainnet", "few_shot_10")])
-def test_command(name, hub, home, tmp_path):
+@pytest.mark.parametrize("name", ["food101,oxford_flowers,oxford_pets", "office_home, from a folder"])
+def test_command(name, hub, tmp_path):
     """Without the launcher, whose own arguments `test_commands.py` checks: it would import everything anew."""
     words = COMMANDS[name][COMMANDS[name].index("recipes/train.py") + 1 :]
     task_set, output = words[words.index("--task_set") + 1], tmp_path / "out"
@@ -76,7 +68,7 @@ def test_command(name, hub, home, tmp_path):
         benchmark_data.folder(task_set, tmp_path / "data", COUNTS)
         words[words.index("--data_root") + 1] = str(tmp_path / "data")
     program = [sys.executable, str(ROOT / "recipes" / "train.py")]
-    done = hub.run([*program, *words, *QUICK], home=home, timeout=500)
+    done = hub.run([*program, *words, *QUICK], home=tmp_path, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
     results, manifest = (json.loads((output / f"{name}.json").read_text()) for name in ("results", "manifest"))
     assert manifest["task_set"] == task_set

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from arguments import RecipeParser
@@ -20,6 +22,9 @@ FIRST = {
     "group_tasks": "run",
     "reproduce": "run_all",
 }
+
+
+load_once = cache(load_recipe)
 
 
 class Accepted(BaseException):
@@ -48,7 +53,7 @@ def test_arguments_are_accepted(command, monkeypatch):
     if folder != "recipes":
         return
     monkeypatch.chdir(ROOT)  # where configuration files are found
-    program = load_recipe(name)
+    program = load_once(name)
     monkeypatch.setattr(program, FIRST[name], accepted)
     if name in ("train", "evaluate"):
         words.append("--use_cpu")  # bfloat16 asks for a device that knows it

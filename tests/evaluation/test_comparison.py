@@ -51,5 +51,6 @@ def test_a_figure_of_growing_training_data_has_a_panel_for_each_task_and_one_of_
     assert path.stat().st_size > 10_000
     figure = comparison_figure(grown)
     assert [axes.get_title() for axes in figure.axes] == ["mean of tasks", "art", "real"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["y", "x"]  # the best first
     line = figure.axes[1].containers[-1].lines[0]  # the best method is drawn last
     assert [*line.get_xdata()] == ["5", "1"] and [*line.get_ydata()] == pytest.approx([50, 50])

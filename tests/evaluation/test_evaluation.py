@@ -141,7 +141,8 @@ def test_a_task_without_images_is_nan_and_shown_as_such(tmp_path):
     assert evaluation_json(found)["tasks"]["sketch"] == sketch
     assert found.means["accuracy"] == pytest.approx(np.mean(found.tasks["accuracy"].iloc[:2]))
     assert "| sketch | 0 | n/a | n/a | n/a |" in evaluation_markdown(found)
-    assert len(draw_evaluation(found, tmp_path)) == 3
+    drawn = [path.name for path in draw_evaluation(found, tmp_path)]
+    assert drawn == ["accuracy.png", "confusion.png", "reliability.png"]
 
 
 def test_markdown_shows_each_table_with_names_as_they_are():
@@ -170,7 +171,6 @@ def test_figures_of_what_was_evaluated_are_written(tmp_path):
     for path in paths:
         with Image.open(path) as image:
             assert image.width == 1800
-    assert [path.name for path in draw_evaluation(evaluation(), tmp_path)] == names[:3]
 
 
 def test_accuracy_bars_are_the_accuracies_and_the_worst_stands_out():

@@ -43,13 +43,6 @@ def lines_of(path):
     return path.read_bytes().splitlines(keepends=True)
 
 
-@pytest.fixture
-def no_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-
-
 def test_what_is_appended_is_read_at_once_with_null_for_what_is_not_finite(tmp_path):
     path = tmp_path / "new folder" / "history.jsonl"
     for step in (1, 2, 3):
@@ -93,7 +86,7 @@ def test_values_of_another_shape_are_refused_and_nothing_is_written(tmp_path, ch
 # ---- going back and going on ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("no_warnings")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("checkpoint", [1, 4, 6])
 @pytest.mark.parametrize("cut", [0, 1, 2, 40])
 def test_a_killed_run_that_goes_on_has_the_history_of_one_that_was_never_stopped(tmp_path, checkpoint, cut):
@@ -108,7 +101,7 @@ def test_a_killed_run_that_goes_on_has_the_history_of_one_that_was_never_stopped
     assert read_history(path) == expected
 
 
-@pytest.mark.usefixtures("no_warnings")
+@pytest.mark.filterwarnings("error")
 def test_going_back_replaces_all_that_was_logged_after_it(tmp_path):
     """Also what the new course has not come to again, and what an earlier run left in the file."""
     path = write(tmp_path / "history.jsonl", range(1, 9))

@@ -22,7 +22,6 @@ def test_losses_by_task_above_the_cosines_of_the_same_steps_of_both(tasks):
     trainings, names = {"joint": training(1, 60, tasks), "ours": training(2, 50, tasks)}, [*"abcdefg"[:tasks]]
     with style.context(["default", STYLE]):
         figure = two_trainings_figure(trainings, names)
-        figure.canvas.draw()
     panels = [axes for axes in figure.axes if axes.lines]
     assert [axes.get_title(loc="left") for axes in panels] == names
     for task, axes in enumerate(panels):
@@ -44,11 +43,10 @@ def test_losses_by_task_above_the_cosines_of_the_same_steps_of_both(tasks):
 
 
 @pytest.mark.filterwarnings("error")  # such as that labels leave no room for what is drawn
-@pytest.mark.parametrize(("tasks", "steps"), [(10, 1), (1, 30)])
-def test_few_steps_long_names_and_absent_tasks_are_drawn(tmp_path, tasks, steps):
-    first, second = training(1, steps, tasks), training(2, steps, tasks)
+def test_few_steps_long_names_and_absent_tasks_are_drawn(tmp_path):
+    first, second = training(1, 1, 6), training(2, 1, 6)
     first["loss"][:, 0] = first["gradient_cosine"][:, 0] = np.nan
-    names = [f"costs ${task} of ${'x' * 60}" for task in range(tasks)]
+    names = [f"costs ${task} of ${'x' * 60}" for task in range(6)]
     both = {"jscpt --no_prompt_scheduling --no_task_scheduling": first, "jscpt": second}
     (path,) = write_figures(tmp_path, {"losses.png": lambda: two_trainings_figure(both, names)})
     assert path.stat().st_size > 10000

@@ -18,18 +18,15 @@ from jscpt_peft.evaluation import results_table, write_results
 
 @pytest.fixture
 def trained(tmp_path):
-    run = small_run.trainer(tmp_path / "run", gradient_accumulation_steps=2)
+    run = small_run.trainer(tmp_path, gradient_accumulation_steps=2, max_steps=2)
     run.train()
-    return run, tmp_path / "run"
+    return run, tmp_path
 
 
-@pytest.fixture(scope="module")
-def described(tmp_path_factory):
-    """A run, and its folder for the tests that only look at what a manifest adds to the card."""
-    output = tmp_path_factory.mktemp("described")
-    run = small_run.trainer(output, max_steps=1)
-    run.train()
-    return run, output
+@pytest.fixture
+def untrained(tmp_path):
+    """For what the steps do not matter to."""
+    return small_run.trainer(tmp_path), tmp_path
 
 
 def test_configuration_and_last_evaluation(trained):
@@ -38,7 +35,7 @@ def test_configuration_and_last_evaluation(trained):
     metrics = run.evaluate(small_run.pictures("test"), metric_key_prefix="test")
     run.save_model()
     card = ModelCard.load(output / "README.md")
-    assert "4 steps" in card.text
+    assert "2 steps" in card.text
     for line in ("| `gradient_accumulation_steps` | 2 |", "| `optim` | sgd |", "| `train images` | [8, 5, 6] |"):
         assert line in card.text.splitlines()
     run.create_model_card(model_name="My adapter")
@@ -73,7 +70,7 @@ def test_an_evaluation_of_other_weights_is_left_out(trained):
     run.state.global_step += 1  # as after another step
     run.save_model()
     found, text = accuracies(output)
-    assert found == {} and "5 steps" in text
+    assert found == {} and "3 steps" in text
     run.state.global_step -= 1
     run.save_model()
     assert accuracies(output)[0] == of_tasks(metrics)
@@ -121,8 +118,8 @@ def test_settings_name_the_adapters_own_and_the_task_that_learns_alone(tmp_path)
     assert not any(line.startswith(("| `task_type`", "| `peft_type`", "| `tasks`", "| `base_model")) for line in lines)
 
 
-def test_a_card_that_fails_does_not_end_the_run(trained, monkeypatch):
-    run, output = trained
+def test_a_card_that_fails_does_not_end_the_run(untrained, monkeypatch):
+    run, output = untrained
     monkeypatch.setattr(ModelCard, "from_template", None)
     run.save_model()
     assert (output / "adapter_model.safetensors").is_file()
@@ -141,8 +138,8 @@ def test_the_command_to_push_later_keeps_what_was_asked(tmp_path, options, argum
     assert command[len(command) - len(flags) :] == flags and command.count("--private") == flags.count("--private")
 
 
-def test_results_and_figures_of_this_evaluation_alone(trained):
-    run, output = trained
+def test_results_and_figures_of_this_evaluation_alone(untrained):
+    run, output = untrained
     (output / "losses.png").write_bytes(b"")
     metrics = run.evaluate()
     of_another_run = {name: value + 0.1 for name, value in metrics.items() if "accuracy" in name}
@@ -155,8 +152,8 @@ def test_results_and_figures_of_this_evaluation_alone(trained):
     assert json.loads(written[0].read_text())["tasks"].keys() == prompted.TASKS.keys()
 
 
-def test_somebody_elses_results_are_passed_over(trained):
-    run, output = trained
+def test_somebody_elses_results_are_passed_over(untrained):
+    run, output = untrained
     run.evaluate()
     (output / "results.md").write_text("mine")
     broken = ("no JSON", "[1]", "{}", '{"accuracy": 1}', '{"tasks": {"photo"', '{"tasks": {"photo": 1}}', "[" * 10**5)
@@ -205,8 +202,8 @@ def training_section(run, output, **manifest) -> str:
     ],
     ids=["benchmarks", "folder", "shapes"],
 )
-def test_the_data_are_those_of_the_manifest(described, task_set, options, rows):
-    text = training_section(*described, task_set=task_set, options=options)
+def test_the_data_are_those_of_the_manifest(untrained, task_set, options, rows):
+    text = training_section(*untrained, task_set=task_set, options=options)
     assert f"on the task set `{task_set}`, drawn with seed 9:" in text
     assert re.findall(r"^\| .* \|$", text.split("The settings:")[0], re.MULTILINE)[1:] == rows
     assert "/home/me" not in text
@@ -222,13 +219,13 @@ def test_the_data_are_those_of_the_manifest(described, task_set, options, rows):
     ],
     ids=str,
 )
-def test_another_runs_or_somebody_elses_manifest_is_passed_over(described, manifest):
-    assert "task set" not in training_section(*described, **manifest)
-    assert "task set" in training_section(*described)
+def test_another_runs_or_somebody_elses_manifest_is_passed_over(untrained, manifest):
+    assert "task set" not in training_section(*untrained, **manifest)
+    assert "task set" in training_section(*untrained)
 
 
-def test_an_edited_card_stays(trained):
-    run, output = trained
+def test_an_edited_card_stays(untrained):
+    run, output = untrained
     run.save_model()
     path = output / "README.md"
     path.write_text(path.read_text().replace("## Limits", "## What I know of its limits"))

@@ -34,8 +34,8 @@ from transformers import CLIPModel
 
 first_commit, picture = sys.argv[1:]
 
-def of_hub(name, base="user/clip", **keywords):
-    clip = CLIPModel.from_pretrained(base, dtype=torch.float32)
+def of_hub(name, **keywords):
+    clip = CLIPModel.from_pretrained("user/clip", dtype=torch.float32)
     return PeftModel.from_pretrained(clip, name, **keywords)
 
 def outcome(load, *arguments, **keywords):
@@ -66,20 +66,14 @@ loaded = {
     "branch": outcome(of_hub, "user/adapter", revision="other"),
     "commit": outcome(of_hub, "user/adapter", revision=first_commit),
     "no token": outcome(of_hub, "user/private", token=False),
-    "other token": outcome(of_hub, "user/private", token="hf_other"),
     "own token": outcome(of_hub, "user/private"),
     "gated": outcome(of_hub, "user/gated", token="hf_other"),
     "no revision": outcome(of_hub, "user/adapter", revision="v9"),
-    "other width": outcome(of_hub, "user/adapter", base="user/wide"),
-    "garbage": outcome(of_hub, "user/garbage"),
     "cut off": outcome(of_hub, "user/cut-off"),
     "pickle": outcome(of_hub, "user/pickle"),
-    "no weights": outcome(of_hub, "user/no-weights"),
     "lora": outcome(of_hub, "user/lora"),
-    "unknown type": outcome(of_hub, "user/unknown-type"),
-    "broken json": outcome(of_hub, "user/broken-json"),
 }
-names = ("adapter", "nothing", "pickle", "lora", "unknown-type", "broken-json", "other-tensors")
+names = ("adapter", "nothing", "pickle", "unknown-type", "broken-json")
 shown = {name: predicted("--adapter", "user/" + name) for name in names}
 shown["branch"] = predicted("--adapter", "user/adapter", "--revision", "other")
 shown["no base"] = predicted("--adapter", "user/adapter", "--model_name_or_path", "user/nothing")
@@ -97,23 +91,22 @@ class Harmful:
         return Path.write_text, (self.path, "executed")
 
 
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory) -> Path:
+def saved(folder: Path, **options) -> Path:
     """A saved adapter whose base model is `user/clip`."""
-    folder = tmp_path_factory.mktemp("adapter")
-    model = prompted.prompted_clip(torch.float32)
+    model = prompted.prompted_clip(torch.float32, **options)
     model.peft_config["default"].base_model_name_or_path = "user/clip"
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    return saved(tmp_path_factory.mktemp("adapter"))
 
 
 @pytest.fixture(scope="module")
 def other_adapter(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("other")
-    model = prompted.prompted_clip(torch.float32, init_seed=5)
-    model.peft_config["default"].base_model_name_or_path = "user/clip"
-    model.save_pretrained(folder)
-    return folder
+    return saved(tmp_path_factory.mktemp("other"), init_seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -126,32 +119,25 @@ def harmful(tmp_path_factory) -> Path:
 def hub(adapter, other_adapter, harmful, tmp_path_factory):
     """The stand-in with base models, a good adapter in two versions, and what can be wrong with one."""
     place = tmp_path_factory.mktemp("hub")
-    for name, width in (("clip", 32), ("wide", 48)):
-        oracles.tiny_clip(dtype=torch.float32, vision_width=width).save_pretrained(place / name)
-        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(place / name)
+    oracles.tiny_clip(dtype=torch.float32).save_pretrained(place / "clip")
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(place / "clip")
     get_peft_model(oracles.tiny_clip(dtype=torch.float32), LoraConfig(target_modules=["q_proj"])).save_pretrained(
         place / "lora"
     )
     torch.save({"weight": Harmful(harmful)}, place / "adapter_model.bin")
     files = {path.name: path.read_bytes() for path in adapter.iterdir()}
     weights, config = files["adapter_model.safetensors"], json.loads(files["adapter_config.json"])
-    undigested = {name: content for name, content in files.items() if name != DIGEST_FILE}
-    without = {name: content for name, content in undigested.items() if name != "adapter_model.safetensors"}
+    without = {name: files[name] for name in files.keys() - {DIGEST_FILE, "adapter_model.safetensors"}}
     with Hub() as hub:
         hub.add("user/clip", place / "clip")
-        hub.add("user/wide", place / "wide")
         hub.add("user/adapter", adapter)
         hub.add("user/adapter", other_adapter, revision="other")
         hub.add("user/private", adapter, private=True)
         hub.add("user/gated", adapter, gated=True)
-        hub.add("user/garbage", {**files, "adapter_model.safetensors": b"\xff" * 100})
         hub.add("user/cut-off", {**files, "adapter_model.safetensors": weights[:-10]})
         hub.add("user/pickle", {**without, "adapter_model.bin": place / "adapter_model.bin"})
-        hub.add("user/no-weights", without)
         hub.add("user/lora", place / "lora")
         hub.add("user/unknown-type", {**files, "adapter_config.json": json.dumps({**config, "peft_type": "NEWER"})})
-        fewer = json.dumps({**config, "num_shared_tokens": config["num_shared_tokens"] - 1})
-        hub.add("user/other-tensors", {**undigested, "adapter_config.json": fewer})
         hub.add("user/broken-json", {**files, "adapter_config.json": "<html>"})
         yield hub
 
@@ -195,33 +181,21 @@ def test_what_is_loaded_is_what_was_saved(loaded, adapter, other_adapter):
 
 
 NOT_FOUND = "Can't find 'adapter_config.json' at 'user/"  # PEFT's words; the Hub's stand above them in the traceback
-NO_SAFETENSORS = "is no safetensors file, or not whole"
 
 
 @pytest.mark.parametrize(
-    "case, error, because, words",
+    "case, because, words",
     [
-        ("no token", "ValueError", "RepositoryNotFoundError", NOT_FOUND),  # nobody is told of a private one
-        ("other token", "ValueError", "RepositoryNotFoundError", NOT_FOUND),
-        ("gated", "ValueError", "GatedRepoError", NOT_FOUND),
-        ("no revision", "ValueError", "RevisionNotFoundError", NOT_FOUND),
-        (
-            "other width",
-            "ValueError",
-            "",
-            "vision_width 32 (this base: 48). Load it on `user/clip`",
-        ),
-        ("garbage", "ValueError", "SafetensorError", f"the adapter 'user/garbage' {NO_SAFETENSORS}"),
-        ("cut off", "ValueError", "SafetensorError", f"the adapter 'user/cut-off' {NO_SAFETENSORS}"),
-        ("pickle", "ValueError", "UnpicklingError", "the adapter 'user/pickle' is a pickle of more than tensors"),
-        ("no weights", "ValueError", "", "Can't find weights for user/no-weights"),
-        ("unknown type", "KeyError", "", "'NEWER'"),
-        ("broken json", "JSONDecodeError", "", ""),
+        ("no token", "RepositoryNotFoundError", NOT_FOUND),  # nobody is told of a private one
+        ("gated", "GatedRepoError", NOT_FOUND),
+        ("no revision", "RevisionNotFoundError", NOT_FOUND),
+        ("cut off", "SafetensorError", "the adapter 'user/cut-off' is no safetensors file, or not whole"),
+        ("pickle", "UnpicklingError", "the adapter 'user/pickle' is a pickle of more than tensors"),
     ],
 )
-def test_what_cannot_be_loaded(loaded, case, error, because, words):
-    assert loaded[case]["error"] == error and words in loaded[case]["message"]
-    assert because in ("", loaded[case]["because"])
+def test_what_cannot_be_loaded(loaded, case, because, words):
+    assert (loaded[case]["error"], loaded[case]["because"]) == ("ValueError", because)
+    assert words in loaded[case]["message"]
 
 
 def test_another_methods_adapter_stays_with_its_own_class(loaded):
@@ -248,9 +222,7 @@ def test_predict_shows_the_adapters_own_prediction(shown, adapter, other_adapter
     "case, words",
     [
         ("nothing", "`adapter` user/nothing: 404 Client Error. Repository Not Found"),
-        ("lora", "its `peft_type` is 'LORA', not 'JSCPT'"),
         ("unknown-type", "its `peft_type` is 'NEWER', not 'JSCPT'"),
-        ("other-tensors", "the adapter's weights are not those that its configuration tells of"),
         ("broken-json", "adapter_config.json is no adapter's configuration (it is no JSON (line 1: Expecting value))"),
         ("no base", "`model_name_or_path` 'user/nothing' cannot be loaded"),
     ],

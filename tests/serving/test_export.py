@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
@@ -11,7 +12,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import fork_server
 import prompted
 import pytest
 import torch
@@ -21,14 +21,6 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 
 from jscpt_peft.serving import export
 from jscpt_peft.serving.base_names import public_name
-
-# Beside what `tests/model/test_methods.py` exports.
-OPTIONS = {
-    "every block": {},
-    "shared intervention": {"intervention_shared": True, "learn_masks": False},
-    "eager, two of three blocks": {"implementation": "eager", "prompt_depth": 2},
-}
-
 
 STATISTICS = {"image_mean": (0.5, 0.4, 0.3), "image_std": (0.2, 0.3, 0.25)}
 
@@ -46,6 +38,13 @@ def copied(exported, tmp_path) -> Path:
     return shutil.copytree(exported[1], tmp_path / "served", ignore=shutil.ignore_patterns("picture*"))
 
 
+@pytest.fixture
+def traced(exported, monkeypatch):
+    """For tests of files: whatever is exported, its graph is that of the fixture, which is there already."""
+    program = torch.export.load(exported[1] / "classifier.pt2")
+    monkeypatch.setattr(export, "_program", lambda *_: program)
+
+
 def load(directory: Path):
     return export.load_task(directory)[0]
 
@@ -61,11 +60,20 @@ def wanted(model, task: str, images: torch.Tensor) -> torch.Tensor:
     return logits[:, : len(prompted.TASKS[task])]
 
 
+def off(model, task: str, directory: Path) -> float:
+    """The largest difference of a cosine, in float32."""
+    images, scale = pixels(3, torch.float32), model.get_base_model().logit_scale.exp()
+    logits = load(directory)(images)
+    assert logits.dtype == torch.float32 and logits.shape == (3, len(prompted.TASKS[task]))
+    return ((logits - wanted(model, task, images)) / scale).abs().max()
+
+
 # ---- equal logits ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_logits_are_those_of_classify(options, tmp_path):
+def test_logits_are_those_of_classify_for_any_batch(tmp_path):
+    """Of what `tests/model/test_methods.py` does not export."""
+    options = {"intervention_shared": True, "learn_masks": False, "implementation": "eager", "prompt_depth": 2}
     model = prompted.prompted_clip(**options)
     classifier = load(model.export_task("sketch", tmp_path / "sketch", dtype=torch.float64))
     for count in (1, 3, 7):
@@ -73,39 +81,28 @@ def test_logits_are_those_of_classify(options, tmp_path):
         assert (classifier(images) - wanted(model, "sketch", images)).abs().max() <= 1e-10
 
 
-def test_each_task_has_its_own_classes_and_prompts(tmp_path):
-    model = prompted.prompted_clip(torch.float32)
-    images, scale = pixels(3, torch.float32), model.get_base_model().logit_scale.exp()
-    for task, names in prompted.TASKS.items():
-        logits = load(model.export_task(task, tmp_path / task))(images)
-        assert logits.shape == (3, len(names))
-        assert ((logits - wanted(model, task, images)) / scale).abs().max() <= 1e-6  # of the cosines
+def test_each_task_has_its_own_classes_and_prompts(exported, tmp_path):
+    model, sketch = exported
+    assert off(model, "sketch", sketch) <= 1e-6
+    assert off(model, "photo", model.export_task("photo", tmp_path / "photo")) <= 1e-6
 
 
-def test_half_the_precision_is_half_the_tower(tmp_path):
-    model = prompted.prompted_clip(torch.float32)
-    images, scale = pixels(3, torch.float32), model.get_base_model().logit_scale.exp()
-    whole = model.export_task("photo", tmp_path / "whole")
+def test_half_the_precision_is_half_the_tower(exported, tmp_path):
+    model, whole = exported
     half = model.export_task("photo", tmp_path / "half", dtype=torch.bfloat16)
-    logits = load(half)(images)
-    assert logits.dtype == torch.float32
-    assert ((logits - wanted(model, "photo", images)) / scale).abs().max() <= 0.03
+    assert off(model, "photo", half) <= 0.03
     # its weights are those that the model would have in bfloat16
-    model.to(torch.bfloat16)
-    assert ((logits - wanted(model, "photo", images)) / scale).abs().max() <= 0.01
+    assert off(prompted.prompted_clip(torch.float32).to(torch.bfloat16), "photo", half) <= 0.01
     assert 2 * _weights(half, "vision") == _weights(whole, "vision")
     nodes = torch.export.load(half / "classifier.pt2").graph.nodes
     casts = [node.args[0].name for node in nodes if node.target is torch.ops.aten.to.dtype]
     assert "pixel_values" in casts and not [name for name in casts if name.startswith(("p_vision", "p_projection"))]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_base_in_bfloat16_whose_adapter_peft_keeps_in_float32(dtype, tmp_path):
+def test_a_base_in_bfloat16_whose_adapter_peft_keeps_in_float32(tmp_path):
     model = prompted.prompted_clip(torch.bfloat16)
     assert model.prompt_tokens("vision").dtype == torch.float32
-    images, scale = pixels(3, torch.float32), model.get_base_model().logit_scale.exp()
-    logits = load(model.export_task("sketch", tmp_path / "sketch", dtype=dtype))(images)
-    assert ((logits - wanted(model, "sketch", images)) / scale).abs().max() <= 0.01
+    assert off(model, "sketch", model.export_task("sketch", tmp_path / "sketch", dtype=torch.float32)) <= 0.01
 
 
 def test_without_the_adapter_it_is_the_base_model(tmp_path):
@@ -176,12 +173,9 @@ def test_the_description(copied):
     assert about["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize(
-    ("base", "name"),
-    [("user/clip", "user/clip"), ("/home/me/my-clip", "my-clip"), ("C:\\me\\my-clip", "my-clip"), (None, None)],
-)
-def test_the_base_model_goes_by_a_name_that_others_understand(base, name):
-    assert public_name(base) == name
+def test_the_base_model_goes_by_a_name_that_others_understand():
+    names = {"user/clip": "user/clip", "/home/me/my-clip": "my-clip", "C:\\me\\my-clip": "my-clip", None: None}
+    assert {base: public_name(base) for base in names} == names
 
 
 def test_what_is_not_whole_is_not_loaded(copied):
@@ -216,40 +210,46 @@ def noise(width: int, height: int, mode: str) -> Image.Image:
     return Image.fromarray(levels.astype({"I;16": "uint16", "I;16B": ">u2", "I": "int32", "F": "float32"}[mode]))
 
 
-def serve(directory: Path, real: bool = False) -> subprocess.CompletedProcess[str]:
-    """Runs the lines of the README on picture.jpg, where PyTorch and Pillow are all that there is."""
+def lines_of_readme(directory: Path) -> str:
     (lines,) = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(), flags=re.DOTALL)
+    return lines
+
+
+def served(directory: Path, alone: bool) -> dict[str, float]:
+    """What the lines of the README print of picture.jpg; `alone` where PyTorch and Pillow are all that there is."""
+    printed = []
+    if not alone:
+        exec(lines_of_readme(directory), {"print": printed.append})
+        return printed[0]
     blocked = ("jscpt_peft", "peft", "transformers", "safetensors", "accelerate", "datasets", "huggingface_hub")
-    hidden = f"{{name: None for name in [*sys.modules, *{blocked}] if name.partition('.')[0] in {blocked}}}"
-    command = [sys.executable, "-c", f"import sys\nsys.modules.update({hidden})\n{lines}"]
-    if real:
-        return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-    return fork_server.run(command, cwd=directory)
+    program = f"import sys\nsys.modules.update(dict.fromkeys({blocked}))\n{lines_of_readme(directory)}"
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return ast.literal_eval(run.stdout)
 
 
 @pytest.mark.parametrize(
-    ("size", "mode", "file_format"),
-    [((50, 37), "RGB", "JPEG"), ((21, 64), "I;16B", "TIFF"), ((50, 37), "I;16", "PNG")],
+    ("size", "mode", "file_format", "alone"),
+    [((50, 37), "RGB", "JPEG", True), ((21, 64), "I;16B", "TIFF", False), ((50, 37), "I;16", "PNG", False)],
 )
 def test_the_lines_of_its_readme_give_what_predict_gives_with_torch_and_pillow_alone(
-    exported, size, mode, file_format
+    exported, monkeypatch, size, mode, file_format, alone
 ):
     model, directory = exported
-    noise(*size, mode).save(directory / "picture.jpg", format=file_format)
-    assert Image.open(directory / "picture.jpg").mode == mode
-    run = serve(directory, real=mode == "I;16")
-    assert run.returncode == 0, run.stderr
-    served = {name: float(p) for name, p in re.findall(r"'(\w+)': ([0-9.e-]+)", run.stdout)}
-    (predicted,) = model.predict(Image.open(directory / "picture.jpg"), task="sketch", **STATISTICS)
-    assert served == pytest.approx(predicted, abs=1e-6)
+    monkeypatch.chdir(directory)
+    noise(*size, mode).save("picture.jpg", format=file_format)
+    assert Image.open("picture.jpg").mode == mode
+    (predicted,) = model.predict(Image.open("picture.jpg"), task="sketch", **STATISTICS)
+    assert served(directory, alone) == pytest.approx(predicted, abs=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_the_lines_of_its_readme_refuse_greyscale_that_has_no_white(exported, mode):
-    _, directory = exported
-    noise(50, 37, mode).save(directory / "picture.jpg", format="TIFF")
-    run = serve(directory)
-    assert run.returncode == 1 and "ValueError: greyscale of 32 bits does not say which level is white" in run.stderr
+def test_the_lines_of_its_readme_refuse_greyscale_that_has_no_white(exported, monkeypatch, mode):
+    monkeypatch.chdir(exported[1])
+    noise(50, 37, mode).save("picture.jpg", format="TIFF")
+    with pytest.raises(ValueError, match="greyscale of 32 bits does not say which level is white"):
+        exec(lines_of_readme(exported[1]), {})
 
 
 # ---- whole or not at all --------------------------------------------------------------------------------------------
@@ -259,43 +259,35 @@ def content(directory: Path) -> dict[str, bytes]:
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*.*")}
 
 
+@pytest.mark.usefixtures("traced")
 def test_an_earlier_export_is_replaced(exported, copied, tmp_path):
-    model, _ = exported
-    model.export_task("photo", copied)
-    assert json.loads((copied / "classifier.json").read_text())["task"] == "photo"
-    assert load(copied)(pixels(1, torch.float32)).shape == (1, 3)
-    assert [path.name for path in tmp_path.iterdir()] == ["served"]
+    exported[0].export_task("photo", copied)
+    assert export.load_task(copied)[1]["task"] == "photo"
+    assert {path.name for path in tmp_path.rglob("*")} == {"served", "classifier.pt2", "classifier.json", "README.md"}
 
 
-@pytest.mark.parametrize("where", ["json.dumps", "os.replace"])
-def test_a_failure_leaves_what_was_there(exported, copied, tmp_path, monkeypatch, where):
-    model, directory = exported[0], copied
-    before = content(tmp_path)
-    replace, called = export.os.replace, []
+@pytest.mark.usefixtures("traced")
+def test_a_failure_leaves_what_was_there(exported, copied, tmp_path, monkeypatch):
+    before, replace, called = content(tmp_path), export.os.replace, []
 
-    def fail(*arguments, **_keywords):
+    def fail(*arguments):
         called.append(arguments)
-        if where == "os.replace" and len(called) != 2:  # the second one puts the new export in place
+        if len(called) != 2:  # the second one puts the new export in place
             return replace(*arguments)
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(where, fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="No space left"):
-        model.export_task("sketch", directory)
-    monkeypatch.undo()
+        exported[0].export_task("sketch", copied)
     assert content(tmp_path) == before
-    if where != "os.replace":
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-            patch.setattr(where, fail)
-            model.export_task("sketch", tmp_path / "new")
-        assert content(tmp_path) == before
 
 
-def test_a_full_disk_ends_an_export_in_one_sentence(exported, copied, tmp_path):
-    model, directory = exported[0], copied
+@pytest.mark.usefixtures("traced", "copied")
+@pytest.mark.parametrize("name", ["served", "new"])
+def test_a_full_disk_ends_an_export_in_one_sentence(exported, tmp_path, name):
     before = content(tmp_path)
-    with no_file_larger_than(10_000), pytest.raises(OSError, match=r"the export to .*/served could not be written"):
-        model.export_task("sketch", directory)
+    with no_file_larger_than(10_000), pytest.raises(OSError, match=rf"the export to .*/{name} could not be written"):
+        exported[0].export_task("sketch", tmp_path / name)
     assert content(tmp_path) == before
 
 
