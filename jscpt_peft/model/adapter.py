@@ -14,9 +14,6 @@ from .task_module import TaskModule
 class TaskAdapter(nn.Module):
     """A prompt source and, where they are asked for, a feature head and class residuals: all that an adapter learns.
 
-    Args:
-        start: sizes and random numbers that the parameters begin with.
-
     Attributes:
         prompts: `PromptSource`.
         head: `FeatureHead` or `None`.
@@ -29,11 +26,6 @@ class TaskAdapter(nn.Module):
         head = FEATURE_HEADS[start.config.intervention]
         self.head = None if head is None else head(start)
         self.class_residual = None if start.config.class_residual == "none" else ClassResidual(start)
-
-    @property
-    def num_tasks(self) -> int:
-        """N."""
-        return self.prompts.num_tasks
 
     def task_parameters(self) -> TaskParameters:
         """Prompts (`vision`, `text`), the head's parameters and `class_residual` as each task sees them.
