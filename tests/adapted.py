@@ -6,6 +6,7 @@ from copy import deepcopy
 from functools import cache
 
 import numpy as np
+import prompted
 import torch
 from paths import TINY_CLIP
 from peft import PeftModel, get_peft_model
@@ -36,11 +37,7 @@ def adapted_clip(dtype: torch.dtype = torch.float32, tasks: dict[str, list[str]]
     clip = deepcopy(_loaded(dtype))
     options = {"class_template": TEMPLATE, **options}
     model = get_peft_model(clip, JSCPTConfig(tasks=tasks, prompt_init_std=0.05, **options))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.task_adapter.head.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(parameter))
+    prompted.move([parameter for parameter in model.task_adapter.head.parameters() if parameter.requires_grad])
     return model
 
 

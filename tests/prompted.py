@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import oracles
@@ -63,12 +64,17 @@ def prompted_clip(
     clip = oracles.tiny_clip(eos_token_id=eos_token_id, dtype=dtype) if clip is None else clip
     clip.set_attn_implementation(implementation)
     model = get_peft_model(clip, config(**options))
+    head = model.task_adapter.head
+    move([] if head is None else [parameter for parameter in head.parameters() if parameter.requires_grad])
+    return model
+
+
+def move(tensors: Iterable[Tensor]) -> None:
+    """Away from a start at which they may have no effect; what is no floating-point number stays."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in [] if model.task_adapter.head is None else model.task_adapter.head.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(dtype))
-    return model
+        for tensor in filter(torch.is_floating_point, tensors):
+            tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator).to(tensor))
 
 
 def batch(model: PeftModel, per_task: int = 2, seed: int = 2) -> tuple[Tensor, Tensor, Tensor]:

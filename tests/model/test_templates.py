@@ -9,7 +9,7 @@ from paths import TINY_CLIP
 from peft import PeftModel, get_peft_model
 from torch.nn import functional as F
 from torch.testing import assert_close
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, pipeline
+from transformers import AutoTokenizer, CLIPModel
 
 from jscpt_peft import JSCPTConfig
 
@@ -84,17 +84,6 @@ def test_a_task_with_a_template_of_its_own_beside_one_for_all():
         "icons": ["an icon of a {}."],
     }
     assert model.predict(adapted.pictures(2), "sketch") == before
-
-
-def test_the_pipeline_gives_the_scores_of_a_tasks_own_template(model):
-    model.set_task("sketch")
-    parts = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor}
-    parts = {name: each.from_pretrained(TINY_CLIP) for name, each in parts.items()}
-    pipe = pipeline("zero-shot-image-classification", model=model.get_base_model(), **parts)
-    images = adapted.pictures(2)
-    options = {"candidate_labels": adapted.TASKS["sketch"], "hypothesis_template": TEMPLATES["sketch"]}
-    for answer, wanted in zip(pipe(images, **options), model.predict(images), strict=True):
-        assert {each["label"]: each["score"] for each in answer} == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize(
