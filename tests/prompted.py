@@ -129,13 +129,13 @@ class TaskLosses(torch.nn.Module):
         return self.model.classify(*batch).task_losses
 
 
-def oracle_losses(model: PeftModel, pixels: Tensor, task_ids: Tensor, labels: Tensor, padded: bool = True) -> Tensor:
+def oracle_losses(model: PeftModel, pixels: Tensor, task_ids: Tensor, labels: Tensor) -> Tensor:
     """Losses `[N]` of Eq. 3 by concatenation, one task at a time, from the model's own parameters."""
     plain, views = PlainClip(model.get_base_model()), model.task_parameters()
     losses = []
     for task, ids in enumerate(model.active_jscpt_config.class_token_ids.values()):
         chosen = task_ids == task
-        classes = oracles.text_features(plain, views["text"][task], ids, length=77 if padded else None)
+        classes = oracles.text_features(plain, views["text"][task], ids)
         x = oracles.image_features(plain, views["vision"][task], pixels[chosen])
         names = ("inner_down", "inner_down_bias", "inner_up", "inner_up_bias")
         names += tuple(name.replace("inner", "outer") for name in names)

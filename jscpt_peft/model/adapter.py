@@ -47,12 +47,7 @@ class TaskAdapter(nn.Module):
     # ---- growing by a task, and training one alone ------------------------------------------------------------------
 
     def append(self, added: TaskAdapter, prompts_from: int | None = None) -> None:
-        """Appends the tasks of an adapter that was made like this one.
-
-        Args:
-            added: the further tasks' adapter.
-            prompts_from: the task whose prompts they start from instead.
-        """
+        """Appends the tasks of an adapter made like this one; they may take the prompts of the task `prompts_from`."""
         self.prompts.append(added.prompts, prompts_from)
         for mine, others in zip(self.parts()[1:], added.parts()[1:], strict=True):
             mine.append(others)

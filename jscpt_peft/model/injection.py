@@ -64,12 +64,7 @@ class JSCPTInjection(BaseTuner):
         self._made = self.start_adapter(peft_config, len(peft_config.tasks))  # before any layer is replaced
 
     def start_adapter(self, config: JSCPTConfig, num_tasks: int, added_task: str | None = None) -> TaskAdapter:
-        """An adapter's parameters at their start.
-
-        Args:
-            config: of the adapter.
-            num_tasks: N, or 1 for the task `added_task` that is to be appended to a trained adapter.
-            added_task: its name.
+        """An adapter's parameters at their start: of N tasks, or of one, `added_task`, to append to a trained adapter.
 
         Raises:
             ValueError: a class text does not fit behind the prompts.

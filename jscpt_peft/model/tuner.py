@@ -128,9 +128,7 @@ class JSCPTModel(GrowingModel):
         """What the head adds to the tasks' mean losses in training, `[N]`; `None` where it adds nothing.
 
         Args:
-            output: of `classify`.
-            task_ids: `[B]`.
-            task_parameters: what `output` was computed from.
+            output: of `classify` with these `task_ids` `[B]` and `task_parameters`.
             loss_sums: (logits `[b, C]` of some images, their positions `[b]`) -> summed losses and counts, `[N]`.
         """
         head = self.backbone.vision.active_head
@@ -146,11 +144,8 @@ class JSCPTModel(GrowingModel):
     def observe(self, output: JSCPTOutput, task_ids: Tensor | Sequence[int] | int | None = None) -> None:
         """In a training loop of one's own, after each step: shows its images to a head that keeps some.
 
-        `JSCPTTrainer` does so by itself. See `FeatureHead.observe`; other methods do nothing.
-
-        Args:
-            output: of `classify`.
-            task_ids: as for `classify`.
+        `JSCPTTrainer` does so by itself. See `FeatureHead.observe`; other methods do nothing. `task_ids` are as for
+        `classify`.
         """
         head = self.task_adapter.head
         if head is not None and head.observes:

@@ -11,12 +11,13 @@ import prompted
 import pytest
 import small_run
 import torch
-from adapted import pictures
-from oracles import clip_adapter, concatenated, hipro, maple, mmap, mt_crl, mvlpt, projected
+from adapted import classifier, pictures, scores
+from adapted import clip as small_clip
+from oracles.methods import MTCRL, MVLPT, CLIPAdapter, Concatenated, HiPro, MaPLe, MmAP, Projected
 from paths import ROOT, TINY_CLIP
 from peft import PeftModel, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel, pipeline
+from transformers import CLIPConfig, CLIPModel
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.methods import METHODS, training_options
@@ -24,23 +25,23 @@ from jscpt_peft.serving.export import TaskClassifier
 
 GROUPS = {"photo": "real", "clipart": "drawn", "sketch": "drawn"}
 TREE = {"photo": ["all"], "clipart": ["all", "drawn"], "sketch": ["all", "drawn"]}
-# The module in `oracles` that computes each method, and settings that fit a CLIP of three blocks.
+# What computes each method, and settings that fit a CLIP of three blocks.
 ORACLES = {
-    "zero_shot": (concatenated, {}),
-    "coop": (concatenated, {"num_shared_tokens": 3}),
-    "vpt": (concatenated, {"num_shared_tokens": 3}),
-    "maple": (maple, {"num_shared_tokens": 3, "prompt_depth": 2}),
-    "clip_adapter": (clip_adapter, {}),
-    "mvlpt": (mvlpt, {"num_shared_tokens": 3}),
-    "mmap": (mmap, {"num_shared_tokens": 3, "num_task_tokens": 2, "groups": GROUPS}),
-    "hipro": (hipro, {"num_shared_tokens": 3, "num_task_tokens": 2, "groups": TREE}),
-    "jscpt": (concatenated, {"num_shared_tokens": 3, "num_task_tokens": 2, "intervention_hidden": 4}),
+    "zero_shot": (Concatenated, {}),
+    "coop": (Concatenated, {"num_shared_tokens": 3}),
+    "vpt": (Concatenated, {"num_shared_tokens": 3}),
+    "maple": (MaPLe, {"num_shared_tokens": 3, "prompt_depth": 2}),
+    "clip_adapter": (CLIPAdapter, {}),
+    "mvlpt": (MVLPT, {"num_shared_tokens": 3}),
+    "mmap": (MmAP, {"num_shared_tokens": 3, "num_task_tokens": 2, "groups": GROUPS}),
+    "hipro": (HiPro, {"num_shared_tokens": 3, "num_task_tokens": 2, "groups": TREE}),
+    "jscpt": (Concatenated, {"num_shared_tokens": 3, "num_task_tokens": 2, "intervention_hidden": 4}),
     "jscpt_projected": (
-        projected,
+        Projected,
         {"num_shared_tokens": 3, "intervention_hidden": 4, "num_confounders": 3, "decorrelation_weight": 0.05},
     ),
     "mt_crl": (
-        mt_crl,
+        MTCRL,
         {"num_shared_tokens": 3, "num_task_tokens": 2, "num_modules": 3, "decorrelation_weight": 0.02},
     ),
 }
@@ -105,27 +106,20 @@ def stored_tensors(model: PeftModel, task: int) -> dict[str, torch.Tensor]:
     return {each: tensor[task] for each, tensor in tensors.items()} if single else tensors
 
 
-def oracle_logits(name: str, model: PeftModel, pixels: torch.Tensor, task: int) -> torch.Tensor:
-    """Logits `[B, C]` of images of one task."""
-    oracle, clip = ORACLES[name.split()[0]][0], prompted.PlainClip(model.get_base_model())
-    tensors = stored_tensors(model, task)
-    ids = list(model.active_jscpt_config.class_token_ids.values())[task]
-    images = oracle.image_features(clip, tensors, task, pixels)
-    classes = oracle.class_features(clip, tensors, task, ids)
+def oracle(
+    name: str, model: PeftModel, task: int, pixels: torch.Tensor, labels: torch.Tensor | None = None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Logits `[B, C]` of images of one task, and with labels the terms of its penalty with their weights."""
+    config, clip = model.active_jscpt_config, prompted.PlainClip(model.get_base_model())
+    method = ORACLES[name.split()[0]][0](clip, stored_tensors(model, task), task)
+    x = method.image_features(pixels)
+    classes = method.class_features(list(config.class_token_ids.values())[task])
+    images = method.selected(x)
     logits = torch.nn.functional.cosine_similarity(images[..., None, :], classes, dim=-1) * clip.logit_scale.exp()
-    return logits if images.dim() == 2 else logits.softmax(-1).mean(0).log()  # of one confounder after the other
-
-
-def oracle_penalties(
-    name: str, model: PeftModel, pixels: torch.Tensor, labels: torch.Tensor, task: int
-) -> dict[str, torch.Tensor]:
-    """Terms of one task's penalty with their weights; none where the method has no penalty."""
-    oracle, config = ORACLES[name.split()[0]][0], model.active_jscpt_config
-    if not hasattr(oracle, "penalties"):
-        return {}
-    clip, ids = prompted.PlainClip(model.get_base_model()), list(config.class_token_ids.values())[task]
-    terms = oracle.penalties(clip, stored_tensors(model, task), task, pixels, labels, ids)
-    return {term: getattr(config, f"{term}_weight") * value for term, value in terms.items()}
+    if images.dim() == 3:
+        logits = logits.softmax(-1).mean(0).log()  # of one confounder after the other
+    terms = {} if labels is None else method.penalties(x, classes, labels)
+    return logits, {term: getattr(config, f"{term}_weight") * value for term, value in terms.items()}
 
 
 def logits(model: PeftModel) -> torch.Tensor:
@@ -142,13 +136,13 @@ def test_logits_and_every_gradient_are_those_of_the_oracle(name):
     output = model.classify(pixels, task_ids, labels)
     total = reference = 0
     for task, names in enumerate(prompted.TASKS.values()):
-        expected = oracle_logits(name, model, pixels[task_ids == task], task)
-        given = output.logits[task_ids == task][:, : len(names)]
+        mine = task_ids == task
+        expected, penalties = oracle(name, model, task, pixels[mine], labels[mine])
+        given = output.logits[mine][:, : len(names)]
         torch.testing.assert_close(given, expected, atol=1e-10, rtol=0)
         weights = torch.linspace(-1, 1, expected.numel(), dtype=torch.float64).view_as(expected)
         total, reference = total + (weights * given).sum(), reference + (weights * expected).sum()
-        mine = task_ids == task
-        for term in oracle_penalties(name, model, pixels[mine], labels[mine], task).values():
+        for term in penalties.values():
             reference = reference + (task + 1) * term
         total = total if output.penalties is None else total + (task + 1) * output.penalties[task]
     torch.testing.assert_close(total, reference, atol=1e-10, rtol=1e-10)
@@ -188,7 +182,7 @@ def test_grows_by_a_task(name, tmp_path):
     with torch.no_grad():
         assert torch.equal(model.classify(pixels, task_ids).logits, before)
     new = model.classify(pixels, 3).logits[:, :2]
-    torch.testing.assert_close(new, oracle_logits(name, model, pixels, 3), atol=1e-10, rtol=0)
+    torch.testing.assert_close(new, oracle(name, model, 3, pixels)[0], atol=1e-10, rtol=0)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(oracles.tiny_clip(), tmp_path)
     assert loaded.task_names == [*prompted.TASKS, "birds"] and torch.equal(logits(loaded), logits(model))
@@ -232,7 +226,7 @@ def test_copies_have_a_base_model_of_their_own(name):
                 parameter.mul_(0.9)
         assert torch.equal(logits(model), before)
         pixels = prompted.batch(another)[0]
-        given, expected = another.classify(pixels, 0).logits[:, :3], oracle_logits(name, another, pixels, 0)
+        given, expected = another.classify(pixels, 0).logits[:, :3], oracle(name, another, 0, pixels)[0]
         torch.testing.assert_close(given, expected, atol=1e-10, rtol=0)
 
 
@@ -386,25 +380,18 @@ def test_mmap_trains_about_as_many_parameters_as_its_abstract_says(vit_b16, grou
 # ---- what else users and neighbours rely on -------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def small_clip():
-    return CLIPModel.from_pretrained(TINY_CLIP).eval()
-
-
 # All but predictions that are means over confounders, which image features alone cannot give.
 @pytest.mark.parametrize("name", [name for name in ORACLES if name != "jscpt_projected"])
-def test_the_pipeline_of_transformers_gives_the_scores_of_predict(name, small_clip):
+def test_the_pipeline_of_transformers_gives_the_scores_of_predict(name):
     texts = {"class_token_ids": None, "tokenizer_name_or_path": str(TINY_CLIP)}
-    model = adapted(name, clip=copy.deepcopy(small_clip), prompt_init_std=0.05, **texts)
+    model = adapted(name, clip=small_clip(), prompt_init_std=0.05, **texts)
     model.set_task("photo")
-    parts = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor}
-    parts = {part: kind.from_pretrained(TINY_CLIP) for part, kind in parts.items()}
-    classify = pipeline("zero-shot-image-classification", model=model.get_base_model(), **parts)
+    classify = classifier(model.get_base_model())
     (template,) = model.active_jscpt_config.templates("photo")
     images = pictures(2)
     answers = classify(images, candidate_labels=prompted.TASKS["photo"], hypothesis_template=template)
-    for answer, expected in zip(answers, model.predict(images), strict=True):
-        assert {each["label"]: each["score"] for each in answer} == pytest.approx(expected, abs=1e-5)
+    for given, expected in zip(scores(answers), model.predict(images), strict=True):
+        assert given == pytest.approx(expected, abs=1e-5)
 
 
 def flops(compute) -> int:

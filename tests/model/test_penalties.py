@@ -93,19 +93,6 @@ def test_one_confounder_is_plain_prediction_from_both():
     torch.testing.assert_close(cosine_similarity(features, causal + head.back @ head.bank[0]), torch.ones(6).double())
 
 
-def test_more_confounders_are_the_mean_of_their_predictions():
-    model = model_of("jscpt_projected", num_confounders=4)
-    pixels, task_ids, _ = prompted.batch(model)
-    head, bank = model.task_adapter.head, model.task_adapter.head.bank
-    given = model.classify(pixels, task_ids).logits.softmax(-1)
-    means = 0
-    for confounder in bank:
-        head.bank = confounder.expand_as(bank)
-        means = means + model.classify(pixels, task_ids).logits.softmax(-1) / 4
-    torch.testing.assert_close(given, means, atol=1e-12, rtol=0)
-    assert (given.log() - means.log()).isnan().sum() == (given == 0).sum()  # beyond a task's classes
-
-
 def test_the_bank_takes_the_first_image_of_each_task_and_forgets_the_oldest():
     model = model_of("jscpt_projected")
     head, before = model.task_adapter.head, model.task_adapter.head.bank.clone()

@@ -94,9 +94,6 @@ class SelectingProjection(JSCPTLayer):
 class Backbone(ABC):
     """A base model with its wrapped layers, and how they are to be called.
 
-    Args:
-        model: the base model.
-
     Attributes:
         model_class: the base models that this is for.
         target_modules: regular expression of the names of the layers that are wrapped.
