@@ -20,18 +20,18 @@ from jscpt_peft.scheduling import (
 
 TASKS, SIZE = 4, 6
 ALL, SOME = torch.ones(TASKS, dtype=torch.bool), torch.tensor([True, False, True, True])
-CASES = [
-    (ALL, {}),
-    (SOME, {"weight_normalization": "none", "affinity_direction": "outgoing"}),
-    (ALL, {"parameterization": "softplus", "task_scheduling": False}),
-    (SOME, {"prompt_scheduling": False}),
-]
+CASES = {
+    "defaults": (ALL, {}),
+    "as printed": (SOME, {"weight_normalization": "none", "affinity_direction": "outgoing"}),
+    "softplus, prompts alone": (ALL, {"parameterization": "softplus", "task_scheduling": False}),
+    "tasks alone": (SOME, {"prompt_scheduling": False}),
+}
 
 
 class Problem:
     """With a scheduler away from its start, and the lower level's solution `theta` under it."""
 
-    def __init__(self, present: Tensor = ALL, **options) -> None:
+    def __init__(self, present: Tensor, **options) -> None:
         torch.manual_seed(0)
         roots = torch.randn(TASKS + 1, SIZE, SIZE).double()
         *curvatures, self.dev_curvature = roots @ roots.mT / SIZE + 0.5 * torch.eye(SIZE).double()
@@ -75,7 +75,7 @@ class Problem:
         return torch.cat(hypergradient(weights, task_gradients.detach() @ p, self.scheduler.parameters()))
 
 
-@pytest.mark.parametrize(("present", "options"), CASES, ids=str)
+@pytest.mark.parametrize(("present", "options"), CASES.values(), ids=CASES)
 def test_implicit_gradient_is_the_true_gradient(present, options):
     problem = Problem(present, **options)
     omega, ours = problem.omega, problem.implicit_gradient(terms=400)
