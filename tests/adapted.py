@@ -6,11 +6,13 @@ from copy import deepcopy
 from functools import cache
 
 import numpy as np
+import prompted
 import torch
 from paths import TINY_CLIP
 from peft import PeftModel, get_peft_model
 from PIL import Image
-from transformers import CLIPModel
+from torch.nn import functional as F
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, Pipeline, pipeline
 
 from jscpt_peft import JSCPTConfig
 
@@ -31,17 +33,38 @@ def _loaded(dtype: torch.dtype) -> CLIPModel:
     return CLIPModel.from_pretrained(TINY_CLIP, dtype=dtype).eval()
 
 
+def clip(dtype: torch.dtype = torch.float32) -> CLIPModel:
+    """The small CLIP itself."""
+    return deepcopy(_loaded(dtype))
+
+
 def adapted_clip(dtype: torch.dtype = torch.float32, tasks: dict[str, list[str]] = TASKS, **options) -> PeftModel:
     """What starts at zero is moved, so that every part of the adapter changes the predictions."""
-    clip = deepcopy(_loaded(dtype))
     options = {"class_template": TEMPLATE, **options}
-    model = get_peft_model(clip, JSCPTConfig(tasks=tasks, prompt_init_std=0.05, **options))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.task_adapter.head.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(parameter))
+    model = get_peft_model(clip(dtype), JSCPTConfig(tasks=tasks, prompt_init_std=0.05, **options))
+    prompted.move([parameter for parameter in model.task_adapter.head.parameters() if parameter.requires_grad])
     return model
+
+
+def classifier(model: PeftModel | CLIPModel | str) -> Pipeline:
+    """The pipeline of transformers for zero-shot classification."""
+    parts = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor}
+    parts = {name: kind.from_pretrained(TINY_CLIP) for name, kind in parts.items()}
+    return pipeline("zero-shot-image-classification", model=model, **parts)
+
+
+def scores(answers: list[list[dict]]) -> list[dict[str, float]]:
+    """What a pipeline answers, as `predict` would."""
+    return [{each["label"]: each["score"] for each in answer} for answer in answers]
+
+
+def of_templates(model: PeftModel | CLIPModel, texts: list[list[str]], **options) -> torch.Tensor:
+    """Features `[C, D]` of classes from their texts by template: of one template its own, else the normalised mean."""
+    tokenizer, each = AutoTokenizer.from_pretrained(TINY_CLIP), []
+    for classes in texts:
+        ids = tokenizer(classes, padding=True, return_tensors="pt").input_ids
+        each.append(model.get_text_features(input_ids=ids, **options).pooler_output)
+    return each[0] if len(each) == 1 else torch.stack([F.normalize(z, dim=-1) for z in each]).mean(0)
 
 
 def pictures(count: int, seed: int = 0) -> list[Image.Image]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import oracles
@@ -63,12 +64,17 @@ def prompted_clip(
     clip = oracles.tiny_clip(eos_token_id=eos_token_id, dtype=dtype) if clip is None else clip
     clip.set_attn_implementation(implementation)
     model = get_peft_model(clip, config(**options))
+    head = model.task_adapter.head
+    move([] if head is None else [parameter for parameter in head.parameters() if parameter.requires_grad])
+    return model
+
+
+def move(tensors: Iterable[Tensor]) -> None:
+    """Away from a start at which they may have no effect; what is no floating-point number stays."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in [] if model.task_adapter.head is None else model.task_adapter.head.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(dtype))
-    return model
+        for tensor in filter(torch.is_floating_point, tensors):
+            tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator).to(tensor))
 
 
 def batch(model: PeftModel, per_task: int = 2, seed: int = 2) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,13 +129,13 @@ class TaskLosses(torch.nn.Module):
         return self.model.classify(*batch).task_losses
 
 
-def oracle_losses(model: PeftModel, pixels: Tensor, task_ids: Tensor, labels: Tensor, padded: bool = True) -> Tensor:
+def oracle_losses(model: PeftModel, pixels: Tensor, task_ids: Tensor, labels: Tensor) -> Tensor:
     """Losses `[N]` of Eq. 3 by concatenation, one task at a time, from the model's own parameters."""
     plain, views = PlainClip(model.get_base_model()), model.task_parameters()
     losses = []
     for task, ids in enumerate(model.active_jscpt_config.class_token_ids.values()):
         chosen = task_ids == task
-        classes = oracles.text_features(plain, views["text"][task], ids, length=77 if padded else None)
+        classes = oracles.text_features(plain, views["text"][task], ids)
         x = oracles.image_features(plain, views["vision"][task], pixels[chosen])
         names = ("inner_down", "inner_down_bias", "inner_up", "inner_up_bias")
         names += tuple(name.replace("inner", "outer") for name in names)

@@ -14,9 +14,6 @@ from .task_module import TaskModule
 class TaskAdapter(nn.Module):
     """A prompt source and, where they are asked for, a feature head and class residuals: all that an adapter learns.
 
-    Args:
-        start: sizes and random numbers that the parameters begin with.
-
     Attributes:
         prompts: `PromptSource`.
         head: `FeatureHead` or `None`.
@@ -29,11 +26,6 @@ class TaskAdapter(nn.Module):
         head = FEATURE_HEADS[start.config.intervention]
         self.head = None if head is None else head(start)
         self.class_residual = None if start.config.class_residual == "none" else ClassResidual(start)
-
-    @property
-    def num_tasks(self) -> int:
-        """N."""
-        return self.prompts.num_tasks
 
     def task_parameters(self) -> TaskParameters:
         """Prompts (`vision`, `text`), the head's parameters and `class_residual` as each task sees them.
@@ -55,12 +47,7 @@ class TaskAdapter(nn.Module):
     # ---- growing by a task, and training one alone ------------------------------------------------------------------
 
     def append(self, added: TaskAdapter, prompts_from: int | None = None) -> None:
-        """Appends the tasks of an adapter that was made like this one.
-
-        Args:
-            added: the further tasks' adapter.
-            prompts_from: the task whose prompts they start from instead.
-        """
+        """Appends the tasks of an adapter made like this one; they may take the prompts of the task `prompts_from`."""
         self.prompts.append(added.prompts, prompts_from)
         for mine, others in zip(self.parts()[1:], added.parts()[1:], strict=True):
             mine.append(others)

@@ -25,12 +25,7 @@ NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises a `ValueError` that names the tensors of a file which are not the adapter's.
-
-    Args:
-        found: tensors of the file, by name.
-        expected: tensors of the adapter, by the names that they have in files.
-    """
+    """Raises a `ValueError` that names the tensors found in a file which are not those expected, the adapter's."""
     names = sorted(found.keys() | expected.keys())
     wrong = [(name, problem) for name in names if (problem := _problem(found.get(name), expected.get(name)))]
     if wrong:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .task_context import set_within
 
 
 class CacheKey:
@@ -41,17 +43,12 @@ class CacheKey:
 _held: ContextVar[bool] = ContextVar("held", default=False)
 
 
-@contextmanager
-def results_held() -> Iterator[None]:
+def results_held() -> AbstractContextManager[None]:
     """Within, this thread takes what is kept for true, and walks over no parameters to see whether it is.
 
     For a loop that changes nothing but what is not kept: the adapter, not the base model.
     """
-    token = _held.set(True)
-    try:
-        yield
-    finally:
-        _held.reset(token)
+    return set_within(_held, True)
 
 
 @torch.compiler.assume_constant_result

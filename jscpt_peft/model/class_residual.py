@@ -55,10 +55,7 @@ class ClassResidual(TaskModule):
     def of_names(self, task: int, labels: dict[str, int], names: Sequence[str]) -> Tensor:
         """Residuals `[C', D]` of any classes under a task: what it knows of a name, else what all know, else zero.
 
-        Args:
-            task: its position.
-            labels: the task's class names -> labels.
-            names: of the classes.
+        `labels` are those of the task's own class names.
         """
         known, shared = self()[task], self.by_task().get("shared_rows")
         rows = []

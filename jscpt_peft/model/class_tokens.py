@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 def fill_token_ids(config: JSCPTConfig, base: CLIPConfig) -> None:
     """Fills `class_token_ids` and `prompt_init_token_ids` where they are missing.
 
-    Args:
-        config: of the adapter.
-        base: configuration of the base model.
-
     Raises:
         ValueError: no tokenizer is known, or given ids are no text of the base model.
     """

@@ -16,7 +16,7 @@ from jscpt_peft.settings import Between, OneOf, Pattern, Rate, Tokens, Width, ch
 
 from .class_residual import CLASS_RESIDUALS
 from .config_checks import check_tasks, check_templates, check_texts, templates_of
-from .groups import check_groups, path_length
+from .groups import checked_groups, path_length
 from .heads import FEATURE_HEADS
 from .part_options import check_part_options
 from .prompts import PROMPT_SOURCES
@@ -232,7 +232,7 @@ class JSCPTConfig(PeftConfig):
         if self.class_token_ids is not None:
             check_texts(self.class_token_ids, self.tasks)
             self.class_token_ids = {task: self.class_token_ids[task] for task in self.tasks}
-        self.groups = check_groups(self.groups, self.tasks, self.prompts, self.single_task)
+        self.groups = checked_groups(self)
         starts = path_length(self) * self.num_shared_tokens and "text" in TOWERS[self.towers]
         if self.prompt_init is not None and not (starts and self.prompt_init.strip()):
             raise ValueError(

@@ -16,24 +16,17 @@ if TYPE_CHECKING:
 EVERYONE = "all"
 
 
-def check_groups(
-    groups: dict[str, str | list[str]] | None, tasks: dict[str, list[str]], prompts: str, single_task: bool
-) -> dict[str, str | list[str]] | None:
+def checked_groups(config: JSCPTConfig) -> dict[str, str | list[str]] | None:
     """The groups in the order of the tasks; where none are given and the prompt source has them, one of all tasks.
-
-    Args:
-        groups: task -> the name of its group, or its path of nodes from the root; `None`: not given.
-        tasks: `JSCPTConfig.tasks`.
-        prompts: name of the prompt source, which says what a group is.
-        single_task: whether every task learns alone.
 
     Raises:
         ValueError: the groups do not cover the tasks, name others, are no tree, or belong to no such prompts.
     """
+    groups, tasks = config.groups, config.tasks
     if groups is not None:
-        check_grouping(groups, prompts, single_task)
-    kind = PROMPT_SOURCES[prompts].grouping
-    if kind is None or single_task:
+        check_grouping(groups, config.prompts, config.single_task)
+    kind = PROMPT_SOURCES[config.prompts].grouping
+    if kind is None or config.single_task:
         return None
     if groups is None:
         return {task: EVERYONE if kind == "group" else [EVERYONE] for task in tasks}
@@ -63,13 +56,7 @@ def check_grouping(groups: Any, prompts: str, single_task: bool) -> None:
 def grown_groups(
     config: JSCPTConfig, name: str, group: str | list[str] | None, init_from: str | None
 ) -> dict[str, str | list[str]] | None:
-    """The groups of a configuration with one task more.
-
-    Args:
-        config: of the tasks that there are.
-        name: of the new task.
-        group: the one that it joins; `None`: that of `init_from`, or the only one.
-        init_from: a task, or `None`.
+    """The groups of a configuration with the task `name` more; it joins `group`, that of `init_from`, or the only one.
 
     Raises:
         ValueError: there are several groups and none is named, or one is named that is not there: the parameters of a

@@ -16,7 +16,6 @@ from jscpt_peft.settings import Name, check_setting
 from .adapter import TaskAdapter
 from .adapter_file import check_tensors
 from .backbones import backbone_for
-from .base_model import check_base_model
 from .class_features import ClassFeatures
 from .class_tokens import check_lengths, fill_token_ids
 from .config import JSCPTConfig
@@ -60,17 +59,12 @@ class JSCPTInjection(BaseTuner):
 
     def _prepare_model(self, peft_config: JSCPTConfig, model: nn.Module) -> None:  # noqa: ARG002
         # `model` is the PeftModel when a further adapter is added; `self.model` is the base model in every case.
-        check_base_model(peft_config, self.backbone.sizes)
+        _check_base_model(peft_config, self.backbone.sizes)
         fill_token_ids(peft_config, self.model.config)
         self._made = self.start_adapter(peft_config, len(peft_config.tasks))  # before any layer is replaced
 
     def start_adapter(self, config: JSCPTConfig, num_tasks: int, added_task: str | None = None) -> TaskAdapter:
-        """An adapter's parameters at their start.
-
-        Args:
-            config: of the adapter.
-            num_tasks: N, or 1 for the task `added_task` that is to be appended to a trained adapter.
-            added_task: its name.
+        """An adapter's parameters at their start: of N tasks, or of one, `added_task`, to append to a trained adapter.
 
         Raises:
             ValueError: a class text does not fit behind the prompts.
@@ -182,7 +176,38 @@ class JSCPTInjection(BaseTuner):
         return list(self.active_jscpt_config.tasks)
 
 
-def _check_prompts(config: JSCPTConfig, prompts: dict[str, torch.Tensor], num_tasks: int, sizes: Sizes) -> None:
+def _check_base_model(config: JSCPTConfig, sizes: Sizes) -> None:
+    """Records the sizes of the base model, or compares them with those the adapter was made for.
+
+    Raises:
+        ValueError: they differ, or the base model has fewer blocks than `prompt_depth`.
+    """
+    dimensions = {
+        "vision_width": sizes.widths["vision"],
+        "vision_blocks": sizes.blocks["vision"],
+        "text_width": sizes.widths["text"],
+        "text_blocks": sizes.blocks["text"],
+        "projection": sizes.projection,
+        "vocabulary": sizes.vocabulary,
+    }
+    if config.base_dimensions is None:
+        config.base_dimensions = dimensions
+    differing = {k: (v, dimensions.get(k)) for k, v in config.base_dimensions.items() if v != dimensions.get(k)}
+    if differing:
+        detail = ", ".join(f"{name} {made} (this base: {here})" for name, (made, here) in differing.items())
+        raise ValueError(
+            f"The adapter was made for another base model: {detail}. Load it on "
+            f"`{config.base_model_name_or_path}`, the base model it was trained on (`base_dimensions`)."
+        )
+    blocks = min(sizes.blocks[tower] for tower in config.prompted_towers or ("vision", "text"))
+    if config.prompt_depth is not None and config.prompt_depth > blocks:
+        raise ValueError(
+            f"`prompt_depth` is {config.prompt_depth}, but the base model's prompted towers have {blocks} blocks: use "
+            f"at most {blocks}, or None for every block."
+        )
+
+
+def _check_prompts(config: JSCPTConfig, prompts: dict[str, Tensor], num_tasks: int, sizes: Sizes) -> None:
     """Raises a `ValueError` where a prompt source gives something else than prompts of the towers."""
     for tower, given in prompts.items():
         if tower in sizes.widths:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .adapter import TaskAdapter
 from .config import JSCPTConfig
+from .heads import FeatureHead
 from .task_context import TaskContext
 from .task_rows import TaskRows
 
@@ -18,10 +19,6 @@ class JSCPTLayer(nn.Module, BaseTunerLayer):
     """A layer of the base model that applies the active adapter.
 
     What the wrapped layer has is reached through this one: its attributes, its configuration, its submodules.
-
-    Args:
-        base_layer: the wrapped layer.
-        context: what the wrapped layers of the model share.
     """
 
     # PEFT deletes an adapter from these too; most layers know an adapter by its configuration alone.
@@ -81,6 +78,12 @@ class JSCPTLayer(nn.Module, BaseTunerLayer):
     def active_task_adapter(self) -> TaskAdapter | None:
         """The active adapter's parameters; `None` where adapters are switched off."""
         return self.context.adapters[self.active_name] if self.enabled else None
+
+    @property
+    def active_head(self) -> FeatureHead | None:
+        """The active adapter's head; `None` where it has none, or adapters are switched off."""
+        adapter = self.active_task_adapter
+        return None if adapter is None else adapter.head
 
     def resolve(self, task_ids: TaskRows | Tensor | Sequence[int] | int | None, rows: Tensor) -> TaskRows:
         """Tasks of images or texts `rows` `[B, ...]`; see `TaskContext.resolve`."""

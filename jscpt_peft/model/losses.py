@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
@@ -29,25 +30,25 @@ class JSCPTOutput(ModelOutput):
         class_embeds: `[N, C, D]` z, not normalised; zero beyond a task's classes.
     """
 
-    loss: torch.Tensor | None = None
-    task_losses: torch.Tensor | None = None
-    penalties: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    image_embeds: torch.Tensor | None = None
-    selected_embeds: torch.Tensor | None = None
-    class_embeds: torch.Tensor | None = None
-    loss_sums: torch.Tensor | None = None
-    task_counts: torch.Tensor | None = None
+    loss: Tensor | None = None
+    task_losses: Tensor | None = None
+    penalties: Tensor | None = None
+    logits: Tensor | None = None
+    image_embeds: Tensor | None = None
+    selected_embeds: Tensor | None = None
+    class_embeds: Tensor | None = None
+    loss_sums: Tensor | None = None
+    task_counts: Tensor | None = None
 
 
 def task_logits(
-    embeds: torch.Tensor,
-    class_embeds: torch.Tensor,
+    embeds: Tensor,
+    class_embeds: Tensor,
     counts: Sequence[int],
-    num_classes: torch.Tensor,
+    num_classes: Tensor,
     rows: TaskRows,
-    logits_of: Callable[[torch.Tensor], torch.Tensor],
-) -> torch.Tensor:
+    logits_of: Callable[[Tensor], Tensor],
+) -> Tensor:
     """Logits over the classes of each sample's own task (Eq. 1).
 
     Args:
@@ -80,7 +81,7 @@ def task_logits(
     return F.pad(logits, (0, num_columns - most), value=-torch.inf) if most < num_columns else logits
 
 
-def _own_products(images: torch.Tensor, classes: torch.Tensor, rows: TaskRows) -> torch.Tensor:
+def _own_products(images: Tensor, classes: Tensor, rows: TaskRows) -> Tensor:
     """Products `[B, C]` of images `[B, D]` with the classes of their own tasks, of `[T, C, D]`."""
     if rows.each is not None:
         return torch.bmm(images.unflatten(0, (len(rows.tasks), rows.each)), classes.mT).flatten(0, 1)
@@ -88,14 +89,14 @@ def _own_products(images: torch.Tensor, classes: torch.Tensor, rows: TaskRows) -
     return every_task[torch.arange(len(images), device=images.device), rows.places()]
 
 
-def averaged_over_views(logits: torch.Tensor) -> torch.Tensor:
+def averaged_over_views(logits: Tensor) -> Tensor:
     """log Σ_c P(Y | c) / K `[B, C]` of the logits `[B, K, C]` of K views: logits whose softmax is the mean one."""
     beyond = logits[:, 0].isneginf()  # of all views alike: set aside, since the gradient of log 0 is none
     views = logits.log_softmax(-1).masked_fill(beyond[:, None], 0)
     return (views.logsumexp(1) - math.log(logits.shape[1])).masked_fill(beyond, -torch.inf)
 
 
-def _finite_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _finite_rows(features: Tensor) -> tuple[Tensor, Tensor]:
     """Features `[..., D]` with zeros in rows that are not finite, and which rows these are.
 
     The product of all images with all classes would otherwise carry one task's NaN into the others' gradients.
@@ -104,9 +105,7 @@ def _finite_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(broken[..., None], 0, features), broken
 
 
-def task_loss_sums(
-    logits: torch.Tensor, labels: torch.Tensor, rows: TaskRows, num_tasks: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def task_loss_sums(logits: Tensor, labels: Tensor, rows: TaskRows, num_tasks: int) -> tuple[Tensor, Tensor]:
     """Cross-entropy summed over each task's samples `[N]` (Eq. 3), and their numbers `[N]`.
 
     Sums and counts, since batches, chunks and processes add up: they are divided once, by whoever has all of them.
@@ -121,12 +120,12 @@ def task_loss_sums(
     return rows.sums(losses, num_tasks), rows.sums(torch.ones_like(rows.ids), num_tasks)
 
 
-def mean_losses(sums: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+def mean_losses(sums: Tensor, counts: Tensor) -> Tensor:
     """Mean losses `[N]`, nan where a task has no sample."""
     return (sums / counts.clamp(min=1)).masked_fill(counts == 0, torch.nan)
 
 
-def check_labels(labels: torch.Tensor, task_ids: torch.Tensor, tasks: dict[str, list[str]]) -> None:
+def check_labels(labels: Tensor, task_ids: Tensor, tasks: dict[str, list[str]]) -> None:
     """Raises a `ValueError` that names the first label out of its task's range."""
     if labels.dtype.is_floating_point or labels.dtype == torch.bool or labels.shape != task_ids.shape:
         raise ValueError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +19,21 @@ _disabled: ContextVar[tuple] = ContextVar("disabled", default=())
 
 
 @contextmanager
-def deterministic() -> Iterator[None]:
+def set_within(variable: ContextVar, value: Any) -> Iterator[None]:
+    """Within, the variable has this value, for this thread alone."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def deterministic() -> AbstractContextManager[None]:
     """Within, this thread's passes drop nothing out, whatever the modules' modes.
 
     `model.eval()` would change the model under other threads that use it.
     """
-    token = _deterministic.set(True)
-    try:
-        yield
-    finally:
-        _deterministic.reset(token)
+    return set_within(_deterministic, True)
 
 
 @torch.compiler.assume_constant_result  # a compiled step is made and used in the same context
@@ -42,13 +48,7 @@ def _disabled_contexts() -> tuple:
 
 
 def task_index(name: str, task_names: Sequence[str], argument: str = "task") -> int:
-    """Position of the task `name`; a `ValueError` with the nearest name where there is none.
-
-    Args:
-        name: of a task.
-        task_names: the adapter's tasks.
-        argument: what the message calls `name`.
-    """
+    """Position of the task `name`; a `ValueError`, which calls it `argument`, with the nearest name if it is none."""
     if name in task_names:
         return task_names.index(name)
     raise ValueError(
@@ -77,11 +77,8 @@ class TaskContext:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Within, this thread sees the base model alone."""
-        token = _disabled.set((*_disabled.get(), self))
-        try:
+        with set_within(_disabled, (*_disabled.get(), self)):
             yield
-        finally:
-            _disabled.reset(token)
 
     @property
     def is_disabled(self) -> bool:
@@ -99,7 +96,7 @@ class TaskContext:
 
         Args:
             task_ids: one id for all rows, one id a row, `None` for the task of `set_task`, or what this gives.
-            rows: number of images or texts.
+            rows: their number.
             task_names: the active adapter's tasks.
             device: where the ids are needed.
 

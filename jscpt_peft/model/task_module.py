@@ -49,18 +49,19 @@ class TaskModule(nn.Module):
         """
         if self.single_task:
             self.own(name, value.expand(self.num_tasks, *value.shape).clone(), learned)
-        elif learned:
-            self.register_parameter(name, nn.Parameter(value))
         else:
-            self.register_buffer(name, value)
+            self._hold(name, value, learned)
 
     def own(self, name: str, value: Tensor, learned: bool = True) -> None:
         """Adds a stack `[N, ...]`, a slice per task; as a buffer unless `learned`."""
+        self._hold(name, value, learned)
+        self.stacked += (name,)
+
+    def _hold(self, name: str, value: Tensor, learned: bool) -> None:
         if learned:
             self.register_parameter(name, nn.Parameter(value))
         else:
             self.register_buffer(name, value)
-        self.stacked += (name,)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every parameter and buffer by name, the stacks with the slices that are trained alone in their places."""

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from jscpt_peft.settings import BatchSize, check_setting
 
 from .causes import check_logits
 from .class_residual import with_residual
-from .growth import add_task, train_only
+from .growth import GrowingModel
 from .heads import TaskParameters
 from .heads.base import LossSums
-from .injection import JSCPTInjection
+from .images import ImageLike, pixel_batches
 from .losses import JSCPTOutput, check_labels, mean_losses, task_logits, task_loss_sums
-from .predictions import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, predict
-from .task_context import first_of_each_task, task_index
+from .task_context import deterministic, first_of_each_task, task_index
 from .task_rows import TaskRows
-
-if TYPE_CHECKING:
-    from .predictions import ImageLike
+from .unseen_classes import unseen_class_embeds, unseen_logits
 
 TOWER_NAMES = ("vision", "text")
 
 
-class JSCPTModel(JSCPTInjection):
+class JSCPTModel(GrowingModel):
     """A frozen base model under prompts, with what a method does to the features.
 
     Made by `get_peft_model`; every method here is reached from the `JSCPTPeftModel` it returns.
@@ -63,11 +63,9 @@ class JSCPTModel(JSCPTInjection):
         """
         adapter = self.backbone.vision.active_task_adapter
         parameters = {} if adapter is None else adapter.task_parameters()
-        sizes, tasks = self.backbone.sizes, len(self.active_jscpt_config.tasks)
-        for tower in TOWER_NAMES:
-            if tower not in parameters:
-                none = tasks, sizes.blocks[tower], 0, sizes.widths[tower]
-                parameters[tower] = self.model.logit_scale.new_zeros(none)
+        for tower in (self.backbone.vision, self.backbone.text):
+            if tower.name not in parameters:
+                parameters[tower.name] = tower.no_prompts()
         return parameters
 
     def classify(
@@ -105,8 +103,7 @@ class JSCPTModel(JSCPTInjection):
         learning = given or present_tasks_only or (labels is not None and parameters["text"].requires_grad)
         class_embeds = self._class_embeds(parameters, learning, rows.tasks if present_tasks_only else None)
         x = self.backbone.image_features(pixel_values, rows, parameters["vision"])
-        adapter = self.backbone.vision.active_task_adapter
-        head = None if adapter is None else adapter.head
+        head = self.backbone.vision.active_head
         selected = x if head is None else head.select(x, rows.ids, parameters)
         logits = self.logits(selected, class_embeds, rows)
         if labels is None and not torch.is_grad_enabled():  # training and evaluation look at losses
@@ -131,13 +128,10 @@ class JSCPTModel(JSCPTInjection):
         """What the head adds to the tasks' mean losses in training, `[N]`; `None` where it adds nothing.
 
         Args:
-            output: of `classify`.
-            task_ids: `[B]`.
-            task_parameters: what `output` was computed from.
+            output: of `classify` with these `task_ids` `[B]` and `task_parameters`.
             loss_sums: (logits `[b, C]` of some images, their positions `[b]`) -> summed losses and counts, `[N]`.
         """
-        adapter = self.backbone.vision.active_task_adapter
-        head = None if adapter is None else adapter.head
+        head = self.backbone.vision.active_head
         if head is None or not head.has_penalty or not torch.is_grad_enabled():
             return None
         return head.penalty(
@@ -150,11 +144,8 @@ class JSCPTModel(JSCPTInjection):
     def observe(self, output: JSCPTOutput, task_ids: Tensor | Sequence[int] | int | None = None) -> None:
         """In a training loop of one's own, after each step: shows its images to a head that keeps some.
 
-        `JSCPTTrainer` does so by itself. See `FeatureHead.observe`; other methods do nothing.
-
-        Args:
-            output: of `classify`.
-            task_ids: as for `classify`.
+        `JSCPTTrainer` does so by itself. See `FeatureHead.observe`; other methods do nothing. `task_ids` are as for
+        `classify`.
         """
         head = self.task_adapter.head
         if head is not None and head.observes:
@@ -190,11 +181,10 @@ class JSCPTModel(JSCPTInjection):
             task_ids: `[B]`.
             kind: `"original"` or `"complement"`.
         """
-        adapter = self.backbone.vision.active_task_adapter
-        if adapter is None or adapter.head is None:
-            return x
-        return adapter.head.reference(x, task_ids, adapter.head.task_parameters(), kind)
+        head = self.backbone.vision.active_head
+        return x if head is None else head.reference(x, task_ids, head.task_parameters(), kind)
 
+    @torch.no_grad()
     def predict(
         self,
         images: ImageLike | Iterable[ImageLike],
@@ -225,50 +215,30 @@ class JSCPTModel(JSCPTInjection):
             ValueError: no such task, no task is known, `batch_size` is below 1, an image cannot be read, or a name in
                 `classes` occurs twice or is too long.
         """
-        return predict(self, images, task, batch_size, image_mean, image_std, bf16, classes)
+        from jscpt_peft.data import image_transform  # here, since `datasets` takes seconds to import
 
-    def add_task(
-        self,
-        name: str,
-        class_names: Sequence[str],
-        class_token_ids: Sequence[Any] | None = None,
-        init_from: str | None = None,
-        class_template: str | list[str] | None = None,
-        group: str | list[str] | None = None,
-    ) -> None:
-        """Adds a task to the active adapter, the last one in the order of `task_ids`. Make trainers afterwards.
-
-        The other tasks stay as they are. The new one's mask and MLPs (Eq. 2) are at their start; its prompts are
-        N(0, `prompt_init_std`²), a function of `init_seed` and `name`.
-
-        Args:
-            name: of the new task.
-            class_names: its classes, in the order of the labels.
-            class_token_ids: one list per class, as in `JSCPTConfig`; `None`: the class texts are tokenised.
-            init_from: a task whose prompts the new one starts from.
-            class_template: the new task's template or templates; `None`: that of all tasks.
-            group: with prompts of groups, which one the new task joins, as in `JSCPTConfig.groups`; `None`: that of
-                `init_from`, or the only one.
-
-        Raises:
-            ValueError: `name` is taken, a class name occurs twice or is too long, `init_from` has no prompts,
-                `class_template` or `group` is missing, or there is no such group. Nothing has changed then.
-        """
-        add_task(self, name, class_names, class_token_ids, init_from, class_template, group)
-
-    def train_only(self, task: str | None) -> None:
-        """Gradients go to one task's own parameters alone; `None`: to all of the active adapter's.
-
-        Whatever the optimizer does, the shared parameters and those of other tasks stay as they are, bit for bit.
-        Make optimizers and trainers afterwards.
-
-        Raises:
-            ValueError: the active adapter has no such task, or no parameters that are a task's own.
-        """
-        train_only(self, task)
-
-    @property
-    def trained_task(self) -> str | None:
-        """The task of `train_only`."""
-        position = self.task_adapter.trained
-        return None if position is None else self.task_names[position]
+        check_setting("batch_size", batch_size, BatchSize)
+        if isinstance(images, str) or not isinstance(images, Iterable):
+            images = [images]
+        device = self.model.device
+        task_id = None if task is None else task_index(task, self.task_names)
+        (task_id,) = self.backbone.context.resolve(task_id, 1, self.task_names, device).tasks
+        task = self.task_names[task_id]
+        transform = image_transform(self.model.config.vision_config.image_size, image_mean, image_std, train=False)
+        precision = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()  # the caller's own stays on
+        predictions = []
+        with deterministic():
+            with precision:
+                unseen = None if classes is None else unseen_class_embeds(self, task, classes)
+            class_names = list(self.active_jscpt_config.tasks[task] if classes is None else classes)
+            for pixels in pixel_batches(images, batch_size, transform):
+                with precision:
+                    output = self.classify(pixels.to(device), task_id)
+                    logits = output.logits[:, : len(class_names)]
+                    if unseen is not None:
+                        logits = unseen_logits(self, output.selected_embeds, unseen)
+                probabilities, order = logits.softmax(-1).sort(descending=True, stable=True)
+                for values, labels in zip(probabilities.tolist(), order.tolist(), strict=True):
+                    named = zip(labels, values, strict=True)
+                    predictions.append({class_names[label]: value for label, value in named})
+        return predictions

@@ -48,11 +48,7 @@ def unseen_class_embeds(model: JSCPTModel, task: str, class_names: Sequence[str]
 
 
 def class_embeds_among(model: JSCPTModel, classes: Mapping[str, Sequence[str]]) -> tuple[Tensor, list[int], Tensor]:
-    """Features `[N, C, D]` of the given classes of some tasks, zero for others, and their numbers, for `task_logits`.
-
-    Args:
-        model: knows the N tasks.
-        classes: task -> class names.
+    """Features `[N, C, D]` of the named classes of some tasks, zero for others, and their numbers, for `task_logits`.
 
     Raises:
         ValueError: the model has no such task; or as `unseen_class_embeds`.

@@ -154,7 +154,15 @@ class GradientAggregator:
 
     def _weighting(self, tasks: str) -> nn.Module:
         if tasks not in self._weightings:
-            self._weightings[tasks] = make_weighting(self.name, self._options, self._said)
+            try:
+                from torchjd import aggregation
+
+                self._weightings[tasks] = vars(aggregation)[AGGREGATORS[self.name]](**self._options)
+            except ImportError as error:
+                raise ImportError(
+                    f"{self._said} needs packages that are not installed ({error}): "
+                    "`pip install 'jscpt-peft[aggregators]'`, or leave it out for the weights of the paper."
+                ) from error
         return self._weightings[tasks]
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -212,25 +220,3 @@ class GramianWeighting(Weighting):
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
         self.aggregator.load_state_dict(state)
-
-
-def make_weighting(name: str, options: Mapping[str, Any], said: str) -> nn.Module:
-    """TorchJD's weighting `AGGREGATORS[name]`, a module from a Gramian `[m, m]` to weights `[m]`.
-
-    Args:
-        name: one of `AGGREGATORS`.
-        options: of TorchJD's class.
-        said: how a message names the argument and its value.
-
-    Raises:
-        ImportError: TorchJD or a solver is not installed.
-    """
-    try:
-        from torchjd import aggregation
-
-        return vars(aggregation)[AGGREGATORS[name]](**options)
-    except ImportError as error:
-        raise ImportError(
-            f"{said} needs packages that are not installed ({error}): "
-            "`pip install 'jscpt-peft[aggregators]'`, or leave it out for the weights of the paper."
-        ) from error

@@ -9,7 +9,6 @@ import pytest
 import torch
 from paths import TINY_CLIP
 from peft import PeftModel, get_peft_model
-from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoTokenizer, CLIPModel
 
@@ -22,10 +21,6 @@ WORDS = ["green", "small", "old"]  # one token each, of which prompts are made
 TEMPLATES = {"painting": ["a {} of wood.", "{}"], "sketch": "a drawing of the {}."}
 
 
-def clip():
-    return CLIPModel.from_pretrained(TINY_CLIP).eval()
-
-
 def worded(templates=TEMPLATES, **options) -> JSCPTConfig:
     words = {"prompt_init": " ".join(WORDS), "num_shared_tokens": len(WORDS), "class_template": templates}
     return JSCPTConfig.for_method("coop", adapted.TASKS, class_position="middle", **{**words, **options})
@@ -34,19 +29,16 @@ def worded(templates=TEMPLATES, **options) -> JSCPTConfig:
 def plain_features(base: CLIPModel, templates: list[str], names: list[str]) -> torch.Tensor:
     """Of CLIP for the texts in which the words of the prompts stand where half of them, and the others, belong."""
     one, *others = WORDS
-    tokenizer, each = AutoTokenizer.from_pretrained(TINY_CLIP), []
-    for template in templates:
-        texts = [f"{one} {template.replace('{}', ' '.join([name, *others]))}" for name in names]
-        each.append(base.get_text_features(**tokenizer(texts, padding=True, return_tensors="pt")).pooler_output)
-    return each[0] if len(each) == 1 else torch.stack([F.normalize(z, dim=-1) for z in each]).mean(0)
+    texts = [[f"{one} {each.replace('{}', ' '.join([name, *others]))}" for name in names] for each in templates]
+    return adapted.of_templates(base, texts)
 
 
 @torch.no_grad()
 def test_prompts_that_are_words_make_the_sentence_that_they_would(tmp_path):
-    model, base = get_peft_model(clip(), worded()), clip()
+    model, base = get_peft_model(adapted.clip(), worded()), adapted.clip()
     model.add_task("icons", ["key", "old bell"], class_template="{} on paper")
     model.save_pretrained(tmp_path)
-    for each in (model, PeftModel.from_pretrained(clip(), tmp_path)):
+    for each in (model, PeftModel.from_pretrained(adapted.clip(), tmp_path)):
         config, embeds = each.active_jscpt_config, each.class_embeds()
         for task, (name, classes) in enumerate(config.tasks.items()):
             expected = plain_features(base, config.templates(name), classes)
@@ -62,7 +54,7 @@ def test_as_many_tokens_as_the_name_has_on_its_own_come_first(template, name):
     """As in CoOp, also where the tokenizer joins the end of the name with what follows."""
     config, tokenizer = worded("x {}"), AutoTokenizer.from_pretrained(TINY_CLIP)
     config.class_template = template
-    (ids,) = class_token_ids(config, clip().config, "sketch", [name])
+    (ids,) = class_token_ids(config, adapted.clip().config, "sketch", [name])
     before = template.partition("{}")[0] + name
     assert ids.index(SECOND_HALF) == min(len(tokenizer(before).input_ids), len(ids) - 1) - 1
     assert [each for each in ids if each != SECOND_HALF] == tokenizer(template.format(name)).input_ids

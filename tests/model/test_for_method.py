@@ -61,13 +61,21 @@ def vit_b_16():
 
 @every
 @pytest.mark.parametrize("hyperparameters", HYPERPARAMETERS)
-def test_parameters_that_are_learned_on_vit_b_16(vit_b_16, name, hyperparameters):
+def test_parameters_that_are_learned_on_vit_b_16(vit_b_16, name, hyperparameters, capsys):
+    """As many as published, where the publication says so, and said beside its number."""
     words = {"prompt_init_token_ids": [320, 1125]} if name == "maple" else {}
     words |= {"class_position": "end"} if name == "mvlpt" else {}  # as these ids are
     config = JSCPTConfig.for_method(name, TASKS, hyperparameters, class_token_ids=IDS, **words)
     model = get_peft_model(vit_b_16, config)
     expected = LEARNED.get(f"{name} {hyperparameters}", LEARNED[name])
     assert model.get_nb_trainable_parameters()[0] == expected
+    published = METHODS[name].published_parameters
+    if published is not None:
+        assert hyperparameters == "paper" or expected == published
+        model.print_trainable_parameters()
+        assert (
+            f"published for {name} with its original settings on ViT-B/16: {published:,d}" in capsys.readouterr().out
+        )
     assert all(parameter.is_meta for parameter in model.parameters())
     model.unload()
 

@@ -7,10 +7,8 @@ import copy
 import oracles
 import prompted
 import pytest
-import small_run
 import torch
 from peft import get_peft_model
-from torch.utils.flop_counter import FlopCounterMode
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.scheduling import inter_task_affinity
@@ -153,29 +151,3 @@ def test_only_what_several_tasks_see_is_shared(method, groups):
     torch.testing.assert_close(gramian, rows @ rows.T, atol=1e-12, rtol=1e-10)
     affinity = inter_task_affinity(rows)
     assert affinity[1, 2] != 0 and (gramian[0].any() and affinity[0, 1] != 0) == (method == "hipro")
-
-
-@pytest.mark.parametrize("method", ["mmap", "hipro"])
-def test_a_step_costs_what_one_of_jscpt_with_as_many_tokens_costs(method):
-    def flops(model) -> int:
-        with FlopCounterMode(display=False) as counter:
-            model.classify(*prompted.batch(model)).loss.backward()
-        return counter.get_total_flops()
-
-    tokens = {"num_shared_tokens": 3, "num_task_tokens": 2}
-    config = JSCPTConfig(
-        tasks=prompted.TASKS, class_token_ids=prompted.class_token_ids(), intervention="none", **tokens
-    )
-    plain = get_peft_model(oracles.tiny_clip(), config)
-    assert flops(adapted(method)) == flops(plain)
-
-
-@pytest.mark.parametrize(("prompts", "groups"), [("kronecker", GROUPS), ("tree", TREE)])
-def test_scheduled_by_jscpt_with_its_masks_and_learned_weights(tmp_path, prompts, groups):
-    made = prompted.prompted_clip(torch.float32, prompts=prompts, groups=groups)
-    run = small_run.trainer(tmp_path, made)
-    start = small_run.trained_parameters(run)
-    run.train()
-    assert not any(torch.equal(start[name], each) for name, each in small_run.trained_parameters(run).items())
-    for each in run.weighting.learned().values():
-        assert each.isfinite().all() and (each != 1).any()

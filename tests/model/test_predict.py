@@ -190,27 +190,33 @@ def test_weights_of_blocks_are_cast_once(activation):
             assert torch.equal(feed_forward(mlps[0], hidden, model.backbone.vision.cast_blocks()[0]), mlps[0](hidden))
 
 
+@pytest.fixture(scope="module")
+def exact():
+    """Images, the float32 model, and its cosines."""
+    images, model = adapted.pictures(24), adapted.adapted_clip()
+    wanted = adapted.cosines(model.predict(images, "painting"), "painting", model)
+    with model.disable_adapter():  # the tolerance tells an adapter from none
+        plain = adapted.cosines(model.predict(images, "painting"), "painting", model)
+    assert (plain - wanted).abs().max() > 20 * adapted.BF16_COSINE
+    return images, model, wanted
+
+
 @pytest.mark.parametrize("way", WAYS)
-def test_bf16_agrees_with_float32(way):
+def test_bf16_agrees_with_float32(way, exact):
     make, context, options = WAYS[way]
-    images, exact, model, dtypes = adapted.pictures(24), adapted.adapted_clip(), make(), set()
+    (images, float32, wanted), model, dtypes = exact, make(), set()
     for tower in (model.backbone.vision, model.backbone.text):
         tower.blocks[-1].self_attn.out_proj.register_forward_hook(lambda *each: dtypes.add(each[-1].dtype))
     with context:
         predictions = model.predict(images, "painting", batch_size=5, **options)
     assert dtypes == {HALF}
-    wanted, got = (
-        adapted.cosines(each, "painting", exact) for each in (exact.predict(images, "painting"), predictions)
-    )
+    got = adapted.cosines(predictions, "painting", float32)
     assert 0 < (got - wanted).abs().max() <= adapted.BF16_COSINE
     sums = adapted.table(predictions, "painting").sum(dim=1)
     assert (sums - 1).abs().max() <= 1e-6  # bfloat16 would miss 1 by 1e-3
     best_two = wanted.topk(2, dim=1)
     clear = best_two.values[:, 0] - best_two.values[:, 1] > 2 * adapted.BF16_COSINE
     assert clear.sum() >= 12 and (got.argmax(dim=1) == best_two.indices[:, 0])[clear].all()
-    with exact.disable_adapter():  # the tolerance tells an adapter from none
-        plain = adapted.cosines(exact.predict(images, "painting"), "painting", exact)
-    assert (plain - wanted).abs().max() > 20 * adapted.BF16_COSINE
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------

@@ -5,11 +5,9 @@ from __future__ import annotations
 import adapted
 import pytest
 import torch
-from paths import TINY_CLIP
 from peft import PeftModel, get_peft_model
 from torch.nn import functional as F
 from torch.testing import assert_close
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, pipeline
 
 from jscpt_peft import JSCPTConfig
 
@@ -18,25 +16,14 @@ TEMPLATES = {"painting": SEVERAL, "sketch": "a sketch of a {}."}
 COUNTS = {task: len(names) for task, names in adapted.TASKS.items()}
 
 
-def clip():
-    return CLIPModel.from_pretrained(TINY_CLIP).eval()
-
-
 @pytest.fixture
 def model():
     options = {"num_shared_tokens": 2, "num_task_tokens": 2, "prompt_init_std": 0.05, "intervention": "none"}
-    return get_peft_model(clip(), JSCPTConfig(tasks=adapted.TASKS, class_template=TEMPLATES, **options))
-
-
-def text_features(model, template, names, task):
-    tokens = AutoTokenizer.from_pretrained(TINY_CLIP)([template.format(name) for name in names], padding=True)
-    return model.get_text_features(torch.tensor(tokens["input_ids"]), task_ids=task).pooler_output
+    return get_peft_model(adapted.clip(), JSCPTConfig(tasks=adapted.TASKS, class_template=TEMPLATES, **options))
 
 
 def expected_embeds(model, task, names, templates):
-    """The mean of the normalised features of each template; of one template its own features."""
-    each = [text_features(model, template, names, task) for template in templates]
-    return each[0] if len(each) == 1 else torch.stack([F.normalize(z, dim=-1) for z in each]).mean(0)
+    return adapted.of_templates(model, [[each.format(name) for name in names] for each in templates], task_ids=task)
 
 
 @pytest.mark.parametrize("learning", [False, True])
@@ -52,14 +39,14 @@ def test_class_features_are_the_mean_over_the_templates(model, learning):
         assert_close(output.logits[:, : COUNTS[name]], cosines * model.get_base_model().logit_scale.exp(),
                      atol=1e-3, rtol=1e-4)  # fmt: skip
     with torch.no_grad():
-        first = text_features(model, SEVERAL[0], adapted.TASKS["painting"], 0)
+        first = expected_embeds(model, 0, adapted.TASKS["painting"], SEVERAL[:1])
         assert (F.normalize(first, dim=-1) - model.class_embeds()[0]).abs().max() > 1e-2  # the others count too
 
 
 def test_they_are_saved_loaded_and_grow(model, tmp_path):
     images = adapted.pictures(3)
     model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(clip(), tmp_path)
+    loaded = PeftModel.from_pretrained(adapted.clip(), tmp_path)
     assert loaded.active_jscpt_config.class_template == TEMPLATES
     assert loaded.predict(images, "painting") == model.predict(images, "painting")
     with pytest.raises(ValueError, match="`class_template` is missing: the adapter has a template per task"):
@@ -69,7 +56,7 @@ def test_they_are_saved_loaded_and_grow(model, tmp_path):
         expected = expected_embeds(loaded, 2, ["key", "bell"], SEVERAL[1:])
         assert_close(loaded.class_embeds()[2, :2], expected, atol=1e-5, rtol=1e-5)
     loaded.save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(clip(), tmp_path)
+    again = PeftModel.from_pretrained(adapted.clip(), tmp_path)
     for task in again.task_names:
         assert again.predict(images, task) == loaded.predict(images, task)
 
@@ -84,17 +71,6 @@ def test_a_task_with_a_template_of_its_own_beside_one_for_all():
         "icons": ["an icon of a {}."],
     }
     assert model.predict(adapted.pictures(2), "sketch") == before
-
-
-def test_the_pipeline_gives_the_scores_of_a_tasks_own_template(model):
-    model.set_task("sketch")
-    parts = {"tokenizer": AutoTokenizer, "image_processor": AutoImageProcessor}
-    parts = {name: each.from_pretrained(TINY_CLIP) for name, each in parts.items()}
-    pipe = pipeline("zero-shot-image-classification", model=model.get_base_model(), **parts)
-    images = adapted.pictures(2)
-    options = {"candidate_labels": adapted.TASKS["sketch"], "hypothesis_template": TEMPLATES["sketch"]}
-    for answer, wanted in zip(pipe(images, **options), model.predict(images), strict=True):
-        assert {each["label"]: each["score"] for each in answer} == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.parametrize(

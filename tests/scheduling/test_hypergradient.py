@@ -75,6 +75,13 @@ def test_step_size_is_the_smaller_of_the_given_and_the_safe_one():
     def solve(**options):
         return safeguarded_inverse_hvp(Counted(BAD), LONG, terms=8, **{"power_iterations": 8, **options})
 
+    result = solve()
+    assert result.largest_eigenvalue == pytest.approx(50, rel=0.1)
+    assert result.step_size == pytest.approx(0.9 / result.largest_eigenvalue)
+    assert solve(step_size=1e-3).step_size == 1e-3
+    assert solve(power_iterations=0)[1::2] == (1.0, None)
+    assert solve(damping=10.0).largest_eigenvalue == pytest.approx(result.largest_eigenvalue + 10, rel=0.05)
+
 
 @pytest.mark.parametrize("terms", [1, 30, 3000])
 @pytest.mark.parametrize("power_iterations", [0, 3])

@@ -40,16 +40,3 @@ def test_weights_for_every_set_of_tasks(normalization):
         if any(present):
             given = torch.autograd.grad(weights @ torch.tensor([1.0, 2.0, 4.0]).double(), [*weighting.parameters()])
             assert all(bool(each.isfinite().all()) for each in given)
-
-
-def test_conflicting_tasks_count_less_and_poorly_learned_ones_more():
-    usable = torch.ones(3, dtype=torch.bool)
-
-    def weigh(losses, gradients):
-        gradients = torch.tensor(gradients)
-        return LossCosineScheduling(3)(StepSignals(1, usable, torch.tensor(losses), gramian=gradients @ gradients.T))
-
-    conflict = weigh([1.0, 1.0, 1.0], [[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0]])
-    assert conflict[2] < 0.5 < 1 < conflict[0]
-    poor = weigh([1.0, 1.0, 3.0], [[1.0, 0.0]] * 3)
-    assert poor[2] > 1.5 > 1 > poor[0]

@@ -70,18 +70,6 @@ def test_equation_6_for_every_set_of_tasks(options, prompts, tasks):
             assert all(each.isfinite().all() and each[~present].eq(0).all() for each in gradients)
 
 
-@pytest.mark.parametrize("options", OPTIONS[:4], ids=lambda options: "-".join(options.values()))
-@pytest.mark.parametrize("present", [None, torch.tensor([True, True, False])], ids=["all", "one absent"])
-def test_gradients_are_those_of_finite_differences(options, present):
-    scheduler = scheduler_at(ALPHA, BETA, **options)
-
-    def weights(*parameters):
-        named = dict(zip(dict(scheduler.named_parameters()), parameters, strict=True))
-        return torch.func.functional_call(scheduler, named, (EFFECT, AFFINITY, present))
-
-    assert torch.autograd.gradcheck(weights, tuple(scheduler.parameters()))
-
-
 def test_effect_and_affinity_are_constants():
     effect, affinity = EFFECT.clone().requires_grad_(), AFFINITY.clone().requires_grad_()
     weights = TaskPromptScheduler(3)(effect, affinity)

@@ -7,19 +7,19 @@ weights; they compute what the layer computes on the concatenated sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import QuickGELUActivation
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention, CLIPEncoderLayer
 
-from ..task_context import is_deterministic
+from ..task_context import is_deterministic, set_within
 from ..task_rows import TaskRows
 from . import double_backward
 from .cast_weights import CastLinear, CastWeights
@@ -31,15 +31,15 @@ FEW_KEYS = 128
 class KeysValues(NamedTuple):
     """Keys and values of attention, each `[..., heads, tokens, head width]`."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: Tensor
+    values: Tensor
 
     def before(self, others: KeysValues, rows: TaskRows | None = None) -> KeysValues:
         """These tokens, or those of the rows' tasks, followed by others, along the sequence."""
         return KeysValues(*(_joined(*each, rows) for each in zip(self, others, strict=True)))
 
 
-def _joined(first: torch.Tensor, second: torch.Tensor, rows: TaskRows | None) -> torch.Tensor:
+def _joined(first: Tensor, second: Tensor, rows: TaskRows | None) -> Tensor:
     if rows is None:
         return torch.cat([first, second], dim=-2)
     if rows.each is None:
@@ -48,20 +48,20 @@ def _joined(first: torch.Tensor, second: torch.Tensor, rows: TaskRows | None) ->
     return torch.cat([expanded, second.unflatten(0, expanded.shape[:2])], dim=-2).flatten(0, 1)
 
 
-def keys_values(layer: CLIPEncoderLayer, hidden: torch.Tensor, cast: CastWeights | None = None) -> KeysValues:
+def keys_values(layer: CLIPEncoderLayer, hidden: Tensor, cast: CastWeights | None = None) -> KeysValues:
     """Keys and values of the block's tokens `hidden` `[B, T, d]`; `cast` as in `block`."""
     return KeysValues(*_projected(layer.self_attn, layer.layer_norm1(hidden), cast, "kv"))
 
 
 def block(
     layer: CLIPEncoderLayer,
-    hidden: torch.Tensor,
+    hidden: Tensor,
     prefix: KeysValues | None = None,
     rows: TaskRows | None = None,
-    mask: torch.Tensor | None = None,
-    read_out: torch.Tensor | int | None = None,
+    mask: Tensor | None = None,
+    read_out: Tensor | int | None = None,
     cast: CastWeights | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """One block.
 
     Args:
@@ -92,30 +92,25 @@ def block(
 _backend: ContextVar[str | None] = ContextVar("backend", default=None)
 
 
-@contextmanager
-def compiled_blocks(backend: str) -> Iterator[None]:
+def compiled_blocks(backend: str) -> AbstractContextManager[None]:
     """Within, this thread's blocks run compiled where gradients are wanted; these have no second derivative."""
-    token = _backend.set(backend)
-    try:
-        yield
-    finally:
-        _backend.reset(token)
+    return set_within(_backend, backend)
 
 
 @cache
-def _compiled(backend: str) -> Callable[..., torch.Tensor]:
+def _compiled(backend: str) -> Callable[..., Tensor]:
     return torch.compile(_block, backend=backend, dynamic=False)
 
 
 def _block(
     layer: CLIPEncoderLayer,
-    hidden: torch.Tensor,
+    hidden: Tensor,
     prefix: KeysValues | None,
     rows: TaskRows | None,
-    mask: torch.Tensor | None,
-    read_out: torch.Tensor | int | None,
+    mask: Tensor | None,
+    read_out: Tensor | int | None,
     cast: CastWeights | None,
-) -> torch.Tensor:
+) -> Tensor:
     attention, normed = layer.self_attn, layer.layer_norm1(hidden)
     if read_out is None:
         queries, *seen = _projected(attention, normed, cast, "qkv")
@@ -131,7 +126,7 @@ def _block(
     return hidden + feed_forward(layer.mlp, layer.layer_norm2(hidden), cast)
 
 
-def _at(hidden: torch.Tensor, position: torch.Tensor | int) -> torch.Tensor:
+def _at(hidden: Tensor, position: Tensor | int) -> Tensor:
     """`[B, 1, d]` of `[B, T, d]`."""
     if isinstance(position, int):
         return hidden[:, position, None]
@@ -139,9 +134,7 @@ def _at(hidden: torch.Tensor, position: torch.Tensor | int) -> torch.Tensor:
     return hidden[every, position, None]
 
 
-def _projected(
-    attention: CLIPAttention, normed: torch.Tensor, cast: CastWeights | None, wanted: str
-) -> list[torch.Tensor]:
+def _projected(attention: CLIPAttention, normed: Tensor, cast: CastWeights | None, wanted: str) -> list[Tensor]:
     """Those of queries, keys and values of normed tokens `[B, T, d]` that are wanted; of copies in one product."""
     if cast is None:
         return [_heads(attention, getattr(attention, f"{name}_proj")(normed)) for name in wanted]
@@ -151,13 +144,11 @@ def _projected(
     return [_heads(attention, each) for each in joint.chunk(len(wanted), dim=-1)]
 
 
-def _heads(attention: CLIPAttention, projected: torch.Tensor) -> torch.Tensor:
+def _heads(attention: CLIPAttention, projected: Tensor) -> Tensor:
     return projected.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(-3, -2)
 
 
-def _attend(
-    attention: CLIPAttention, queries: torch.Tensor, seen: KeysValues, mask: torch.Tensor | None
-) -> torch.Tensor:
+def _attend(attention: CLIPAttention, queries: Tensor, seen: KeysValues, mask: Tensor | None) -> Tensor:
     dropout = attention.dropout if attention.training and not is_deterministic() else 0.0
     implementation = attention.config._attn_implementation
     # In bfloat16 a CPU takes twice as long for the fused kernel's backward, where there are few keys.
@@ -180,7 +171,7 @@ def _attend(
     )
 
 
-def feed_forward(mlp: CLIPMLP, hidden: torch.Tensor, cast: CastWeights | None = None) -> torch.Tensor:
+def feed_forward(mlp: CLIPMLP, hidden: Tensor, cast: CastWeights | None = None) -> Tensor:
     """The block's MLP `[..., d] -> [..., d]`.
 
     CLIP's activation a·σ(1.702 a) equals silu(1.702 a) / 1.702. With both factors folded into the matrix products,
@@ -196,7 +187,5 @@ def feed_forward(mlp: CLIPMLP, hidden: torch.Tensor, cast: CastWeights | None = 
     return _scaled_linear(second, double_backward.silu(wide), 1 / QUICK_GELU_SLOPE, 1.0).view_as(hidden)
 
 
-def _scaled_linear(
-    linear: nn.Linear | CastLinear, rows: torch.Tensor, product_scale: float, bias_scale: float
-) -> torch.Tensor:
+def _scaled_linear(linear: nn.Linear | CastLinear, rows: Tensor, product_scale: float, bias_scale: float) -> Tensor:
     return torch.addmm(linear.bias, rows, linear.weight.t(), alpha=product_scale, beta=bias_scale)

@@ -33,9 +33,9 @@ class PromptedTower(JSCPTLayer):
         self._kept = Cache()
 
     @property
-    @abstractmethod
     def blocks(self) -> nn.ModuleList:
         """The frozen transformer blocks."""
+        return self.base_layer.encoder.layers
 
     @property
     def is_checkpointed(self) -> bool:
@@ -46,8 +46,10 @@ class PromptedTower(JSCPTLayer):
         """The active adapter's prompts as each task sees them, `[N, depth, n, d]`; n = 0 where there are none."""
         adapter = self.active_task_adapter
         prompts = {} if adapter is None else adapter.prompts()
-        if self.name in prompts:
-            return prompts[self.name]
+        return prompts[self.name] if self.name in prompts else self.no_prompts()
+
+    def no_prompts(self) -> Tensor:
+        """`[N, depth, 0, d]`."""
         shape = len(self.active_config.tasks), len(self.blocks), 0, self.base_layer.config.hidden_size
         return next(self.base_layer.parameters()).new_zeros(shape)
 
@@ -79,21 +81,18 @@ class SelectingProjection(JSCPTLayer):
     def forward(self, pooled: Tensor) -> Tensor:
         """x̄ `[B, D]` under each image's task, or the task of `set_task` where the features do not know it."""
         x = self.base_layer(plain(pooled))
-        adapter = self.active_task_adapter
-        if adapter is None or adapter.head is None:
+        head = self.active_head
+        if head is None:
             return x
         task_ids = task_ids_of(pooled)
         if task_ids is None:
             task_ids = self.resolve(None, x).ids
-        selected = adapter.head.select(x, task_ids.to(x.device), adapter.head.task_parameters())
+        selected = head.select(x, task_ids.to(x.device), head.task_parameters())
         return one_vector(selected).to(x.dtype)  # the base model multiplies it with its text features
 
 
 class Backbone(ABC):
     """A base model with its wrapped layers, and how they are to be called.
-
-    Args:
-        model: the base model.
 
     Attributes:
         model_class: the base models that this is for.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..cache import CacheKey
@@ -25,7 +25,7 @@ class StartOfText(NamedTuple):
     """`[SOS]` in every block: its keys and values `[1, heads, 1, d / heads]`, and its output `[1, 1, d]`."""
 
     seen: list[KeysValues]
-    output: torch.Tensor
+    output: Tensor
 
 
 class PromptedCLIPText(PromptedTower):
@@ -38,16 +38,12 @@ class PromptedCLIPText(PromptedTower):
 
     name = "text"
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return self.base_layer.encoder.layers
-
     def forward(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        task_ids: torch.Tensor | None = None,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        task_ids: Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         if not self.enabled:
@@ -74,7 +70,7 @@ class PromptedCLIPText(PromptedTower):
         every = torch.arange(len(hidden), device=hidden.device)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=hidden[every, read_out])
 
-    def pooled(self, texts: ClassTexts, prompts: torch.Tensor) -> torch.Tensor:
+    def pooled(self, texts: ClassTexts, prompts: Tensor) -> Tensor:
         """Pooled `[EOS]` outputs `[S, d]` of texts of any tasks, computed in one pass.
 
         Args:
@@ -92,11 +88,11 @@ class PromptedCLIPText(PromptedTower):
     def _run(
         self,
         start_id: int,
-        words: torch.Tensor,
+        words: Tensor,
         rows: TaskRows,
-        prompts: torch.Tensor,
-        read_out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        prompts: Tensor,
+        read_out: Tensor | None = None,
+    ) -> Tensor:
         """Outputs of words `[S, W, d]`, given without positions, or of the read-out position alone `[S, 1, d]`."""
         every_task = TaskRows.one_task(prompts := rows.choose(prompts))
         num_tasks, depth, num_prompts, _ = prompts.shape
@@ -124,10 +120,10 @@ class PromptedCLIPText(PromptedTower):
                 hidden = block(layer, hidden, prefix, rows, mask, cast=cast[index])
         return hidden
 
-    def _words(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def _words(self, token_ids: Tensor) -> Tensor:
         return self.base_layer.embeddings.token_embedding(token_ids)
 
-    def _positions(self, first: int, count: int) -> torch.Tensor:
+    def _positions(self, first: int, count: int) -> Tensor:
         table = self.base_layer.embeddings.position_embedding.weight
         if first + count > len(table):
             raise ValueError(

@@ -7,7 +7,7 @@ image, so they are computed once per task; after the last block only `[CLS]` is 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..layer import AdapterHolder
@@ -22,15 +22,11 @@ class PromptedCLIPVision(PromptedTower, AdapterHolder):
 
     name = "vision"
 
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return self.base_layer.encoder.layers
-
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: Tensor,
         interpolate_pos_encoding: bool = False,
-        task_ids: torch.Tensor | None = None,
+        task_ids: Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         if not self.enabled:
@@ -41,7 +37,7 @@ class PromptedCLIPVision(PromptedTower, AdapterHolder):
         pooled = self.base_layer.post_layernorm(hidden[:, 0])
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=with_task_ids(pooled, rows.ids))
 
-    def pooled(self, pixel_values: torch.Tensor, rows: TaskRows, prompts: torch.Tensor) -> torch.Tensor:
+    def pooled(self, pixel_values: Tensor, rows: TaskRows, prompts: Tensor) -> Tensor:
         """Pooled `[CLS]` outputs `[B, d]` of images `[B, 3, H, W]` of any tasks, computed in one pass.
 
         Args:
@@ -53,12 +49,12 @@ class PromptedCLIPVision(PromptedTower, AdapterHolder):
 
     def _run(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: Tensor,
         rows: TaskRows,
-        prompts: torch.Tensor,
+        prompts: Tensor,
         interpolate_pos_encoding: bool,
         read_out: bool,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         vision, (_, depth, num_prompts, _) = self.base_layer, prompts.shape
         prompts, cast = rows.choose(prompts).unbind(1), self.cast_blocks()  # one by one, each slice would cost zeros
         hidden = vision.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)

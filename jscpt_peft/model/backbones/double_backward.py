@@ -7,7 +7,7 @@ elementwise operations, each a pass over the widest tensors of the model. Writte
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -16,24 +16,20 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
-_wanted: ContextVar[bool] = ContextVar("double_backward", default=False)
+from ..task_context import set_within
 
+_wanted: ContextVar[bool] = ContextVar("double_backward", default=False)
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 _precision: ContextVar[str] = ContextVar("precision", default="float32")
 
 
-@contextmanager
-def upper_level_precision(name: str) -> Iterator[None]:
+def upper_level_precision(name: str) -> AbstractContextManager[None]:
     """Within, this one of `PRECISIONS` stands for full precision.
 
     "tf32": float32 products rounded where the device can; "bfloat16": autocast, the second derivative's kernels too.
     """
-    token = _precision.set(name)
-    try:
-        yield
-    finally:
-        _precision.reset(token)
+    return set_within(_precision, name)
 
 
 @contextmanager
@@ -63,12 +59,8 @@ def twice_differentiable(device_type: str) -> Iterator[None]:
 
     The context has to be open for the second backward too, where checkpointed blocks run again.
     """
-    token = _wanted.set(True)
-    try:
-        with full_precision(device_type):
-            yield
-    finally:
-        _wanted.reset(token)
+    with set_within(_wanted, True), full_precision(device_type):
+        yield
 
 
 @torch.compiler.assume_constant_result

@@ -20,14 +20,7 @@ def correlation(one: Tensor, other: Tensor) -> Tensor:
 
 
 def of_each_task(statistic: Callable[..., Tensor], num_tasks: int, task_ids: Tensor, *rows: Tensor) -> Tensor:
-    """A number per task, `[N]`, of its rows alone; 0 where a task has none.
-
-    Args:
-        statistic: of the rows of one task, to a number.
-        num_tasks: N.
-        task_ids: `[B]`.
-        rows: `[B, ...]` each.
-    """
+    """The `statistic` of each task's own rows, of those `[B, ...]` of the tasks `[B]`: `[N]`, 0 where it has none."""
     own = [task_ids == task for task in range(num_tasks)]
     zero = rows[0].new_zeros(())
     return torch.stack([statistic(*(each[mine] for each in rows)) if bool(mine.any()) else zero for mine in own])
