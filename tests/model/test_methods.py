@@ -244,7 +244,7 @@ def test_a_base_in_bfloat16_under_an_adapter_in_float32(name):
         output.loss.backward()
 
 
-@learning
+@pytest.mark.parametrize("name", LEARNING + VARIANTS)
 def test_a_resumed_run_ends_as_an_undisturbed_one(name, tmp_path):
     options = {**training_options(name), "save_strategy": "steps", "save_steps": 3}
     runs = [
@@ -423,7 +423,7 @@ def test_a_step_is_one_forward_and_one_backward_of_the_towers(name, tmp_path):
 # Penalties that are correlations or variances over a batch: processes average those of their own images.
 OF_A_BATCH = {"jscpt_projected": ("decorrelation_weight",), "mt_crl": ("decorrelation_weight", "invariance_weight")}
 # Case -> method and options; weightings that remember losses and norms, and that draw.
-TOGETHER = {name: (name, {}) for name in [*LEARNING, "jscpt_cagrad"]}
+TOGETHER = {name: (name, {}) for name in LEARNING + VARIANTS}
 TOGETHER |= {name: ("jscpt", {"weighting": name}) for name in ("gradnorm", "pcgrad")}
 
 
