@@ -7,23 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from paths import TINY_CLIP
 from PIL import Image, ImageDraw
+from transformers import CLIPImageProcessorPil
 
 CLASSES = {"pens & ink": "black", "red things": "red", "sky": "blue"}
 TASKS = ("my photos", "scans")
 FORMATS = [("RGB", "jpg"), ("P", "gif"), ("L", "png"), ("RGBA", "webp"), ("RGB", "bmp")]
 SMALL = ["--use_cpu", "--num_shared_tokens", "2", "--num_task_tokens", "2", "--eval_strategy", "no"]
-QUICK = [
-    *SMALL,
-    "--max_steps",
-    "4",
-    "--lower_steps",
-    "2",
-    "--per_device_train_batch_size",
-    "3",
-    "--logging_steps",
-    "2",
-]
+QUICK = [*SMALL, "--max_steps", "4", "--lower_steps", "2", "--per_device_train_batch_size", "3"]
+QUICK += ["--logging_steps", "2"]
 
 
 def draw_images(root: Path, count: int = 10, suffix: str | None = None) -> Path:
@@ -40,6 +33,18 @@ def draw_images(root: Path, count: int = 10, suffix: str | None = None) -> Path:
                 mode, kind = ("RGB", suffix) if suffix else FORMATS[number % len(FORMATS)]
                 image.convert(mode).save(folder / f"{number}.{kind}")
     return root
+
+
+def on_folder(images: Path, output: Path, *more: object) -> list[str]:
+    """Arguments of a recipe on such a folder."""
+    data = ["--task_set", "folder", "--data_root", images, "--seed", "3", "--use_cpu", "--output_dir", output]
+    return [str(each) for each in (*data, *more)]
+
+
+def statistics() -> dict[str, list[float]]:
+    """Of the small CLIP's image processor, for `predict`."""
+    processor = CLIPImageProcessorPil.from_pretrained(TINY_CLIP)
+    return {"image_mean": processor.image_mean, "image_std": processor.image_std}
 
 
 def fails(capsys: pytest.CaptureFixture, main: Callable[[list[str]], None], *arguments: object) -> str:

@@ -15,7 +15,7 @@ from hub_server import Hub
 from paths import RECIPES, TINY_CLIP, load_recipe
 from peft import get_peft_model
 from PIL import Image
-from recipe_runs import draw_images, fails
+from recipe_runs import draw_images, fails, on_folder
 from rich.console import Console
 from task_data import DataArguments
 from tested_images import load_tested, own_split
@@ -83,15 +83,13 @@ def refused(*arguments, **options):
 @pytest.mark.slow
 def test_a_run_is_tested_on_its_own_split_whatever_the_seed(images, tmp_path, capsys):
     run = tmp_path / "run"
-    folder = ["--task_set", "folder", "--data_root", str(images), "--use_cpu"]
     quick = ["--max_steps", "1", "--per_device_train_batch_size", "1", "--save_strategy", "steps", "--save_steps", "1"]
-    train.main([*folder, *quick, "--eval_strategy", "no", "--shots", "2", "--seed", "7", "--output_dir", str(run)])
+    train.main(on_folder(images, run, *quick, "--eval_strategy", "no", "--shots", "2", "--seed", "7"))
     place, results = run / "manifest.json", json.loads((run / "results.json").read_text())["tasks"]
     capsys.readouterr()
-    for adapter, options in ((run, []), (run / "checkpoint-1", ["--shots", "2", "--seed", "3"])):
+    for adapter, options in ((run, []), (run / "checkpoint-1", ["--shots", "2"])):
         output = tmp_path / f"of {adapter.name}"
-        options += ["--adapter", str(adapter), "--output_dir", str(output), "--corruptions", "none"]
-        evaluate.main([*folder, *options])
+        evaluate.main(on_folder(images, output, "--adapter", adapter, "--corruptions", "none", *options))
         found = json.loads((output / "evaluation.json").read_text())
         assert read_manifest(output / "manifest.json") == read_manifest(place)
         known = {"split": "the adapter's own", "manifest": str(place), "seed": 7, "train_fraction": None, "shots": 2}
@@ -235,17 +233,16 @@ def test_a_file_that_is_no_manifest_is_told_of(images, tmp_path):
 def test_no_manifest_takes_the_place_of_that_of_a_training(images, tmp_path, capsys):
     adapter = of_folder(tmp_path / "adapter", images)
     own = (adapter / "manifest.json").read_text()
-    into = ["--task_set", "folder", "--data_root", str(images), "--adapter", str(adapter), "--use_cpu"]
-    into += ["--corruptions", "none", "--overwrite_output_dir", "--output_dir"]
-    evaluate.main([*into, str(adapter)])
+    options = ["--adapter", adapter, "--corruptions", "none", "--overwrite_output_dir"]
+    evaluate.main(on_folder(images, adapter, *options))
     assert (adapter / "manifest.json").read_text() == own
-    other = ["--shots", "2"]
-    message = fails(capsys, evaluate.main, *into, adapter, *other)
+    options += ["--shots", "2"]
+    message = fails(capsys, evaluate.main, *on_folder(images, adapter, *options))
     assert f"`output_dir` {adapter} holds an adapter, and the manifest.json of this evaluation is not that" in message
     assert (adapter / "manifest.json").read_text() == own
     run = tmp_path / "run"  # one that was interrupted
     shutil.copytree(adapter, run / "checkpoint-4")
-    assert "holds an adapter" in fails(capsys, evaluate.main, *into, run, *other)
+    assert "holds an adapter" in fails(capsys, evaluate.main, *on_folder(images, run, *options))
     assert not (run / "manifest.json").exists()
 
 
