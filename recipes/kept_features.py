@@ -43,9 +43,10 @@ class KeptFeatures(Dataset):
     def __init__(self, images: ImageTaskDataset, keys: list[Key], features: dict[Key, Tensor]) -> None:
         self.sizes, self.has_groups, self.keys, self.features = images.sizes, images.has_groups, keys, features
         names = ("label", "task_id", "group") if images.has_groups else ("label", "task_id")
-        self.labels, self.task_ids, *self.groups = (
+        self.labels, self.task_ids, *groups = (
             [value for table in images.datasets for value in read_column(table, name)] for name in names
         )
+        self.groups = groups[0] if groups else []
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -55,7 +56,7 @@ class KeptFeatures(Dataset):
         views = self.features[self.keys[index]]
         picture = views[draw % len(views)].expand(3, 1, -1)
         item = {"pixel_values": picture, "labels": self.labels[index], "task_ids": self.task_ids[index]}
-        return {**item, "groups": self.groups[0][index]} if self.has_groups else item
+        return {**item, "groups": self.groups[index]} if self.has_groups else item
 
 
 def features_file(folder: Path, base: str, data: DataArguments, views: int) -> Path:

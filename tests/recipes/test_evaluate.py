@@ -9,19 +9,17 @@ import numpy as np
 import processes
 import pytest
 import task_data
-import torch
 import train
 import yaml
 from arguments import parse
 from evaluated_model import EvaluatedModelArguments
 from paths import RECIPES, TINY_CLIP, load_recipe
 from peft import LoraConfig, PeftModel, get_peft_model
-from recipe_runs import CLASSES, TASKS, fails, statistics
+from recipe_runs import CLASSES, TASKS, fails, save_adapter, statistics
 from recipe_runs import on_folder as command
 from task_data import DataArguments
 from transformers import CLIPModel
 
-from jscpt_peft import JSCPTConfig
 from jscpt_peft.data import load_task_set, read_column
 from jscpt_peft.data.corruptions import CORRUPTIONS, corrupt
 from jscpt_peft.evaluation import reliability
@@ -35,18 +33,6 @@ FIGURES = ["accuracy.png", "confusion.png", "reliability.png"]
 def adapter(tmp_path_factory):
     """An adapter that knows the tasks in another order, and one more."""
     return save_adapter(tmp_path_factory.mktemp("adapter"), {name: list(CLASSES) for name in ("more", *TASKS[::-1])})
-
-
-def save_adapter(folder, tasks):
-    config = JSCPTConfig(tasks=tasks, num_shared_tokens=1, num_task_tokens=2, class_template="a photo of a {}.")
-    model = get_peft_model(CLIPModel.from_pretrained(TINY_CLIP), config)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".jscpt_" in name:
-                parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
-    model.save_pretrained(folder)
-    return folder
 
 
 def run(images, output, *more):

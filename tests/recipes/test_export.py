@@ -8,30 +8,23 @@ import export
 import pytest
 import torch
 from paths import TINY_CLIP
-from peft import PeftModel, get_peft_model
-from recipe_runs import fails
+from peft import PeftModel
+from recipe_runs import fails, save_adapter
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 import jscpt_peft.serving.export
-from jscpt_peft import JSCPTConfig
 
 TASKS = {"flat": ["circle", "heart", "star"], "chalk": ["circle", "ring"]}
 
 
-def adapter(tasks, directory):
-    clip = CLIPModel.from_pretrained(TINY_CLIP)
-    get_peft_model(clip, JSCPTConfig(tasks=tasks, num_shared_tokens=2, num_task_tokens=2)).save_pretrained(directory)
-    return str(directory)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    return adapter(TASKS, tmp_path_factory.mktemp("adapter") / "trained")
+    return save_adapter(tmp_path_factory.mktemp("adapter"), TASKS)
 
 
 def test_the_command_writes_what_the_adapter_computes(trained, tmp_path, capsys):
     output = tmp_path / "served"
-    export.main(["--adapter", trained, "--task", "chalk", "--output", str(output), "--measure"])
+    export.main(["--adapter", str(trained), "--task", "chalk", "--output", str(output), "--measure"])
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.startswith("The classifier of chalk (")
     assert "One image, medians of 20: adapter " in printed
@@ -57,8 +50,8 @@ def test_the_only_task_needs_no_name_and_its_weights_are_of_the_type_asked_for(t
 
     asked = []
     monkeypatch.setattr(jscpt_peft.serving.export, "export_task", exported)
-    of_one = adapter({"flat": TASKS["flat"]}, tmp_path / "trained")
-    export.main(["--adapter", of_one, "--output", str(tmp_path / "half"), "--dtype", "bfloat16"])
+    of_one = save_adapter(tmp_path / "trained", {"flat": TASKS["flat"]})
+    export.main(["--adapter", str(of_one), "--output", str(tmp_path / "half"), "--dtype", "bfloat16"])
     assert asked == [("flat", torch.bfloat16)]
 
 
