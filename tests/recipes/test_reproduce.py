@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -163,14 +164,14 @@ import reproduce
 
 class Endless:
     def result(self, output):
-        if os.getpid() != int(sys.argv[2]):
+        if os.getpid() != main:
             Path("child").write_text(str(os.getpid()))
             os.rename("child", "started")
             time.sleep(600)
 
 if __name__ == "__main__":
-    sys.argv.append(str(os.getpid()))
-    reproduce.get_context = lambda _: multiprocessing.get_context(sys.argv[1])
+    main, forked = os.getpid(), multiprocessing.get_context("fork")
+    reproduce.get_context = lambda name: {"spawn": forked}[name]  # one that is spawned would import everything anew
     with reproduce.cli_errors(), reproduce.run_all(2, Path("out")) as do:
         do([Endless()], "runs")
 """
@@ -178,12 +179,11 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux' own")
-@pytest.mark.parametrize(("number", "context"), [(signal.SIGTERM, "fork"), (signal.SIGINT, "spawn")])
-def test_what_ends_the_table_ends_its_runs(tmp_path, number, context):
-    """A process that is spawned, as they are, imports everything: where this does not matter it is forked."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_ends_the_table_ends_its_runs(tmp_path, number):
     (tmp_path / "program.py").write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "recipes")))}
-    command, log = [sys.executable, str(tmp_path / "program.py"), context], tmp_path / "log"
+    command, log = [sys.executable, str(tmp_path / "program.py")], tmp_path / "log"
     process = fork_server.start(command, log, env=environment, cwd=tmp_path)
     started = tmp_path / "started"
     assert within(120, started.exists) and process.poll() is None
@@ -192,6 +192,12 @@ def test_what_ends_the_table_ends_its_runs(tmp_path, number, context):
     assert within(30, lambda: not Path("/proc", started.read_text()).exists())
     said = log.read_text()
     assert "Traceback" not in said and ("Interrupted; what is done is in out" in said) == (number == signal.SIGINT)
+
+
+def test_what_spawned_processes_are_given_can_be_sent_to_them():
+    run = measured_run.Run("clean", "coop", ("--task_set", "icons"), 0.25, 3, "validation")
+    given = reproduce.begin_process, reproduce.measure, run, Path("out")
+    assert pickle.loads(pickle.dumps(given)) == given
 
 
 def within(seconds, is_so) -> bool:
@@ -301,10 +307,10 @@ def test_base_and_new_classes_are_columns_of_each_task(joint):
 
 def test_kept_features_answer_as_images_do(images, tmp_path):
     still = "--num_shared_tokens 0 --num_task_tokens 0 --class_residual both"
-    methods = ["zero_shot", f"jscpt {still}", "linear_probe"]
+    methods = [f"jscpt {still}", "linear_probe"]
     answers = []
     for views in ("0", "2"):
-        words = ["--learning_rate", "0", "--kept_views", views, "--methods", *methods, "--reference", "zero_shot"]
+        words = ["--learning_rate", "0", "--kept_views", views, "--methods", *methods, "--reference", "linear_probe"]
         reproduce.main(command(images, tmp_path / views, *words, "--seeds", "1", "--factors", "1"))
         answers.append(results(tmp_path / views)["right"])
     pd.testing.assert_series_equal(*answers)
@@ -362,7 +368,7 @@ def test_features_of_images_that_look_different_are_apart(other):
 @pytest.mark.parametrize(
     ("method", "views"),
     [
-        *(("clip_lora", 0), ("vpt", 0), ("jscpt", 0), ("coop", 8), ("linear_probe", 8)),
+        *(("clip_lora", 0), ("vpt", 0), ("jscpt", 0), ("coop", 8), ("linear_probe", 8), ("zero_shot", 8)),
         ("jscpt --num_shared_tokens 0 --num_task_tokens 0", 8),
     ],
 )
