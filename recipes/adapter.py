@@ -86,13 +86,7 @@ def base_of(config: JSCPTConfig, adapter: str) -> str:
 def load_adapter(
     config: JSCPTConfig, adapter: str, revision: str | None = None, base: str | None = None
 ) -> tuple[PeftModel, str]:
-    """The adapted model, and the name or path of its base.
-
-    Args:
-        config: of the adapter.
-        adapter: folder or Hub id.
-        revision: branch, tag or commit on the Hub.
-        base: base model; None: the one that the adapter was trained on.
+    """The adapted model, and the name or path of its base: `base`, or else the one that it was trained on.
 
     Raises:
         ValueError: the weights are not those that the configuration tells of, or do not fit the base.

@@ -33,7 +33,9 @@ SHOWN = {
     *("report_to", "push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
 }
 HIDDEN = {"remove_unused_columns", "label_names"}  # ours to set, not the user's
-EPILOG = "Every other argument of transformers.TrainingArguments works too: --help_all shows them."
+USAGE = "%(prog)s [CONFIG.yaml or .json] [--argument value ...]"
+HELP_ALL = "--help_all"
+EPILOG = f"Every other argument of transformers.TrainingArguments works too: {HELP_ALL} shows them."
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -133,25 +135,21 @@ def parse(
     left_out: Set[str] = frozenset(),
     chosen: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
-    """One instance of each of `dataclasses`.
+    """One instance of each of `dataclasses`, for a program with this description.
 
     Values come from the command line; what it leaves out from the configuration file named first on it, if any; what
     that leaves out from the method (`with_method`) and the task set's own file (`own_configuration`), where there are
     such; and the rest are the defaults.
 
     Args:
-        dataclasses: what to parse.
-        description: the program's, for --help.
-        arguments: the command line.
         shown: the inherited arguments that --help shows.
         left_out: what configuration files may say although it is not for this program: the task set's own file is
             read without it, and a file on the command line without what is no argument here.
         chosen: what `--method auto` has chosen, in the place of the task set's own settings.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    usage = "%(prog)s [CONFIG.yaml or .json] [--argument value ...]"
-    parser = RecipeParser(dataclasses, usage=usage, description=description, epilog=EPILOG)
-    if "--help_all" in arguments:
+    parser = RecipeParser(dataclasses, usage=USAGE, description=description, epilog=EPILOG)
+    if HELP_ALL in arguments:
         arguments = ["--help"]
     else:
         shown = shown.union(*(each.__annotations__ for each in dataclasses)) - HIDDEN
@@ -179,14 +177,11 @@ def parse(
 
 def words_given(dataclasses: Sequence[type], arguments: Sequence[str] | None) -> set[str]:
     """Names of the arguments that a command line gives, as configuration files write them."""
-    known = RecipeParser(dataclasses)._option_string_actions
-    found = set()
-    for word in sys.argv[1:] if arguments is None else arguments:
-        option = word.partition("=")[0]
-        if option.startswith("--"):  # or its beginning, where that is clear
-            exact = [known[option]] if option in known else [known[each] for each in known if each.startswith(option)]
-            found |= {action.dest for action in exact}
-    return found
+    parser = RecipeParser(dataclasses, usage=USAGE)
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    words = sys.argv[1:] if arguments is None else arguments
+    return set(vars(parser.parse_known_args([word for word in words if word != HELP_ALL])[0]))
 
 
 def own_configuration(task_set: str) -> Path | None:

@@ -31,11 +31,7 @@ SIZES = {
 
 
 def load_clip(source: str, option: str = "`model_name_or_path`") -> CLIPModel:
-    """The `CLIPModel` in a folder or on the Hub, in float32.
-
-    Args:
-        source: folder or Hub id.
-        option: what named it, for messages.
+    """The `CLIPModel` in a folder or on the Hub, in float32; `option` is what named it, for messages.
 
     Raises:
         ValueError: there is none, it is another model, or tensors are missing, left over, misshaped or not finite.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -89,31 +88,27 @@ def loading(arguments: Any, _measured: Measured) -> list[Row]:
 
 def evaluation(arguments: Any, _measured: Measured) -> list[Row]:
     """Images per second of `classify` without gradients, class features kept, of a batch and of one image."""
-    model, rows = random_model(arguments), []
-    for images in (arguments.images, 1):
-        batch = random_batch(model, replace(arguments, images=images), 0)
-        count, seconds = (len(batch.labels), []) if images > 1 else (1, [])
-        for _ in range(arguments.repeats + 1):
-            start = time.perf_counter()
-            with torch.no_grad(), precision(batch, arguments.dtype):
-                logits = model.classify(batch.pixel_values[:count], batch.task_ids[:count]).logits
-            float(logits[0, 0])  # waits for a device
-            seconds.append(time.perf_counter() - start)
-        rows.append({"images together": count, "images per second": count / median(seconds[1:])})
-    return rows
+    model = random_model(arguments)
+    batch = random_batch(model, arguments, 0)
+
+    def classify(count: int) -> None:
+        with torch.no_grad(), precision(batch, arguments.dtype):
+            model.classify(batch.pixel_values[:count], batch.task_ids[:count])
+
+    variants = {count: partial(classify, count) for count in (len(batch.labels), 1)}
+    seconds, _ = measure(variants, arguments.repeats, arguments.device)
+    return [{"images together": count, "images per second": count / median(each)} for count, each in seconds.items()]
 
 
 def adapter_loading(arguments: Any, _measured: Measured) -> list[Row]:
     """Seconds to load an adapter into a model that has its base in memory already."""
-    model, seconds = random_model(arguments), []
+    model = random_model(arguments)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         base = model.unload()
-        for _ in range(arguments.repeats + 1):
-            start = time.perf_counter()
-            base = PeftModel.from_pretrained(base, folder).unload()
-            seconds.append(time.perf_counter() - start)
-    return [{"tasks": arguments.tasks, "classes": arguments.classes, "seconds": median(seconds[1:])}]
+        load = {"": lambda: PeftModel.from_pretrained(base, folder).unload()}
+        seconds, _ = measure(load, arguments.repeats, arguments.device)
+    return [{"tasks": arguments.tasks, "classes": arguments.classes, "seconds": median(seconds[""])}]
 
 
 CASES: dict[str, Callable[[Any, Measured], list[Row]]] = {

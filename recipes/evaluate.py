@@ -31,17 +31,17 @@ from cli_errors import cli_errors, console
 from evaluated_model import EvaluatedModelArguments, check_evaluated, load_evaluated
 from idle import OF_EVALUATION, tell_idle
 from model_arguments import ModelArguments
-from other_classes import OtherClassesTrainer, base_and_new, class_list, cross_domain, predict
+from other_classes import OtherClassesTrainer, base_and_new, by_task, class_list, cross_domain, predict
 from output_folder import output_folder
 from PIL import Image
 from rich.progress import track
-from task_data import DataArguments
+from task_data import DataArguments, trained_classes
 from tested_images import check_output, load_tested, own_split
 from transformers import ProgressCallback
 
 from jscpt_peft.choices import check_choice
 from jscpt_peft.data import ImageTaskDataset, TaskSet, image_transform, read_column, to_rgb, write_manifest
-from jscpt_peft.data.base_to_new import base_classes, images_of_classes
+from jscpt_peft.data.base_to_new import images_of_classes
 from jscpt_peft.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from jscpt_peft.data.manifest import MANIFEST_FILE
 from jscpt_peft.data.splits import ranked
@@ -109,7 +109,7 @@ def run(data: DataArguments, model_arguments: EvaluatedModelArguments, arguments
     task_set = tested.task_set
     by_first_process(lambda: check_output(arguments.output_dir, task_set.manifest))
     tasks = tested_tasks(data, arguments, task_set)
-    known = base_classes(task_set) if data.split == "base_to_new" else task_set
+    known = trained_classes(task_set, data)
     evaluated = load_evaluated(model_arguments, known, any_classes=arguments.classes is not None)
     processor = load_processor(evaluated.source, evaluated.model.get_base_model())
     size = processor.crop_size["height"]
@@ -185,8 +185,7 @@ class TestedTask:
 def tested_tasks(data: DataArguments, arguments: EvaluationArguments, task_set: TaskSet) -> list[TestedTask]:
     """The tasks with the classes that the arguments ask for."""
     if arguments.classes is None:
-        chosen = base_classes(task_set) if data.split == "base_to_new" else task_set
-        return [TestedTask(task.name, task.class_names, task.test) for task in chosen]
+        return [TestedTask(task.name, task.class_names, task.test) for task in trained_classes(task_set, data)]
     if data.split != "all":
         raise ValueError(f"`classes` is {arguments.classes!r}, but `split` {data.split!r} says which: leave out one.")
     names = class_list(arguments.classes)
@@ -234,20 +233,14 @@ def chosen_rows(task: TestedTask, count: int, seed: int) -> np.ndarray:
     return np.sort([rows[key] for key in ranked(rows, seed, task.name)[:count]])
 
 
-def by_task(predictions: Predictions, names: list[str]) -> list[float]:
-    accuracies = predictions.accuracies(names)
-    return [accuracies[f"accuracy/{name}"] for name in names]
-
-
 def corrupted_examples(
     image: Image.Image, corruptions: Sequence[str], size: int, seed: int
 ) -> list[tuple[str, list[Image.Image]]]:
     """The image as it is, and under every corruption in its severities."""
-
-    def severities(name: str) -> list[Image.Image]:
-        return [corrupt(image, name, severity, seed, size=size) for severity in SEVERITIES]
-
-    return [("as it is", [image]), *((name, severities(name)) for name in corruptions)]
+    examples = [("as it is", [image])]
+    for name in corruptions:
+        examples.append((name, [corrupt(image, name, severity, seed, size=size) for severity in SEVERITIES]))
+    return examples
 
 
 if __name__ == "__main__":

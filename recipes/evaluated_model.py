@@ -47,17 +47,11 @@ class EvaluatedModelArguments:
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model to evaluate.
-
-    Attributes:
-        model: it.
-        source: its base model.
-        task_ids: `[N]` where the task set's tasks stand among the model's.
-    """
+    """A model to evaluate, and where its base came from."""
 
     model: PeftModel
     source: str
-    task_ids: list[int]
+    task_ids: list[int]  # [N] where the task set's tasks stand among the model's
 
 
 def check_evaluated(arguments: EvaluatedModelArguments) -> None:
@@ -76,12 +70,7 @@ def check_evaluated(arguments: EvaluatedModelArguments) -> None:
 
 
 def load_evaluated(arguments: EvaluatedModelArguments, task_set: TaskSet, any_classes: bool = False) -> EvaluatedModel:
-    """The model that the arguments name.
-
-    Args:
-        arguments: they.
-        task_set: its tasks are evaluated.
-        any_classes: an adapter need not have been trained for its classes.
+    """The model that the arguments name; with `any_classes` it need not have been trained for those of the tasks.
 
     Raises:
         ValueError: there is no such adapter, or it was trained for other tasks or classes.
@@ -100,13 +89,9 @@ def load_evaluated(arguments: EvaluatedModelArguments, task_set: TaskSet, any_cl
 
 
 def zero_shot_model(clip: CLIPModel, source: str, task_set: TaskSet, templates: str = "own") -> PeftModel:
-    """Zero-shot CLIP under the tasks' own templates, in the form of an adapted model.
+    """Zero-shot CLIP as an adapted model, with `templates` as for `templates_of`; the tokenizer is that of `source`.
 
-    Args:
-        clip: the base model; `model.unload()` gives it back as it was.
-        source: where it came from, for its tokenizer.
-        task_set: its tasks, classes and templates.
-        templates: as for `templates_of`.
+    `model.unload()` gives `clip` back as it was.
     """
     options = {"class_template": templates_of(task_set, templates), "tokenizer_name_or_path": source}
     return get_peft_model(clip, JSCPTConfig.for_method("zero_shot", tasks=task_set.class_names, **options))

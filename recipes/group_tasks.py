@@ -15,20 +15,17 @@ from typing import Any
 
 import yaml
 from arguments import YAMLLoader, parse
-from base_model import load_base
 from class_templates import with_templates
 from cli_errors import cli_errors, console
 from idle import OF_GROUPING, tell_idle
 from model_arguments import ModelArguments, check_made_groups
 from output_folder import output_folder
 from peft import get_peft_model
-from task_data import DataArguments, load_data, make_datasets
-from transformers import CLIPModel
+from run_material import Material, load_material
+from task_data import DataArguments
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.choices import nearest
-from jscpt_peft.data import ImageTaskDataset
-from jscpt_peft.data.base_to_new import base_classes
 from jscpt_peft.evaluation import draw_dendrogram
 from jscpt_peft.evaluation.tables import print_table
 from jscpt_peft.model.groups import check_grouping
@@ -54,61 +51,37 @@ def main(command_line: list[str] | None = None) -> None:
 def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
     check_grouping(AUTO, model_arguments.prompts, model_arguments.single_task)
     check_made_groups(model_arguments, made=True)
-    task_set = load_data(data, training.seed)
-    if data.split == "base_to_new":
-        task_set = base_classes(task_set)
-    model_arguments = with_templates(model_arguments, task_set)
-    source, clip, processor = load_base(model_arguments.model_name_or_path)
-    images = make_datasets(task_set, processor, data, training.seed)["train"]
-    group_tasks(clip, source, images, model_arguments, training)
+    material = load_material(data, model_arguments.model_name_or_path, training.seed)
+    group_tasks(material, with_templates(model_arguments, material.task_set), training)
     leave()
 
 
 def chosen_groups(
-    clip: CLIPModel,
-    source: str,
-    images: ImageTaskDataset,
-    arguments: ModelArguments,
-    training: JSCPTTrainingArguments,
-    resume: bool,
+    material: Material, arguments: ModelArguments, training: JSCPTTrainingArguments, resume: bool
 ) -> dict[str, Any] | None:
     """The groups that `--groups` names: a file's, or those of the gradients, which a resumed run has stored."""
     stored = Path(training.output_dir, GROUPS_FILE)
     if arguments.groups == AUTO and not (resume and stored.exists()):
-        return group_tasks(clip, source, images, arguments, training)
+        return group_tasks(material, arguments, training)
     if not isinstance(arguments.groups, str):
         return arguments.groups
     return read_groups(str(stored) if arguments.groups == AUTO else arguments.groups)
 
 
-def group_tasks(
-    clip: CLIPModel,
-    source: str,
-    images: ImageTaskDataset,
-    arguments: ModelArguments,
-    training: JSCPTTrainingArguments,
-) -> dict[str, Any]:
-    """The tasks' groups, or their tree, by the gradients of shared prompts at their start; written and drawn too.
-
-    Args:
-        clip: the base model; it stays as it is.
-        source: its name or path.
-        images: of training.
-        arguments: what prompts they are for, and how many groups or levels.
-        training: batch size, seed and output directory.
-    """
-    tasks = dict(zip(images.task_names, images.class_names, strict=True))
+def group_tasks(material: Material, arguments: ModelArguments, training: JSCPTTrainingArguments) -> dict[str, Any]:
+    """The tasks' groups, or their tree, by the gradients of shared prompts at their start; written and drawn too."""
+    tasks, images = material.task_set.class_names, material.datasets["train"]
     same = {name: getattr(arguments, name) for name in ("class_template", "prompt_depth", "prompt_init_std")}
     config = JSCPTConfig(
         tasks=tasks,
         num_shared_tokens=max(1, arguments.num_shared_tokens),
         num_task_tokens=0,
         intervention="none",
-        tokenizer_name_or_path=source,
+        tokenizer_name_or_path=material.source,
         init_seed=training.seed,
         **same,
     )
-    model = get_peft_model(clip, config).to(training.device)
+    model = get_peft_model(material.clip, config).to(training.device)
     per_batch = training.per_device_train_batch_size
     cosines = warm_up_cosines(
         model, images, arguments.warm_up_batches, per_batch, training.seed, training.dataloader_num_workers

@@ -5,14 +5,13 @@ What a configuration file says beside them may be for another program, and is pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from arguments import words_given
 from cli_errors import console
 from model_arguments import config_fields
-from outside_methods import OUTSIDE
+from outside import OUTSIDE
 from task_data import DataArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -39,23 +38,10 @@ WEIGHTING |= {"weight_normalization", "log_gradient_cosines", "weigh_own_steps",
 # Of what no other program than a training knows.
 OF_TRAINING = {*SAVING, *LOGGING, *EVALUATING, *PUBLISHING, *OPTIMIZING, *SCHEDULING, *WEIGHTING}
 OF_EVALUATION = {*OF_TRAINING, "per_device_train_batch_size", "jpeg_side", "smallest_crop"}
-OF_GROUPING = {
-    *OF_TRAINING,
-    "per_device_eval_batch_size",
-    "groups",
-    *(name for name, *_ in config_fields(JSCPTConfig)),
-}
+OF_GROUPING = {*OF_TRAINING, "per_device_eval_batch_size", "groups"}
+OF_GROUPING |= {name for name, *_ in config_fields(JSCPTConfig)}
 OF_GROUPING -= {"class_template", "prompt_depth", "prompt_init_std", "num_shared_tokens", "prompts", "single_task"}
 OF_TABLES = {*SAVING, *LOGGING, *EVALUATING, *PUBLISHING, "disable_tqdm", "overwrite_output_dir"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything that the command line of a training can set."""
-
-    data: DataArguments
-    model: Any
-    training: JSCPTTrainingArguments
 
 
 def _learns(training: JSCPTTrainingArguments) -> bool:
@@ -64,26 +50,22 @@ def _learns(training: JSCPTTrainingArguments) -> bool:
     return training.learn_scheduler and by_omega
 
 
-RULES: list[tuple[set[str], Callable[[Run], bool]]] = [
-    (UPPER_LEVEL, lambda run: not _learns(run.training)),
-    ({"causal_effect", "reference"}, lambda run: not run.training.prompt_scheduling),
-    ({"affinity", "affinity_direction"}, lambda run: not run.training.task_scheduling),
-    ({*SAVING, *SCHEDULING, "gradient_aggregator"}, lambda run: run.model.method in OUTSIDE),
-    ({"num_train_epochs"}, lambda run: run.training.max_steps > 0),
-    ({"eval_steps"}, lambda run: run.training.eval_strategy != IntervalStrategy.STEPS),
-    ({"save_steps"}, lambda run: run.training.save_strategy != SaveStrategy.STEPS),
-    ({"logging_steps"}, lambda run: run.training.logging_strategy != IntervalStrategy.STEPS),
-    (HUB, lambda run: not run.training.push_to_hub),
-    ({"warm_up_batches"}, lambda run: run.model.groups != AUTO),
-    ({"jpeg_side"}, lambda run: run.data.task_set == "shapes"),  # drawn
-]
-"""Names of arguments, and when a training passes over them."""
-
-
 def idle_in_training(data: DataArguments, model_arguments: Any, training: JSCPTTrainingArguments) -> set[str]:
     """Names of the arguments that a training with these passes over."""
-    run = Run(data, model_arguments, training)
-    return set().union(*(names for names, is_idle in RULES if is_idle(run)))
+    rules = [
+        (UPPER_LEVEL, not _learns(training)),
+        ({"causal_effect", "reference"}, not training.prompt_scheduling),
+        ({"affinity", "affinity_direction"}, not training.task_scheduling),
+        ({*SAVING, *SCHEDULING, "gradient_aggregator"}, model_arguments.method in OUTSIDE),
+        ({"num_train_epochs"}, training.max_steps > 0),
+        ({"eval_steps"}, training.eval_strategy != IntervalStrategy.STEPS),
+        ({"save_steps"}, training.save_strategy != SaveStrategy.STEPS),
+        ({"logging_steps"}, training.logging_strategy != IntervalStrategy.STEPS),
+        (HUB, not training.push_to_hub),
+        ({"warm_up_batches"}, model_arguments.groups != AUTO),
+        ({"jpeg_side"}, data.task_set == "shapes"),  # drawn
+    ]
+    return set().union(*(names for names, is_idle in rules if is_idle))
 
 
 def tell_idle(kinds: Sequence[type], command_line: Sequence[str] | None, idle: Iterable[str]) -> None:

@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from model_arguments import ModelArguments, config_of_any_tasks
-from outside import OutsideModel
-from outside_methods import OUTSIDE
+from outside import OUTSIDE, OutsideModel
 from peft import PeftModel
 from PIL.Image import Image
 from task_data import DataArguments
@@ -43,12 +42,11 @@ class KeptFeatures(Dataset):
 
     def __init__(self, images: ImageTaskDataset, keys: list[Key], features: dict[Key, Tensor]) -> None:
         self.sizes, self.has_groups, self.keys, self.features = images.sizes, images.has_groups, keys, features
-        self.labels, self.task_ids = (
-            [value for table in images.datasets for value in read_column(table, name)] for name in ("label", "task_id")
+        names = ("label", "task_id", "group") if images.has_groups else ("label", "task_id")
+        self.labels, self.task_ids, *groups = (
+            [value for table in images.datasets for value in read_column(table, name)] for name in names
         )
-        self.groups = (
-            [each for table in images.datasets for each in read_column(table, "group")] if self.has_groups else []
-        )
+        self.groups = groups[0] if groups else []
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -71,14 +69,9 @@ def features_file(folder: Path, base: str, data: DataArguments, views: int) -> P
 def keep_features(
     clip: CLIPModel, task_set: TaskSet, datasets: dict[str, ImageTaskDataset], views: int, path: Path
 ) -> dict[str, KeptFeatures]:
-    """The data sets with features; those that are not in the file `path` yet are computed and added to it.
+    """The data sets by split with features, of `views` random crops of each training image and of one of the others.
 
-    Args:
-        clip: the base model.
-        task_set: with a `key` for every image.
-        datasets: split -> its images.
-        views: random crops of each training image.
-        path: a file for one base model, number and size of crops, and source of images (`features_file`).
+    Those that are not in the file `path` yet (`features_file`) are computed and added to it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):  # another process may be at the same images: it waits, and finds them

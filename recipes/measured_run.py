@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,22 +14,21 @@ from typing import Any
 import numpy as np
 import torch
 from arguments import parse
-from base_model import load_base
 from datasets import Dataset
 from evaluated_model import zero_shot_model
 from kept_features import features_file, keep_features, take_kept_features
 from model_arguments import ModelArguments
 from other_classes import OtherClassesTrainer
-from outside import outside_trainer
-from outside_methods import OUTSIDE
+from outside import OUTSIDE, OutsideTrainer, outside_trainer
 from peft import get_peft_model
-from task_data import DataArguments, load_data, make_datasets
+from run_material import Material, load_material
+from task_data import DataArguments
 from training_setup import check_method, make_trainer, method_config
 from transformers import PrinterCallback, ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 
-from jscpt_peft.data import ImageTaskDataset, TaskSet, read_column
-from jscpt_peft.data.base_to_new import base_classes, images_of_classes, new_classes
+from jscpt_peft.data import ImageTaskDataset, read_column
+from jscpt_peft.data.base_to_new import images_of_classes, new_classes
 from jscpt_peft.reading import one_line, read_json_object
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 
@@ -106,24 +105,14 @@ def measure(run: Run, output: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was broken off
     chosen = f"--learning_rate {run.learning_rate} --seed {run.seed}"  # last, so that they stand over the method's
     data, model_arguments, training = parsed([*run.words, "--output_dir", str(folder)], f"{run.method} {chosen}")
-    whole = load_data(data, training.seed)
-    task_set = base_classes(whole) if data.split == "base_to_new" else whole
-    source, clip, processor = load_base(model_arguments.model_name_or_path)
-    datasets = make_datasets(task_set, processor, data, training.seed)
-    name = model_arguments.method
+    material = load_material(data, model_arguments.model_name_or_path, training.seed)
+    task_set = material.task_set
     if run.views:
-        path = features_file(output / "features", source, data, run.views)
-        datasets = keep_features(clip, task_set, datasets, run.views, path)
+        path = features_file(output / "features", material.source, data, run.views)
+        kept = keep_features(material.clip, task_set, material.datasets, run.views, path)
+        material = replace(material, datasets=kept)
         training.dataloader_num_workers, training.dataloader_persistent_workers = 0, False  # they are in memory
-    if name in OUTSIDE:
-        rank = model_arguments.lora_rank
-        trainer = outside_trainer(name, clip, source, task_set, datasets, training, rank)
-    elif run.method == ZERO_SHOT:
-        trainer = JSCPTTrainer(zero_shot_model(clip, source, task_set), training)
-    else:
-        config = method_config(clip, source, task_set, datasets["train"], model_arguments, training, resume=False)
-        model = get_peft_model(clip, config)
-        trainer = make_trainer(model, training, datasets, processor)
+    trainer = _trainer(run, material, model_arguments, training)
     if run.views:
         take_kept_features(trainer.model)
     for noisy in (PrinterCallback, ProgressCallback):
@@ -139,10 +128,10 @@ def measure(run: Run, output: Path) -> None:
             "steps": trainer.state.global_step,
             "train_seconds": seconds,
             "device": torch.cuda.get_device_name() if training.device.type == "cuda" else training.device.type,
-            **_answers(trainer, tables, datasets[run.split]),
+            **_answers(trainer, tables, material.datasets[run.split]),
         }
-        if data.split == "base_to_new" and run.split == "test":
-            found |= _on_new_classes(trainer, whole, found, datasets["test"])
+        if material.has_new_classes and run.split == "test":
+            found |= _on_new_classes(trainer, material, found)
     except FloatingPointError as error:
         if run.method == ZERO_SHOT:
             raise
@@ -151,6 +140,17 @@ def measure(run: Run, output: Path) -> None:
     part = folder / f"{RESULT}.part"
     part.write_text(json.dumps({**asdict(run), **found}), encoding="utf-8")
     part.replace(folder / RESULT)
+
+
+def _trainer(
+    run: Run, material: Material, model_arguments: ModelArguments, training: JSCPTTrainingArguments
+) -> JSCPTTrainer | OutsideTrainer:
+    if model_arguments.method in OUTSIDE:
+        return outside_trainer(model_arguments, material, training)
+    if run.method == ZERO_SHOT:
+        return JSCPTTrainer(zero_shot_model(material.clip, material.source, material.task_set), training)
+    config = method_config(material, model_arguments, training, resume=False)
+    return make_trainer(get_peft_model(material.clip, config), material, training)
 
 
 def _answers(trainer: JSCPTTrainer, tables: Mapping[str, Dataset], images: ImageTaskDataset) -> dict[str, Any]:
@@ -167,14 +167,13 @@ def _answers(trainer: JSCPTTrainer, tables: Mapping[str, Dataset], images: Image
     }
 
 
-def _on_new_classes(
-    trainer: JSCPTTrainer, whole: TaskSet, base: dict[str, Any], images: ImageTaskDataset
-) -> dict[str, Any]:
+def _on_new_classes(trainer: JSCPTTrainer, material: Material, base: dict[str, Any]) -> dict[str, Any]:
     """Columns `<task>, base` and `<task>, new`: the answers so far, and those on the classes training has not seen."""
-    classes = new_classes(whole)
-    tables = dict(zip(classes, images_of_classes(whole, classes), strict=True))
+    classes = new_classes(material.whole)
+    tables = dict(zip(classes, images_of_classes(material.whole, classes), strict=True))
     among_new = OtherClassesTrainer(trainer.model, trainer.args, classes)
-    new = _answers(among_new, tables, ImageTaskDataset(list(tables.values()), images.transform))
+    images = ImageTaskDataset(list(tables.values()), material.datasets["test"].transform)
+    new = _answers(among_new, tables, images)
     kinds = {"base": base, "new": new}
     columns = {
         name: {f"{task}, {kind}": each[name][task] for task in classes for kind, each in kinds.items()}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, fields, make_dataclass
+from dataclasses import Field, dataclass, fields, make_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from class_templates import TEMPLATES
-from outside_methods import OUTSIDE
+from outside import OUTSIDE
 from peft import PeftConfig
 from task_data import ASSETS
 
@@ -46,51 +46,38 @@ def _plain(annotation: Any) -> Any:
     return Union[*plain] if plain else NoneType
 
 
-OWN_ARGUMENTS = [
-    (
-        "model_name_or_path",
-        Name | None,
-        setting(
-            None, f"A CLIPModel: Hub id or folder, or {' or '.join(BUNDLED)} of the recipes. Default: {BUNDLED[0]}."
-        ),
-    ),
-    (
-        "method",
-        Annotated[str, OneOf((*METHODS, *OUTSIDE, AUTO))] | None,
-        setting(
-            None,
-            f"{', '.join(METHODS)}; or, for comparison, {' or '.join(OUTSIDE)}; auto: by the tasks, and "
-            "says why. Default: JSCPT, as the arguments set it.",
-        ),
-    ),
-    ("lora_rank", PositiveInt, setting(2, "Rank of --method clip_lora.")),
-    (
-        "hyperparameters",
-        Annotated[str, OneOf(HYPERPARAMETERS)],
-        setting("paper", f"Whose --method takes: {' or '.join(HYPERPARAMETERS)}."),
-    ),
-    (
-        "templates",
-        Annotated[str, OneOf(TEMPLATES)] | None,
-        setting(
-            None,
-            "Texts of classes: own (each task's own template, as CoOp's of its ten data sets), or ensemble (the means "
-            "of that and seven general ones). Default: --class_template for all.",
-        ),
-    ),
-    (
-        "groups",
-        str | None,
-        setting(
-            None,
-            "mmap, hipro: which tasks share prompts, a YAML or JSON file of task: group, or task: [nodes from the "
-            "root]; auto: by the tasks' gradients, as recipes/group_tasks.py. Default: all tasks.",
-        ),
-    ),
-    ("num_groups", PositiveInt | None, setting(None, "auto, mmap: number of groups. Default: by the distances.")),
-    ("tree_levels", PositiveInt | None, setting(None, "auto, hipro: nodes above a task, at most. Default: 2.")),
-    ("warm_up_batches", PositiveInt, setting(16, "auto: batches of all tasks that the gradients come from.")),
-]
+@dataclass
+class OwnArguments:
+    """Those beside the fields of `JSCPTConfig`."""
+
+    model_name_or_path: Name | None = setting(
+        None, f"A CLIPModel: Hub id or folder, or {' or '.join(BUNDLED)} of the recipes. Default: {BUNDLED[0]}."
+    )
+    method: Annotated[str, OneOf((*METHODS, *OUTSIDE, AUTO))] | None = setting(
+        None,
+        f"{', '.join(METHODS)}; or, for comparison, {' or '.join(OUTSIDE)}; auto: by the tasks, and says why. "
+        "Default: JSCPT, as the arguments set it.",
+    )
+    lora_rank: PositiveInt = setting(2, "Rank of --method clip_lora.")
+    hyperparameters: Annotated[str, OneOf(HYPERPARAMETERS)] = setting(
+        "paper", f"Whose --method takes: {' or '.join(HYPERPARAMETERS)}."
+    )
+    templates: Annotated[str, OneOf(TEMPLATES)] | None = setting(
+        None,
+        "Texts of classes: own (each task's own template, as CoOp's of its ten data sets), or ensemble (the means of "
+        "that and seven general ones). Default: --class_template for all.",
+    )
+    groups: str | None = setting(
+        None,
+        "mmap, hipro: which tasks share prompts, a YAML or JSON file of task: group, or task: [nodes from the root]; "
+        "auto: by the tasks' gradients, as recipes/group_tasks.py. Default: all tasks.",
+    )
+    num_groups: PositiveInt | None = setting(None, "auto, mmap: number of groups. Default: by the distances.")
+    tree_levels: PositiveInt | None = setting(None, "auto, hipro: nodes above a task, at most. Default: 2.")
+    warm_up_batches: PositiveInt = setting(16, "auto: batches of all tasks that the gradients come from.")
+
+
+OWN_ARGUMENTS = [(each.name, annotations_of(OwnArguments)[each.name], each) for each in fields(OwnArguments)]
 # Hyperparameters of training that a task set's own file may set.
 TUNED = {"learning_rate", "optim", "weight_decay", "max_steps", "num_train_epochs", "per_device_train_batch_size"}
 GROUPS = str | annotations_of(JSCPTConfig)["groups"]

@@ -60,24 +60,24 @@ def predict(trainer: JSCPTTrainer, images: ImageTaskDataset) -> Predictions:
     return Predictions.from_logits(prediction.predictions, labels, task_ids, groups[0] if groups else None)
 
 
+def by_task(predictions: Predictions, names: list[str]) -> list[float]:
+    """Accuracies `[N]` of tasks of these names."""
+    accuracies = predictions.accuracies(names)
+    return [accuracies[f"accuracy/{name}"] for name in names]
+
+
 def base_and_new(
     model: PeftModel, args: JSCPTTrainingArguments, task_set: TaskSet, transform: ImageTransform, task_ids: list[int]
 ) -> BaseAndNew:
     """Accuracies `[N]` on the base and on the new classes of a task set, each among themselves.
 
-    Args:
-        model: trained on the base classes, or not at all.
-        args: of the evaluation.
-        task_set: of all classes.
-        transform: of test images.
-        task_ids: places of its tasks among the model's.
+    The task set has all classes; `task_ids` are the places of its tasks among the model's.
     """
     found = []
     for classes in (base_classes(task_set).class_names, new_classes(task_set)):
         trainer = OtherClassesTrainer(model, args, classes)
         images = ImageTaskDataset(images_of_classes(task_set, classes), transform, task_ids=task_ids)
-        accuracies = predict(trainer, images).accuracies(list(classes))
-        found.append([accuracies[f"accuracy/{name}"] for name in classes])
+        found.append(by_task(predict(trainer, images), list(classes)))
     return found[0], found[1]
 
 
@@ -86,11 +86,7 @@ def cross_domain(
 ) -> pd.DataFrame:
     """Accuracies of every task of the model, a row each, on every task's test images, among these images' classes.
 
-    Args:
-        model: with prompts of its tasks.
-        args: of the evaluation.
-        tasks: whose images, with `name`, `class_names` and `test`.
-        transform: of test images.
+    `tasks` are those of the images, with `name`, `class_names` and `test`.
     """
     rows = {}
     for place, prompts in enumerate(model.task_names):

@@ -7,8 +7,9 @@ learned.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from class_templates import templates_of
@@ -16,6 +17,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, CLIPModel
 
 from jscpt_peft.data import ImageTaskDataset, TaskSet, collate
@@ -24,14 +26,22 @@ from jscpt_peft.model.task_rows import TaskRows
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.evaluating import EvaluatingTrainer
 
+if TYPE_CHECKING:
+    from run_material import Material
+
+_ADAMW = {"optim": "adamw_torch", "weight_decay": 1e-2}
+# Name -> by whose hyperparameters -> settings of training, whatever the task set's, which are those of prompts. The
+# original ones belong to thousands of steps on ViT-B/16, the others to hundreds on a small CLIP.
+OUTSIDE: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "clip_lora": {"paper": {**_ADAMW, "learning_rate": 3e-3}, "original": {**_ADAMW, "learning_rate": 2e-4}},
+    "linear_probe": {whose: {**_ADAMW, "learning_rate": 1e-3} for whose in ("paper", "original")},
+}
+
 
 class OutsideModel(nn.Module):
     """CLIP as a classifier of several tasks; each class name has one text, or one weight, for all tasks that have it.
 
-    Args:
-        clip: what of it requires a gradient learns.
-        source: where it came from, for its tokenizer.
-        task_set: its tasks, classes and templates.
+    What of `clip` requires a gradient learns; `source` is where it came from, for its tokenizer.
     """
 
     def __init__(self, clip: CLIPModel, source: str, task_set: TaskSet) -> None:
@@ -43,13 +53,10 @@ class OutsideModel(nn.Module):
         tokens = AutoTokenizer.from_pretrained(source)(distinct, padding=True, return_tensors="pt")
         self.register_buffer("input_ids", tokens.input_ids, persistent=False)
         self.register_buffer("attention_mask", tokens.attention_mask, persistent=False)
-        places = torch.zeros(len(texts), max(map(len, texts.values())), dtype=torch.long)
-        allowed = torch.zeros(places.shape, dtype=torch.bool)
-        for row, each in enumerate(texts.values()):
-            places[row, : len(each)] = torch.tensor([distinct.index(text) for text in each])
-            allowed[row, : len(each)] = True
-        self.register_buffer("places", places, persistent=False)  # [N, C] text of each class
-        self.register_buffer("allowed", allowed, persistent=False)
+        places = [torch.tensor([distinct.index(text) for text in each]) for each in texts.values()]
+        allowed = [torch.ones_like(each, dtype=torch.bool) for each in places]
+        self.register_buffer("places", pad_sequence(places, batch_first=True), persistent=False)  # [N, C] class's text
+        self.register_buffer("allowed", pad_sequence(allowed, batch_first=True), persistent=False)
 
     def text_embeds(self) -> Tensor:
         """Normalised features `[S, D]` of the distinct texts."""
@@ -158,15 +165,8 @@ class OutsideTrainer(EvaluatingTrainer):
             save_file(weights, folder / "weights.safetensors")
 
 
-def outside_trainer(
-    name: str,
-    clip: CLIPModel,
-    source: str,
-    task_set: TaskSet,
-    datasets: dict[str, ImageTaskDataset],
-    training: JSCPTTrainingArguments,
-    rank: int,
-) -> OutsideTrainer:
-    """The trainer of one of `outside_methods.OUTSIDE`."""
-    model = Lora(clip, source, task_set, rank) if name == "clip_lora" else LinearProbe(clip, source, task_set)
-    return OutsideTrainer(model, training, datasets)
+def outside_trainer(arguments: Any, material: Material, training: JSCPTTrainingArguments) -> OutsideTrainer:
+    """The trainer of the one of `OUTSIDE` that `ModelArguments` name."""
+    base = material.clip, material.source, material.task_set
+    model = Lora(*base, arguments.lora_rank) if arguments.method == "clip_lora" else LinearProbe(*base)
+    return OutsideTrainer(model, training, material.datasets)

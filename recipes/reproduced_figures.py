@@ -35,9 +35,7 @@ class History:
 def draw_runs(runs: Sequence[Run], output: Path) -> str:
     """Draws into `output/figures`, for each part of the table, and says in Markdown what is there and what is not.
 
-    Args:
-        runs: of one seed, done.
-        output: of the table.
+    The runs are done, and of one seed.
     """
     settings = dict.fromkeys(run.setting for run in runs)
     return "\n".join(_draw_part([run for run in runs if run.setting == setting], output) for setting in settings)

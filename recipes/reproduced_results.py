@@ -32,13 +32,8 @@ def collect(results: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def write_tables(name: str, reference: str, output: Path, runs: Sequence[Run]) -> None:
     """`results.parquet`, and `results.md`: the means of all parts, each part with its tasks and costs, what diverged.
 
-    A method of which a run diverged is left out of that part: the mean of its other seeds would flatter it.
-
-    Args:
-        name: of the table.
-        reference: the method to compare with.
-        output: of the table.
-        runs: by which rates were chosen, and of the chosen rates.
+    A method of which a run diverged is left out of that part: the mean of its other seeds would flatter it. The runs
+    are those by which rates were chosen, and those of the chosen rates.
     """
     done = [result for run in runs if (result := run.result(output)) is not None]
     if not done:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 from transformers import CLIPImageProcessorPil
 
 from jscpt_peft.data import SPLITS, ImageTaskDataset, TaskSet, image_transform, load_task_set, read_manifest
-from jscpt_peft.data.base_to_new import SPLITTINGS
+from jscpt_peft.data.base_to_new import SPLITTINGS, base_classes
 from jscpt_peft.data.some_tasks import some_tasks
 from jscpt_peft.data.splits import check_amount
 from jscpt_peft.data.unequal import with_label_noise, with_shots
@@ -124,6 +124,11 @@ def load_data(data: DataArguments, seed: int) -> TaskSet:
             "all of them the same files, or a `manifest` that says which images to take."
         )
     return task_set
+
+
+def trained_classes(task_set: TaskSet, data: DataArguments) -> TaskSet:
+    """The task set with the classes that a training on it sees."""
+    return base_classes(task_set) if data.split == "base_to_new" else task_set
 
 
 def make_datasets(

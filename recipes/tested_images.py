@@ -6,7 +6,6 @@ an adapter on its training images. So its own manifest.json decides, and any oth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,36 +26,22 @@ from jscpt_peft.data.manifest import MANIFEST_FILE, UnfittingManifest, drawn_by,
 
 @dataclass(frozen=True)
 class OwnSplit:
-    """The split that an adapter was trained with.
+    """The split that an adapter was trained with."""
 
-    Attributes:
-        adapter: folder or Hub id.
-        path: of its manifest.json; None where none was found.
-        place: the same, for people.
-        manifest: what is in there.
-    """
-
-    adapter: str
-    path: Path | None = None
-    place: str | None = None
+    adapter: str  # folder or Hub id
+    path: Path | None = None  # of its manifest.json, if there is one
+    place: str | None = None  # the same, for people
     manifest: dict | None = None
 
 
 @dataclass(frozen=True)
 class Tested:
-    """A task set whose test images are used.
-
-    Attributes:
-        task_set: it.
-        split: what decided about its split: "the adapter's own", "given" or "drawn".
-        manifest: the manifest.json that did, if any.
-        unchecked: the tasks whose test images could not be compared with an adapter's training images.
-    """
+    """A task set whose test images are used."""
 
     task_set: TaskSet
-    split: str
-    manifest: str | None = None
-    unchecked: tuple[str, ...] = ()
+    split: str  # what decided about it: "the adapter's own", "given" or "drawn"
+    manifest: str | None = None  # the manifest.json that did
+    unchecked: tuple[str, ...] = ()  # tasks whose test images could not be compared with those of training
 
     def protocol(self) -> dict[str, Any]:
         """How the images were chosen, for evaluation.json; `train_fraction` and `shots` of a run are of its training.
@@ -94,7 +79,10 @@ def own_split(adapter: str, revision: str | None) -> OwnSplit:
     adapter_config(adapter, revision)
     local = Path(adapter, CONFIG_NAME).is_file()
     if local:
-        path = next((path for path in _local_manifests(Path(adapter).resolve()) if path.is_file()), None)
+        folder = Path(adapter).resolve()
+        of_a_run = [folder.parent] if f"{PREFIX_CHECKPOINT_DIR}-" in folder.name else []
+        places = (each / MANIFEST_FILE for each in (folder, *of_a_run))
+        path = next((path for path in places if path.is_file()), None)
     else:
         try:
             path = Path(hf_hub_download(adapter, MANIFEST_FILE, revision=revision))
@@ -111,20 +99,10 @@ def own_split(adapter: str, revision: str | None) -> OwnSplit:
     return OwnSplit(adapter, path, str(path) if local else f"{adapter}/{MANIFEST_FILE}", manifest)
 
 
-def _local_manifests(folder: Path) -> Iterator[Path]:
-    yield folder / MANIFEST_FILE
-    if f"{PREFIX_CHECKPOINT_DIR}-" in folder.name:
-        yield folder.parent / MANIFEST_FILE
-
-
 def load_tested(data: DataArguments, own: OwnSplit | None, seed: int, console: Console) -> Tested:
-    """The task set, split as `own` says where it is of this task set and the arguments ask for no other split.
+    """The task set, split as the adapter's `own` says where that is of it and the arguments ask for no other split.
 
-    Args:
-        data: which task set, and how it is to be split.
-        own: of the adapter that is evaluated, if it is one.
-        seed: of a split that is drawn.
-        console: is told what could not be used or compared.
+    The console is told what could not be used or compared.
 
     Raises:
         ValueError: test images are among those that the adapter was trained, validated or scheduled with.

@@ -16,13 +16,11 @@ results.md (accuracy per task, before and after), scheduler_history.jsonl and fi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
 from arguments import parse
-from base_model import load_base
 from choosing import choose
 from cli_errors import cli_errors, console, told_on_interrupt
 from evaluated_model import zero_shot_model
@@ -31,17 +29,16 @@ from launched import end_with_launcher
 from model_arguments import ModelArguments
 from other_classes import BaseAndNew, base_and_new
 from output_folder import output_folder
-from outside import outside_trainer
-from outside_methods import OUTSIDE
+from outside import OUTSIDE, outside_trainer
 from peft import PeftModel, get_peft_model
-from task_data import DataArguments, load_data, make_datasets
+from run_material import Material, load_material
+from task_data import DataArguments, load_data
 from training_results import report_accuracies, write_reports
 from training_setup import check_arguments, make_trainer, method_config, prepare_output
-from transformers import CLIPModel, PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import SaveStrategy
 
-from jscpt_peft.data import ImageTaskDataset, TaskSet, write_manifest
-from jscpt_peft.data.base_to_new import base_classes
+from jscpt_peft.data import write_manifest
 from jscpt_peft.data.manifest import MANIFEST_FILE
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.arguments import AUTO
@@ -76,60 +73,47 @@ def run(data: DataArguments, model_arguments: ModelArguments, training: JSCPTTra
     if resume and data.task_set != "shapes" and data.manifest is None and manifest.exists():
         # Go on with the run's own split, whatever has come into the folder or repository since.
         data = replace(data, manifest=str(manifest), shots=None, train_fraction=None)
-    whole = load_data(data, training.seed)
-    task_set = base_classes(whole) if data.split == "base_to_new" else whole
-    source, clip, processor = load_base(model_arguments.model_name_or_path)
-    datasets = make_datasets(task_set, processor, data, training.seed)
-
+    material = load_material(data, model_arguments.model_name_or_path, training.seed)
     if model_arguments.method in OUTSIDE:
-        run_outside(clip, source, task_set, datasets, model_arguments, training)
+        run_outside(material, model_arguments, training)
         return
-    config = method_config(clip, source, task_set, datasets["train"], model_arguments, training, bool(resume))
-    new = new_classes_in(data, whole, datasets["test"], training)
-    zero_shot, on_new = evaluate_zero_shot(clip, source, task_set, datasets["test"], training, new)
-    model = get_peft_model(clip, config)
-    trainer = make_trainer(model, training, datasets, processor)
+    config = method_config(material, model_arguments, training, bool(resume))
+    zero_shot, on_new = evaluate_zero_shot(material, training)
+    model = get_peft_model(material.clip, config)
+    trainer = make_trainer(model, material, training)
     if trainer.is_world_process_zero():
         if not resume:
             remove_checkpoints(Path(training.output_dir))  # of a run that is overwritten
         model.print_trainable_parameters()
-        write_manifest(task_set.manifest, manifest)
-    train(trainer, task_set, resume)
+        write_manifest(material.task_set.manifest, manifest)
+    train(trainer, resume)
     trainer.save_model(_internal_call=True)  # with --push_to_hub it would publish: that comes last, with the results
     with told_on_interrupt(UNMEASURED.format(training.output_dir)):
-        trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
-        if new is not None:
-            on_new["trained"] = new(model)
+        trained = trainer.evaluate(material.datasets["test"], metric_key_prefix="test")
+        if material.has_new_classes:
+            on_new["trained"] = on_base_and_new(model, material, training)
         if trainer.is_world_process_zero():
-            write_reports(zero_shot, trained, on_new, task_set, trainer)
+            write_reports(zero_shot, trained, on_new, material.task_set.name, trainer)
     with told_on_interrupt(UNPUBLISHED.format(training.output_dir)):
         if training.push_to_hub:
             console.print(f"Published: {trainer.push_to_hub()}", highlight=False, soft_wrap=True)
     leave()
 
 
-def run_outside(
-    clip: CLIPModel,
-    source: str,
-    task_set: TaskSet,
-    datasets: dict[str, ImageTaskDataset],
-    model_arguments: ModelArguments,
-    training: JSCPTTrainingArguments,
-) -> None:
+def run_outside(material: Material, model_arguments: ModelArguments, training: JSCPTTrainingArguments) -> None:
     """The same for a method that is none of the library's: no checkpoint, no adapter and no card, but the table."""
     training.save_strategy, training.load_best_model_at_end = SaveStrategy.NO, False
-    zero_shot, _ = evaluate_zero_shot(clip, source, task_set, datasets["test"], training, None)
-    rank = model_arguments.lora_rank
-    trainer = outside_trainer(model_arguments.method, clip, source, task_set, datasets, training, rank)
+    zero_shot, _ = evaluate_zero_shot(material, training)
+    trainer = outside_trainer(model_arguments, material, training)
     trainer.train()
     trainer.save_model()
     with told_on_interrupt(f"the weights are saved in {training.output_dir}, but not measured."):
-        trained = trainer.evaluate(datasets["test"], metric_key_prefix="test")
+        trained = trainer.evaluate(material.datasets["test"], metric_key_prefix="test")
     if trainer.is_world_process_zero():
         learned, known = trainer.model.get_nb_trainable_parameters()
         console.print(f"trainable params: {learned:,d} || all params: {known:,d}")
-        write_manifest(task_set.manifest, Path(training.output_dir, MANIFEST_FILE))
-        report_accuracies(zero_shot, trained, task_set, training, f"{task_set.name}, {model_arguments.method}")
+        write_manifest(material.task_set.manifest, Path(training.output_dir, MANIFEST_FILE))
+        report_accuracies(zero_shot, trained, f"{material.task_set.name}, {model_arguments.method}", trainer)
     leave()
 
 
@@ -140,40 +124,30 @@ def unreported(training: JSCPTTrainingArguments) -> JSCPTTrainingArguments:
     return arguments
 
 
-def new_classes_in(
-    data: DataArguments, whole: TaskSet, test: ImageTaskDataset, training: JSCPTTrainingArguments
-) -> Callable[[PeftModel], BaseAndNew] | None:
-    """What measures a model on base and new classes; `None` where all are trained."""
-    if data.split != "base_to_new":
-        return None
-    options = unreported(training), whole, test.transform, list(range(len(whole)))
-    return lambda model: base_and_new(model, *options)
+def on_base_and_new(model: PeftModel, material: Material, training: JSCPTTrainingArguments) -> BaseAndNew:
+    whole, transform = material.whole, material.datasets["test"].transform
+    return base_and_new(model, unreported(training), whole, transform, list(range(len(whole))))
 
 
 def evaluate_zero_shot(
-    clip: CLIPModel,
-    source: str,
-    task_set: TaskSet,
-    test: ImageTaskDataset,
-    training: JSCPTTrainingArguments,
-    new: Callable[[PeftModel], BaseAndNew] | None,
+    material: Material, training: JSCPTTrainingArguments
 ) -> tuple[dict[str, float], dict[str, BaseAndNew]]:
     """Metrics on the test images, and accuracies on base and new classes where there are such."""
-    model = zero_shot_model(clip, source, task_set)
+    model, test = zero_shot_model(material.clip, material.source, material.task_set), material.datasets["test"]
     metrics = JSCPTTrainer(model, unreported(training), eval_dataset=test).evaluate(metric_key_prefix="test")
-    on_new = {} if new is None else {"zero-shot": new(model)}
+    on_new = {"zero-shot": on_base_and_new(model, material, training)} if material.has_new_classes else {}
     model.unload()
     return metrics, on_new
 
 
-def train(trainer: JSCPTTrainer, task_set: TaskSet, resume: str | bool | None) -> None:
+def train(trainer: JSCPTTrainer, resume: str | bool | None) -> None:
     """Trains with a line per task on the terminal; Ctrl-C saves a checkpoint and ends the program."""
     interrupt = StopOnInterrupt(trainer)
     for plain in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(plain)
     trainer.add_callback(interrupt)
     lines = TaskLines if trainer.args.disable_tqdm else TaskProgress
-    trainer.add_callback(lines(list(task_set.class_names)))
+    trainer.add_callback(lines(trainer.task_names))
     trainer.train(resume_from_checkpoint=resume)
     if not interrupt.interrupted:
         return

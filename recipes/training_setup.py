@@ -8,14 +8,13 @@ from pathlib import Path
 from class_templates import with_templates
 from group_tasks import chosen_groups
 from model_arguments import ModelArguments, check_made_groups, model_config
-from outside_methods import OUTSIDE
+from outside import OUTSIDE
 from peft import PeftModel
+from run_material import Material
 from task_data import DataArguments
-from transformers import CLIPImageProcessorPil, CLIPModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from jscpt_peft import JSCPTConfig
-from jscpt_peft.data import ImageTaskDataset, TaskSet
 from jscpt_peft.methods import check_training
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 from jscpt_peft.training.arguments import AUTO, SCHEDULER
@@ -79,32 +78,22 @@ def prepare_output(training: JSCPTTrainingArguments) -> str | bool | None:
 
 
 def method_config(
-    clip: CLIPModel,
-    source: str,
-    task_set: TaskSet,
-    images: ImageTaskDataset,
-    model_arguments: ModelArguments,
-    training: JSCPTTrainingArguments,
-    resume: bool,
+    material: Material, model_arguments: ModelArguments, training: JSCPTTrainingArguments, resume: bool
 ) -> JSCPTConfig:
     """The configuration for a task set, with the templates and, by its training images, the groups asked for."""
+    task_set = material.task_set
     model_arguments = with_templates(model_arguments, task_set)
-    groups = chosen_groups(clip, source, images, model_arguments, training, resume)
-    return model_config(model_arguments, task_set.class_names, source, training.seed, groups)
+    groups = chosen_groups(material, model_arguments, training, resume)
+    return model_config(model_arguments, task_set.class_names, material.source, training.seed, groups)
 
 
-def make_trainer(
-    model: PeftModel,
-    training: JSCPTTrainingArguments,
-    datasets: dict[str, ImageTaskDataset],
-    processor: CLIPImageProcessorPil,
-) -> JSCPTTrainer:
+def make_trainer(model: PeftModel, material: Material, training: JSCPTTrainingArguments) -> JSCPTTrainer:
     """The trainer of a model on the splits of a task set."""
     return JSCPTTrainer(
         model,
         training,
-        train_dataset=datasets["train"],
-        dev_dataset=datasets["dev"],
-        eval_dataset=datasets["validation"],
-        processing_class=processor,
+        train_dataset=material.datasets["train"],
+        dev_dataset=material.datasets["dev"],
+        eval_dataset=material.datasets["validation"],
+        processing_class=material.processor,
     )

@@ -36,24 +36,17 @@ context.set_forkserver_preload(["preloaded", __name__])
 started: list[Process] = []
 
 
-class Process:
-    """What tests use of `subprocess.Popen`."""
+class Process(context.Process):
+    """With what tests use of `subprocess.Popen`."""
 
-    def __init__(self, process: multiprocessing.Process) -> None:
-        self.process, self.pid = process, process.pid
-        started.append(self)
-
-    @property
-    def returncode(self) -> int | None:
-        return self.process.exitcode
-
-    poll = returncode.fget
+    def poll(self) -> int | None:
+        return self.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        self.process.join(timeout)
-        if self.returncode is None:
-            raise subprocess.TimeoutExpired(self.process.name, timeout)
-        return self.returncode
+        self.join(timeout)
+        if self.exitcode is None:
+            raise subprocess.TimeoutExpired(self.name, timeout)
+        return self.exitcode
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -91,9 +84,10 @@ def start(
         path.write_bytes(b"")
     arguments = ([str(word) for word in command[1:]], dict(env or os.environ), str(cwd or os.getcwd()), outputs)
     _ensure_server()
-    process = context.Process(target=_child, args=arguments, name=" ".join(map(str, command))[:200])
+    process = Process(target=_child, args=arguments, name=" ".join(map(str, command))[:200])
     process.start()
-    return Process(process)
+    started.append(process)
+    return process
 
 
 def _ensure_server() -> None:

@@ -8,10 +8,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import benchmark_cases
 import benchmark_compare
 import benchmark_memory
 import benchmark_steps
 import measuring
+import oracles
 import prompted
 import pytest
 import small_run
@@ -21,7 +23,8 @@ from paths import load_recipe
 from jscpt_peft.model import class_features
 
 benchmark = load_recipe("benchmark")
-RATIOS = ["baseline / fast joint", "full lower step / fast joint", "fraction of the matrix-product rate"]
+RATIOS = {f"{name} / fast joint" for name in ("baseline", "peer", "full lower step")}
+RATIOS |= {"fraction of the matrix-product rate"}
 SMALL = {"model": "tiny", "tasks": 2, "images": 2, "classes": 5, "repeats": 1}
 # Upper steps of `upper_step` under the names that `JSCPTTrainingArguments` has for its options.
 OPTIONS = {
@@ -34,22 +37,31 @@ OPTIONS = {
 
 def flops(*uppers, **options):
     """Of the fast joint step, the lower step and these upper steps."""
-    variants = benchmark.make_variants(benchmark.BenchmarkArguments(**{**SMALL, **options}))
+    variants = benchmark.make_variants(benchmark.BenchmarkArguments(**{**SMALL, "baseline": False, **options}))
     return {name: measuring.count_flops(variants[name]) for name in ("fast joint", "full lower step", *uppers)}
 
 
-def test_quick_run_prints_ratios_and_writes_json(tmp_path, capsys):
-    path = tmp_path / "benchmark.json"
-    options = {**SMALL, "repeats": 2, "gradient_accumulation_steps": 3, "json": str(path)}
-    benchmark.main(benchmark.BenchmarkArguments(quick=True, **options))
+def test_quick_run_prints_ratios_times_a_peer_and_fails_where_a_ratio_has_worsened(tmp_path, capsys, monkeypatch):
+    path, peer = tmp_path / "benchmark.json", tmp_path / "peer.py"
+    peer.write_text("def make_step(arguments):\n    return lambda: [0] * arguments.classes\n")
+    options = {**SMALL, "quick": True, "repeats": 2, "gradient_accumulation_steps": 3, "dtype": "bfloat16"}
+    benchmark.main(benchmark.BenchmarkArguments(**options, json=str(path), peer=str(peer)))
     printed, report = capsys.readouterr().out, json.loads(path.read_text())
-    assert list(report["ratios"]) == RATIOS
+    assert set(report["ratios"]) == RATIOS
     assert list(report["flops"]) == ["fast joint", "matrix product"]
     for name, ratio in report["ratios"].items():
         assert ratio > 0
         assert f"{name} = {ratio:.2f} ± {report['noise'][name]:.2f}" in printed
+    assert report["ratios"]["peer / fast joint"] == report["seconds"]["peer"] / report["seconds"]["fast joint"]
     assert torch.__version__ in printed
-    assert "float32, batches a step 3" in printed
+    assert "bfloat16, batches a step 3" in printed
+
+    monkeypatch.setattr(benchmark, "measured", lambda _: report)
+    compared = benchmark.BenchmarkArguments(**options, peer=str(peer), compare=str(path))
+    assert benchmark.main(compared) is report
+    report["ratios"]["full lower step / fast joint"] *= 1000
+    with pytest.raises(SystemExit, match="full lower step / fast joint has worsened"):
+        benchmark.main(compared)
 
 
 def test_full_run_adds_the_upper_step_and_flops(capsys):
@@ -67,17 +79,12 @@ def test_full_run_adds_the_upper_step_and_flops(capsys):
     assert "TFLOP" in capsys.readouterr().out
 
 
-def test_bfloat16_runs():
-    report = benchmark.main(benchmark.BenchmarkArguments(quick=True, dtype="bfloat16", **SMALL))
-    assert all(ratio > 0 for ratio in report["ratios"].values())
-
-
-@pytest.mark.parametrize("case", [each for each in benchmark.CASES if each not in ("tasks", "classes", "method")])
-def test_cases(case, capsys):
-    sizes = {**SMALL, "prompt_depth": None, "case": case}
-    if case in ("prompt_depth", "tokens", "images"):
-        sizes["quick"] = True
-    rows = benchmark.main(benchmark.BenchmarkArguments(**sizes))["rows"]
+# Of the settings that are swept, one; to make and read photographs takes long.
+@pytest.mark.parametrize("case", ["prompt_depth", "memory", "loading", "evaluation", "adapter"])
+def test_cases(case, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark_cases, "PHOTOS", 2)
+    monkeypatch.setattr(benchmark_cases, "PHOTO_SIZES", ((500, 375), (1000, 750)))
+    rows = benchmark.main(benchmark.BenchmarkArguments(case=case, **SMALL))["rows"]
     assert rows and all(value > 0 for row in rows for value in row.values() if not isinstance(value, str))
     assert len(capsys.readouterr().out.splitlines()) >= len(rows)
 
@@ -96,7 +103,7 @@ def test_memory_that_is_counted_is_that_of_a_step(monkeypatch):
     assert counted[1] - counted[0] == pytest.approx(measured[1] - measured[0], rel=0.25)
     monkeypatch.setattr(class_features, "MOST_TEXTS", 1000)
     at_once, by_task = (
-        benchmark_memory.step_bytes(replace(sizes[1], tasks=8, activation_checkpointing=on)) for on in (False, True)
+        benchmark_memory.step_bytes(replace(sizes[1], tasks=4, activation_checkpointing=on)) for on in (False, True)
     )
     assert by_task < at_once / 3
 
@@ -115,23 +122,6 @@ def test_only_what_has_worsened_beyond_its_noise_fails():
     assert lines(3.4) == ["baseline / fast joint has worsened from 3.600 to 3.400, noise 0.100"]
     with pytest.raises(ValueError, match=r"other settings \(model\)"):
         benchmark_compare.worsened(before, {**before, "arguments": {"model": "vit_b16"}})
-
-
-def test_a_peer_is_timed_beside(tmp_path):
-    path = tmp_path / "peer.py"
-    path.write_text("def make_step(arguments):\n    return lambda: [0] * arguments.classes\n")
-    report = benchmark.main(benchmark.BenchmarkArguments(quick=True, peer=str(path), **SMALL))
-    assert report["ratios"]["peer / fast joint"] == report["seconds"]["peer"] / report["seconds"]["fast joint"]
-
-
-def test_a_worsened_ratio_ends_the_run(tmp_path):
-    path = tmp_path / "before.json"
-    benchmark.main(benchmark.BenchmarkArguments(quick=True, json=str(path), **SMALL))
-    report = json.loads(path.read_text())
-    report["ratios"]["baseline / fast joint"] *= 100
-    path.write_text(json.dumps(report))
-    with pytest.raises(SystemExit, match="baseline / fast joint has worsened"):
-        benchmark.main(benchmark.BenchmarkArguments(quick=True, compare=str(path), **SMALL))
 
 
 @pytest.mark.parametrize("content", [None, "[1]", '{"ratios": {"a": NaN}}', '{"ratios": {}, "noise": 3}', "{"])
@@ -190,7 +180,7 @@ def test_peak_memory_is_that_of_the_run():
 def test_amortised_cost_of_the_bi_level_loop(tasks):
     """Issue: at most 1.6 times plain joint training at M = 10, H = 3, whatever the number of tasks."""
     uppers = ("upper step", "upper step, H = 0")
-    ratios = benchmark.amortised(flops(*uppers, model="small", tasks=tasks, classes=20))
+    ratios = benchmark.amortised(flops(*uppers, tasks=tasks, classes=20))
     assert ratios["upper step"] < 1.6
     assert ratios["upper step, H = 0"] < 1.15
 
@@ -198,7 +188,7 @@ def test_amortised_cost_of_the_bi_level_loop(tasks):
 def test_with_accumulation_fewer_images_in_the_hessian_keep_the_cost_low():
     """README's remedy: the images of one batch in the Hessian have one graph, which serves all products."""
     uppers = ("upper step", "upper step, hypergradient_batch_size 2")
-    costs = flops(*uppers, model="small", classes=20, gradient_accumulation_steps=2)
+    costs = flops(*uppers, classes=20, gradient_accumulation_steps=2)
     assert costs["full lower step"] == pytest.approx(costs["fast joint"], rel=0.05)
     ratios = benchmark.amortised(costs)
     assert ratios[uppers[1]] < 1.3 < ratios["upper step"] < 1.7
@@ -210,11 +200,15 @@ def test_steps_cost_what_those_of_the_trainer_do(tmp_path, batches):
     arguments = benchmark.BenchmarkArguments(tasks=3, images=2, gradient_accumulation_steps=batches)
     weighting = benchmark.JointScheduling(benchmark.TaskPromptScheduler(3))
     variants = list(benchmark.upper_variants(arguments).items())
-    for number, (name, options) in enumerate(variants[batches - 1 :: 2]):
-        model = prompted.prompted_clip(torch.float32)  # a new one as the trainer's: it keeps what `[SOS]` gives
+    for number, (name, given) in enumerate(variants[batches - 1 :: 2]):
+        options = {"terms": 2, **given}
+        clips = (oracles.tiny_clip(torch.float32, layers=1) for _ in range(2))
+        # Each has its own, which keeps what `[SOS]` gives.
+        model, trained = (prompted.prompted_clip(torch.float32, clip=clip) for clip in clips)
         images = [prompted.batch_in_blocks(model, arguments.images, seed) for seed in range(batches)]
         run = small_run.trainer(
             tmp_path / str(number),
+            trained,
             per_device_train_batch_size=arguments.images,
             gradient_accumulation_steps=batches,
             lower_steps=2,

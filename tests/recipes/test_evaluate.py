@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import processes
 import pytest
-import torch
+import task_data
 import train
 import yaml
 from arguments import parse
 from evaluated_model import EvaluatedModelArguments
 from paths import RECIPES, TINY_CLIP, load_recipe
 from peft import LoraConfig, PeftModel, get_peft_model
-from recipe_runs import CLASSES, TASKS, fails
+from recipe_runs import CLASSES, TASKS, fails, save_adapter, statistics
+from recipe_runs import on_folder as command
 from task_data import DataArguments
-from transformers import CLIPImageProcessorPil, CLIPModel
+from transformers import CLIPModel
 
-from jscpt_peft import JSCPTConfig
 from jscpt_peft.data import load_task_set, read_column
 from jscpt_peft.data.corruptions import CORRUPTIONS, corrupt
 from jscpt_peft.evaluation import reliability
@@ -32,23 +33,6 @@ FIGURES = ["accuracy.png", "confusion.png", "reliability.png"]
 def adapter(tmp_path_factory):
     """An adapter that knows the tasks in another order, and one more."""
     return save_adapter(tmp_path_factory.mktemp("adapter"), {name: list(CLASSES) for name in ("more", *TASKS[::-1])})
-
-
-def save_adapter(folder, tasks):
-    config = JSCPTConfig(tasks=tasks, num_shared_tokens=1, num_task_tokens=2, class_template="a photo of a {}.")
-    model = get_peft_model(CLIPModel.from_pretrained(TINY_CLIP), config)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".jscpt_" in name:
-                parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
-    model.save_pretrained(folder)
-    return folder
-
-
-def command(images, output, *more):
-    folder = ["--task_set", "folder", "--data_root", images, "--use_cpu", "--seed", "3", "--output_dir", output]
-    return [str(each) for each in (*folder, *more)]
 
 
 def run(images, output, *more):
@@ -66,9 +50,6 @@ def test_every_number_is_that_of_predict(images, adapter, tmp_path):
     found = run(images, tmp_path / "out", "--adapter", adapter, *options)
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {*FIGURES, "robustness.png", "corruptions.png"}
 
-    processor = CLIPImageProcessorPil.from_pretrained(TINY_CLIP)
-    size = processor.crop_size["height"]
-    statistics = {"image_mean": processor.image_mean, "image_std": processor.image_std}
     model = PeftModel.from_pretrained(CLIPModel.from_pretrained(TINY_CLIP), adapter)
     robust = found["robustness"]
     assert tuple(robust["corruptions"]) == chosen
@@ -76,13 +57,13 @@ def test_every_number_is_that_of_predict(images, adapter, tmp_path):
         tested, labels, keys = task.test["image"], task.test["label"], read_column(task.test, "key")
 
         def correct(images, labels, task=task):
-            predictions = [next(iter(each)) for each in model.predict(images, task.name, **statistics)]
+            predictions = [next(iter(each)) for each in model.predict(images, task.name, **statistics())]
             return [task.class_names.index(name) == label for name, label in zip(predictions, labels, strict=True)]
 
         numbers = found["tasks"][task.name]
         assert numbers["images"] == len(tested) == 12
         assert numbers["accuracy"] == np.mean(correct(tested, labels))
-        confidences = [next(iter(each.values())) for each in model.predict(tested, task.name, **statistics)]
+        confidences = [next(iter(each.values())) for each in model.predict(tested, task.name, **statistics())]
         error = reliability(confidences, correct(tested, labels)).expected_calibration_error
         assert numbers["expected_calibration_error"] == pytest.approx(error, abs=1e-5)
 
@@ -93,7 +74,7 @@ def test_every_number_is_that_of_predict(images, adapter, tmp_path):
         assert robust["uncorrupted"]["tasks"][task.name] == np.mean(correct([tested[row] for row in rows], own))
         for name in chosen:
             for severity in (1, 2, 3):
-                under = [corrupt(tested[row], name, severity, 3, keys[row], size) for row in rows]
+                under = [corrupt(tested[row], name, severity, 3, keys[row], 64) for row in rows]
                 assert robust["corruptions"][name][str(severity)]["tasks"][task.name] == np.mean(correct(under, own))
 
 
@@ -186,18 +167,12 @@ def test_wrong_arguments_give_one_clear_line(images, adapter, tmp_path, capsys):
 def test_an_adapter_of_other_tasks_or_classes_is_refused(images, tmp_path, capsys):
     folder, right = command(images, tmp_path / "out"), list(CLASSES)
     photos, scans = TASKS
-    for number, (tasks, message) in enumerate(
-        (
-            (
-                {"my photo": right, scans: right},
-                "has no task 'my photos': its tasks are my photo, scans. Did you mean",
-            ),
-            ({photos: right, scans: right[::-1]}, "(label 0 is 'pens & ink' instead of 'sky')"),
-            ({photos: right, scans: right[:2]}, "(3 classes instead of 2)"),
-            ({photos: right, scans: [*right, "d"]}, "(3 classes instead of 4)"),
-        )
+    for tasks, message in (
+        ({"my photo": right, scans: right}, "has no task 'my photos': its tasks are my photo, scans. Did you mean"),
+        ({photos: right, scans: right[::-1]}, "(label 0 is 'pens & ink' instead of 'sky')"),
+        ({photos: right, scans: right[:2]}, "(3 classes instead of 2)"),
     ):
-        adapter = save_adapter(tmp_path / str(number), tasks)
+        adapter = save_adapter(tmp_path / "adapter", tasks)
         assert message in fails(capsys, evaluate.main, *folder, "--adapter", adapter)
     lora = get_peft_model(CLIPModel.from_pretrained(TINY_CLIP), LoraConfig(target_modules=["q_proj"]))
     lora.save_pretrained(tmp_path / "lora")
@@ -208,6 +183,8 @@ def test_an_adapter_of_other_tasks_or_classes_is_refused(images, tmp_path, capsy
 # ---- processes ------------------------------------------------------------------------------------------------------
 
 
+SHAPES = ["--method", "zero_shot", "--task_set", "shapes", "--use_cpu"]
+SHAPES += ["--corruptions", "contrast", "--corruption_images", "7"]
 # The recipe, with two drawn test images per class and task.
 PROGRAM = f"""
 import sys
@@ -219,20 +196,15 @@ evaluate.main(sys.argv[1:])
 """
 
 
-def launch(count, output):
-    words = ["-c", PROGRAM, "--method", "zero_shot", "--task_set", "shapes", "--use_cpu"]
-    words += ["--output_dir", str(output), "--corruptions", "contrast", "--corruption_images", "7"]
-    logs = output.with_suffix(".logs")
-    codes = processes.wait(processes.launch(count, logs, words))
-    said = "".join(processes.output(logs, rank) for rank in range(count))
-    assert codes == [0] * count, said
-    assert said.count("Written to") == 1
-    return json.loads((output / "evaluation.json").read_text())
-
-
 @pytest.mark.slow
-def test_two_launched_processes_find_what_one_does(tmp_path):
-    found, by_two = (launch(count, tmp_path / str(count)) for count in (1, 2))
+def test_two_launched_processes_find_what_one_does(tmp_path, monkeypatch):
+    launched = processes.launch(2, tmp_path, ["-c", PROGRAM, *SHAPES, "--output_dir", str(tmp_path / "two")])
+    monkeypatch.setattr(task_data, "load_task_set", partial(task_data.load_task_set, test_per_class=2))
+    evaluate.main([*SHAPES, "--output_dir", str(tmp_path / "one")])
+    codes = processes.wait(launched)
+    said = "".join(processes.output(tmp_path, rank) for rank in range(2))
+    assert codes == [0, 0] and said.count("Written to") == 1, said
+    found, by_two = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two"))
     assert [task["images"] for task in found["tasks"].values()] == [32] * 4
     assert found["worst_group"]["accuracy"] == min(group["accuracy"] for group in found["groups"])
     assert len(found["groups"]) == 8

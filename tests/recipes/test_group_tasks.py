@@ -8,7 +8,7 @@ import train
 import yaml
 from paths import TINY_CLIP
 from peft import PeftConfig, get_peft_model
-from recipe_runs import QUICK, TASKS, fails
+from recipe_runs import QUICK, TASKS, fails, on_folder
 from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
@@ -21,8 +21,7 @@ SHARED = {"num_shared_tokens": 2, "num_task_tokens": 0, "intervention": "none", 
 
 
 def command(images, output, *more):
-    data = ["--task_set", "folder", "--data_root", images, "--class_template", "a {}.", "--warm_up_batches", "2"]
-    return [*map(str, data), *QUICK, "--output_dir", str(output), *map(str, more)]
+    return on_folder(images, output, "--class_template", "a {}.", "--warm_up_batches", "2", *QUICK, *more)
 
 
 def of_two_styles() -> tuple[dict[str, list[str]], ImageTaskDataset]:
@@ -96,10 +95,7 @@ def test_groups_by_hand(images, tmp_path):
         (["--num_groups", "2"], "`num_groups` is 2, which is for `groups` 'auto' of method mmap"),
         (["--groups", "auto", "--num_groups", "3"], "`num_groups` is 3: give 1 to 2"),
         (["--groups", "auot"], "Did you mean 'auto'?"),
-        (
-            ["--groups", "auto", "--tree_levels", "1"],
-            "`tree_levels` is 1, which is for `groups` 'auto' of method hip",
-        ),
+        (["--groups", "auto", "--tree_levels", "1"], "`tree_levels` is 1, which is for `groups` 'auto' of method h"),
     ],
 )
 def test_groups_that_do_not_fit_end_the_program(images, tmp_path, capsys, monkeypatch, arguments, message):

@@ -14,18 +14,11 @@ evaluate = load_recipe("evaluate")  # not the library
 TRAINED = "--method jscpt --use_cpu"
 CASES = [
     (train, f"{TRAINED} --max_steps 2 --learning_rate 0.1", set()),
-    (
-        train,
-        f"{TRAINED} --max_steps 2 --num_train_epochs=3 --warm-up-batches 3",
-        {"num_train_epochs", "warm_up_batches"},
-    ),
+    (train, f"{TRAINED} --max_steps 2 --num_train_epochs=3", {"num_train_epochs"}),
+    (train, "--use_cpu --warm-up-batches 3", {"warm_up_batches"}),
     (train, "--use_cpu --weighting uniform --neumann_te 2 --lower_steps 3", {"neumann_terms", "lower_steps"}),
     (train, "--use_cpu --no_learn_scheduler --hvp finite_difference", {"hvp"}),
-    (
-        train,
-        "--use_cpu --eval_strategy no --eval_steps 5",
-        {"eval_steps"},
-    ),
+    (train, "--use_cpu --eval_strategy no --eval_steps 5", {"eval_steps"}),
     (train, "--use_cpu --jpeg_side 448 --hub_strategy end", {"jpeg_side", "hub_strategy"}),
     (train, "--use_cpu --method linear_probe --lower_steps 3 --save_steps 5", {"lower_steps", "save_steps"}),
     (evaluate, "--use_cpu --adapter x --corruptions none --per_device_eval_batch_size 3", set()),

@@ -12,8 +12,9 @@ from class_templates import GENERAL
 from other_classes import class_list
 from paths import TINY_CLIP, load_recipe
 from peft import PeftModel, get_peft_model
-from recipe_runs import QUICK, TASKS, fails
-from transformers import CLIPImageProcessorPil, CLIPModel
+from recipe_runs import QUICK, TASKS, fails, statistics
+from recipe_runs import on_folder as command
+from transformers import CLIPModel
 
 from jscpt_peft import JSCPTConfig
 from jscpt_peft.data import load_task_set
@@ -33,11 +34,6 @@ def run(images, tmp_path_factory):
     return output
 
 
-def command(images, output, *more):
-    data = ["--task_set", "folder", "--data_root", images, "--seed", "3", "--use_cpu", "--output_dir", output]
-    return [str(each) for each in (*data, *more)]
-
-
 def evaluated(images, run, output, *more, file="evaluation"):
     evaluate.main(command(images, output, "--adapter", run, "--corruptions", "none", *more))
     return json.loads((output / f"{file}.json").read_text(encoding="utf-8"))
@@ -53,10 +49,8 @@ def tested(images, run):
 def accuracy_of(model, images, task, prompts=None, classes=ALL):
     """Of `predict`, on a task's test images of some classes."""
     task_set = load_task_set("folder", images, seed=3)
-    processor = CLIPImageProcessorPil.from_pretrained(TINY_CLIP)
-    statistics = {"image_mean": processor.image_mean, "image_std": processor.image_std}
     table = images_of_classes(task_set, dict.fromkeys(TASKS, classes))[TASKS.index(task)]
-    found = model.predict([row["image"] for row in table], task=prompts or task, classes=classes, **statistics)
+    found = model.predict([row["image"] for row in table], task=prompts or task, classes=classes, **statistics())
     right = [next(iter(each)) == classes[label] for each, label in zip(found, table["label"], strict=True)]
     return sum(right) / len(right)
 

@@ -10,7 +10,7 @@ import train
 from evaluated_model import zero_shot_model
 from outside import LinearProbe, Lora
 from paths import TINY_CLIP
-from recipe_runs import TASKS, fails
+from recipe_runs import TASKS, fails, on_folder
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
@@ -21,19 +21,16 @@ every = pytest.mark.parametrize("name", METHODS)
 
 
 def command(images, output, *more):
-    data = ["--task_set", "folder", "--data_root", images, "--seed", "3", "--use_cpu", "--eval_strategy", "no"]
     short = ["--max_steps", "2", "--per_device_train_batch_size", "3", "--disable_tqdm", "true"]
-    return [str(each) for each in (*data, *short, "--output_dir", output, *more)]
+    return on_folder(images, output, "--eval_strategy", "no", *short, *more)
 
 
 @every
 def test_starts_as_zero_shot_clip_and_learns_nothing_else(images, name):
     task_set = load_task_set("folder", images, seed=3)
     clips = [CLIPModel.from_pretrained(TINY_CLIP) for _ in range(2)]
-    zero_shot, model = (
-        zero_shot_model(clips[0], str(TINY_CLIP), task_set),
-        METHODS[name](clips[1], str(TINY_CLIP), task_set),
-    )
+    zero_shot = zero_shot_model(clips[0], str(TINY_CLIP), task_set)
+    model = METHODS[name](clips[1], str(TINY_CLIP), task_set)
     before = {key: each.clone() for key, each in model.state_dict().items()}
     batch = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 1, 0]), torch.tensor([0, 2, 1, 1])
     with torch.no_grad():

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import fork_server
 import measured_run
 import numpy as np
 import pandas as pd
@@ -38,7 +40,7 @@ from jscpt_peft.training import JSCPTTrainer
 
 JSCPT, COOP = "jscpt --num_shared_tokens 2 --num_task_tokens 2", "coop --single_task --num_shared_tokens 1"
 METHODS = ("zero_shot", JSCPT, COOP)
-QUICK = ["--use_cpu", "--max_steps", "4", "--lower_steps", "2", "--per_device_train_batch_size", "3"]
+QUICK = ["--use_cpu", "--max_steps", "2", "--lower_steps", "2", "--per_device_train_batch_size", "3"]
 
 
 def command(images, output, *more):
@@ -71,26 +73,19 @@ def test_a_row_for_each_run_and_task(made):
     assert f"| {JSCPT} |" in table and f"| minus {JSCPT} | points (95 % interval) |" in table
 
 
+COSTS = {"steps": 4, "train_seconds": 2.0, "trainable_parameters": 7, "images": "same", "worst_group": None}
+
+
 def test_means_of_several_parts_stand_first(tmp_path):
-    class Done:
-        def __init__(self, setting, method, seed, right):
-            self.found = {
-                "setting": setting,
-                "method": method,
-                "seed": seed,
-                "words": [],
-                "learning_rate": 0.1,
-                "split": "test",
-            }
-            self.found |= {"steps": 4, "train_seconds": 2.0, "trainable_parameters": 7, "images": "x"}
-            self.found |= {"worst_group": None, "right": {"a": right}, "accuracy": {"a": right.count("1") / 4}}
+    def done(setting, method, seed, right):
+        found = {"setting": setting, "method": method, "seed": seed, "split": "test", **COSTS}
+        found |= {"words": [], "learning_rate": 0.1}
+        found |= {"right": {"a": right}, "accuracy": {"a": right.count("1") / 4}}
+        return SimpleNamespace(result=lambda _: found)
 
-        def result(self, _):
-            return self.found
-
-    one = [Done("clean", "jscpt", seed, right) for seed, right in enumerate(["1110", "1100"])]
-    other = [Done("clean", "coop", seed, "1000") for seed in range(2)]
-    write_tables("icons", "jscpt", tmp_path, [*one, *other, Done("biased", "coop", 0, "1111")])
+    one = [done("clean", "jscpt", seed, right) for seed, right in enumerate(["1110", "1100"])]
+    other = [done("clean", "coop", seed, "1000") for seed in range(2)]
+    write_tables("icons", "jscpt", tmp_path, [*one, *other, done("biased", "coop", 0, "1111")])
     text = (tmp_path / "results.md").read_text()
     first, second = text.partition("\n## clean")[::2]
     assert "| jscpt | **62.5 ± 17.7** | n/a |" in first and "| coop | <u>25.0 ± 0.0</u> | 100.0 |" in first
@@ -109,26 +104,21 @@ def test_the_learning_rate_is_the_best_on_validation_images_and_tests_are_seen_o
         assert tried.get(rate, 0) == max(tried.values(), default=0)
 
 
-def test_what_a_run_is_given_stands_over_its_method(tmp_path, monkeypatch):
+def test_a_run_is_what_train_makes_of_its_words_and_its_rate_stands_over_that_of_its_method(
+    images, tmp_path, monkeypatch
+):
     """Else a method with a learning rate of its own would be searched at this one alone."""
-    seen = []
-    monkeypatch.setattr(measured_run, "parsed", lambda words, method: seen.append(parsed(words, method)) or 1 / 0)
-    run = measured_run.Run("clean", "coop --learning_rate 0.5", ("--task_set", "icons"), 0.25, 3, "validation")
-    with pytest.raises(ZeroDivisionError):
-        measured_run.measure(run, tmp_path)
-    assert (seen[0][2].learning_rate, seen[0][2].seed) == (0.25, 3)
-
-
-def test_groups_and_templates_are_those_of_train(images, tmp_path, monkeypatch):
-    groups = {"my photos": "a", "scans": "b"}
+    groups, seen = {"my photos": "a", "scans": "b"}, []
     (tmp_path / "groups.yaml").write_text(json.dumps(groups))
-    seen = []
-    monkeypatch.setattr(measured_run, "get_peft_model", lambda _, config: seen.append(config) or 1 / 0)
+    monkeypatch.setattr(measured_run, "make_trainer", lambda *made: seen.extend(made) or 1 / 0)
     words = ("--task_set", "folder", "--data_root", str(images), "--use_cpu")
-    method = f"mmap --groups {tmp_path / 'groups.yaml'} --templates ensemble"
+    method = f"mmap --groups {tmp_path / 'groups.yaml'} --templates ensemble --learning_rate 0.5"
     with pytest.raises(ZeroDivisionError):
-        measured_run.measure(measured_run.Run("clean", method, words, 0.1, 3, "validation"), tmp_path)
-    assert seen[0].groups == groups and len(seen[0].class_template["scans"]) == 8
+        measured_run.measure(measured_run.Run("clean", method, words, 0.25, 3, "validation"), tmp_path)
+    model, _, training = seen
+    config = model.active_jscpt_config
+    assert config.groups == groups and len(config.class_template["scans"]) == 8
+    assert (training.learning_rate, training.seed) == (0.25, 3)
 
 
 def test_what_is_done_is_not_done_again(made, images, monkeypatch):
@@ -174,12 +164,14 @@ import reproduce
 
 class Endless:
     def result(self, output):
-        if multiprocessing.parent_process() is not None:
+        if os.getpid() != main:
             Path("child").write_text(str(os.getpid()))
             os.rename("child", "started")
             time.sleep(600)
 
 if __name__ == "__main__":
+    main, forked = os.getpid(), multiprocessing.get_context("fork")
+    reproduce.get_context = lambda name: {"spawn": forked}[name]  # one that is spawned would import everything anew
     with reproduce.cli_errors(), reproduce.run_all(2, Path("out")) as do:
         do([Endless()], "runs")
 """
@@ -191,15 +183,21 @@ if __name__ == "__main__":
 def test_what_ends_the_table_ends_its_runs(tmp_path, number):
     (tmp_path / "program.py").write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "recipes")))}
-    options = {"cwd": tmp_path, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = subprocess.Popen([sys.executable, "program.py"], text=True, **options)
+    command, log = [sys.executable, str(tmp_path / "program.py")], tmp_path / "log"
+    process = fork_server.start(command, log, env=environment, cwd=tmp_path)
     started = tmp_path / "started"
     assert within(120, started.exists) and process.poll() is None
     process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
+    assert process.wait(60) == (-number if number == signal.SIGTERM else 130)
     assert within(30, lambda: not Path("/proc", started.read_text()).exists())
-    assert process.returncode == (-number if number == signal.SIGTERM else 130)
+    said = log.read_text()
     assert "Traceback" not in said and ("Interrupted; what is done is in out" in said) == (number == signal.SIGINT)
+
+
+def test_what_spawned_processes_are_given_can_be_sent_to_them():
+    run = measured_run.Run("clean", "coop", ("--task_set", "icons"), 0.25, 3, "validation")
+    given = reproduce.begin_process, reproduce.measure, run, Path("out")
+    assert pickle.loads(pickle.dumps(given)) == given
 
 
 def within(seconds, is_so) -> bool:
@@ -218,7 +216,6 @@ def within(seconds, is_so) -> bool:
         (["--seeds", "1", "1"], "`seeds` holds one of [1, 1] twice"),
         (["--seeds", "-1"], "`seeds` must be at least 0, got -1"),
         (["--factors", "nan"], "`factors` must be a finite number, got nan"),
-        (["--factors", "0"], "`factors` must be above 0"),
         (["--processes", "0"], "`processes` must be at least 1"),
         (["--methods", " "], "`methods` is ' ': name something"),
         (["--reference", "coop"], "`reference` must be one of 'zero_shot'"),
@@ -231,13 +228,12 @@ def test_wrong_words_are_told_before_anything_runs(images, tmp_path, capsys, wor
 
 def test_a_run_that_diverges_is_told_and_the_others_go_on(images, tmp_path, monkeypatch):
     """Where another rate is sound that one is chosen; a method of which a seed diverges has no mean."""
-    doomed, train = f"{COOP} --logging_steps 7", JSCPTTrainer.train
+    doomed = f"{COOP} --logging_steps 7"
     own = parsed(["--task_set", "folder", "--data_root", str(images), "--output_dir", "x"], COOP)[2].learning_rate
 
     def diverging(self):
         if self.args.learning_rate > own or (self.args.logging_steps == 7 and self.args.seed == 2):
             raise FloatingPointError("The loss was not finite")
-        return train(self)
 
     monkeypatch.setattr(JSCPTTrainer, "train", diverging)
     reproduce.main(command(images, tmp_path, "--methods", COOP, doomed, "--reference", COOP))
@@ -255,10 +251,9 @@ def test_a_table_of_which_every_run_diverges_says_so(images, tmp_path, monkeypat
         raise FloatingPointError("no good")
 
     monkeypatch.setattr(JSCPTTrainer, "train", diverging)
-    reproduce.main(command(images, tmp_path, "--methods", COOP, "--reference", COOP))
-    assert (tmp_path / "results.md").read_text().count("no good") == 2 + 2 and not (
-        tmp_path / "results.parquet"
-    ).exists()
+    reproduce.main(command(images, tmp_path, "--methods", COOP, "--reference", COOP, "--seeds", "1"))
+    assert (tmp_path / "results.md").read_text().count("no good") == 2 + 1
+    assert not (tmp_path / "results.parquet").exists()
 
 
 def test_methods_from_elsewhere_diverge_alone_too(images, tmp_path, monkeypatch):
@@ -268,9 +263,10 @@ def test_methods_from_elsewhere_diverge_alone_too(images, tmp_path, monkeypatch)
         self.model.weight.data.fill_(torch.nan)
 
     monkeypatch.setattr(OutsideTrainer, "train", broken)
-    reproduce.main(command(images, tmp_path, "--methods", "linear_probe", COOP, "--reference", COOP, "--factors", "1"))
+    words = ["--methods", "linear_probe", "zero_shot", "--reference", "zero_shot", "--factors", "1", "--seeds", "1"]
+    reproduce.main(command(images, tmp_path, *words))
     tables, _, told = (tmp_path / "results.md").read_text().partition("## Runs that diverged")
-    assert f"| {COOP} |" in tables and "linear_probe" not in tables and told.count("| test |") == 2
+    assert "| zero_shot |" in tables and "linear_probe" not in tables and told.count("| test |") == 1
     assert "the weights that have learned, or the images, are not finite" in told
 
 
@@ -280,26 +276,13 @@ def test_learning_rates_may_come_from_one_part_of_the_table(tmp_path, monkeypatc
     def measure(run, output):
         measured.append(run)
         accuracy = 0.9 if run.learning_rate == 0.03 else 0.5
-        result = {**asdict(run), "accuracy": {"flat": accuracy}, "right": {"flat": "10"}, "images": "same"}
-        result |= {"worst_group": None, "train_seconds": 1.0, "steps": 2, "trainable_parameters": 3}
+        result = {**asdict(run), **COSTS, "accuracy": {"flat": accuracy}, "right": {"flat": "10"}}
         run.folder(output).mkdir(parents=True)
         (run.folder(output) / "result.json").write_text(json.dumps(result))
 
     monkeypatch.setattr(reproduce, "measure", measure)
-    words = [
-        "--table",
-        "shapes",
-        "--settings",
-        "clean",
-        "biased",
-        "--methods",
-        "jscpt",
-        "coop",
-        "--rates_from",
-        "clean",
-    ]
-    words += ["--seeds", "1", "2", "--processes", "1", "--output_dir", str(tmp_path / "out"), "--use_cpu"]
-    reproduce.main(words)
+    words = "--table shapes --settings clean biased --methods jscpt coop --rates_from clean --seeds 1 2 --processes 1"
+    reproduce.main([*words.split(), "--use_cpu", "--output_dir", str(tmp_path / "out")])
     searches, finals = ([run for run in measured if run.split == split] for split in ("validation", "test"))
     assert len(searches) == 2 * 3 and {run.setting for run in searches} == {"clean"}
     assert len(finals) == 2 * 2 * 2 and {run.learning_rate for run in finals} == {0.03}
@@ -319,16 +302,15 @@ def joint(images, tmp_path_factory):
 def test_base_and_new_classes_are_columns_of_each_task(joint):
     found = results(joint)
     assert list(found["task"]) == [f"{task}, {kind}" for task in ("my photos", "scans") for kind in ("base", "new")]
-    for row in found.itertuples():
-        assert row.accuracy == pytest.approx(row.right.count("1") / len(row.right))
+    assert found["accuracy"].tolist() == [right.count("1") / len(right) for right in found["right"]]
 
 
 def test_kept_features_answer_as_images_do(images, tmp_path):
     still = "--num_shared_tokens 0 --num_task_tokens 0 --class_residual both"
-    methods = ["zero_shot", f"jscpt {still}", "linear_probe"]
+    methods = [f"jscpt {still}", "linear_probe"]
     answers = []
     for views in ("0", "2"):
-        words = ["--learning_rate", "0", "--kept_views", views, "--methods", *methods, "--reference", "zero_shot"]
+        words = ["--learning_rate", "0", "--kept_views", views, "--methods", *methods, "--reference", "linear_probe"]
         reproduce.main(command(images, tmp_path / views, *words, "--seeds", "1", "--factors", "1"))
         answers.append(results(tmp_path / views)["right"])
     pd.testing.assert_series_equal(*answers)
@@ -386,7 +368,7 @@ def test_features_of_images_that_look_different_are_apart(other):
 @pytest.mark.parametrize(
     ("method", "views"),
     [
-        *(("clip_lora", 0), ("vpt", 0), ("jscpt", 0), ("coop", 8), ("linear_probe", 8)),
+        *(("clip_lora", 0), ("vpt", 0), ("jscpt", 0), ("coop", 8), ("linear_probe", 8), ("zero_shot", 8)),
         ("jscpt --num_shared_tokens 0 --num_task_tokens 0", 8),
     ],
 )

@@ -12,16 +12,13 @@ import benchmark_data
 import pytest
 import train
 from hub_server import Hub
-from paths import RECIPES, TINY_CLIP, load_recipe
-from peft import get_peft_model
+from paths import RECIPES, load_recipe
 from PIL import Image
-from recipe_runs import draw_images, fails
+from recipe_runs import draw_images, fails, on_folder, save_adapter
 from rich.console import Console
 from task_data import DataArguments
 from tested_images import load_tested, own_split
-from transformers import CLIPModel
 
-from jscpt_peft import JSCPTConfig
 from jscpt_peft.data import load_task_set, read_manifest, write_manifest
 from jscpt_peft.data.benchmarks import BENCHMARKS
 
@@ -42,7 +39,7 @@ def home(tmp_path_factory):
 def most_of_it(home, tmp_path_factory):
     """An adapter of 40 % of Office-Home: two images per class in training, two in validation, one in test."""
     task_set = load_task_set("office_home", home, train_fraction=0.4, seed=1)
-    return save_adapter(tmp_path_factory.mktemp("adapter"), task_set)
+    return adapter_of(tmp_path_factory.mktemp("adapter"), task_set)
 
 
 @pytest.fixture
@@ -50,15 +47,13 @@ def images(tmp_path):
     return draw_images(tmp_path / "images", count=14, suffix="png")
 
 
-def save_adapter(folder, task_set):
-    config = JSCPTConfig(tasks=task_set.class_names, num_shared_tokens=1, num_task_tokens=1)
-    get_peft_model(CLIPModel.from_pretrained(TINY_CLIP), config).save_pretrained(folder)
-    write_manifest(task_set.manifest, folder / "manifest.json")
+def adapter_of(folder, task_set):
+    write_manifest(task_set.manifest, save_adapter(folder, task_set.class_names) / "manifest.json")
     return folder
 
 
 def of_folder(folder, images, **options):
-    return save_adapter(folder, load_task_set("folder", images, seed=3, **options))
+    return adapter_of(folder, load_task_set("folder", images, seed=3, **options))
 
 
 def loaded(task_set, root, adapter, seed=42, **options):
@@ -83,15 +78,13 @@ def refused(*arguments, **options):
 @pytest.mark.slow
 def test_a_run_is_tested_on_its_own_split_whatever_the_seed(images, tmp_path, capsys):
     run = tmp_path / "run"
-    folder = ["--task_set", "folder", "--data_root", str(images), "--use_cpu"]
     quick = ["--max_steps", "1", "--per_device_train_batch_size", "1", "--save_strategy", "steps", "--save_steps", "1"]
-    train.main([*folder, *quick, "--eval_strategy", "no", "--shots", "2", "--seed", "7", "--output_dir", str(run)])
+    train.main(on_folder(images, run, *quick, "--eval_strategy", "no", "--shots", "2", "--seed", "7"))
     place, results = run / "manifest.json", json.loads((run / "results.json").read_text())["tasks"]
     capsys.readouterr()
-    for adapter, options in ((run, []), (run / "checkpoint-1", ["--shots", "2", "--seed", "3"])):
+    for adapter, options in ((run, []), (run / "checkpoint-1", ["--shots", "2"])):
         output = tmp_path / f"of {adapter.name}"
-        options += ["--adapter", str(adapter), "--output_dir", str(output), "--corruptions", "none"]
-        evaluate.main([*folder, *options])
+        evaluate.main(on_folder(images, output, "--adapter", adapter, "--corruptions", "none", *options))
         found = json.loads((output / "evaluation.json").read_text())
         assert read_manifest(output / "manifest.json") == read_manifest(place)
         known = {"split": "the adapter's own", "manifest": str(place), "seed": 7, "train_fraction": None, "shots": 2}
@@ -152,7 +145,7 @@ def test_images_of_training_validation_and_dev_are_refused(home, most_of_it, tmp
 
 def test_another_split_without_such_images_is_used(home, tmp_path):
     # With the same seed 40 % train and validate on the first four images of a class; 20 % on the first two of them.
-    few = save_adapter(tmp_path / "few", load_task_set("office_home", home, train_fraction=0.2, seed=1))
+    few = adapter_of(tmp_path / "few", load_task_set("office_home", home, train_fraction=0.2, seed=1))
     sizes, protocol, _, said = loaded("office_home", home, few, seed=1, train_fraction=0.4)
     assert sizes == dict.fromkeys(DOMAINS, 65)
     assert (protocol["split"], protocol["train_fraction"]) == ("drawn", 0.4)
@@ -162,7 +155,7 @@ def test_another_split_without_such_images_is_used(home, tmp_path):
 
 def test_part_of_a_mixture_is_compared_too(home, tmp_path):
     mixture = load_task_set("office_home,eurosat", home, seed=1)
-    adapter = save_adapter(tmp_path / "adapter", mixture)
+    adapter = adapter_of(tmp_path / "adapter", mixture)
     message = refused("office_home", home, adapter, seed=2)
     assert "of the 195 test images of task 'art'" in message
     assert "Give --task_set office_home,eurosat, as in its training, or the same --seed 1." in message
@@ -211,7 +204,7 @@ def test_images_that_cannot_be_compared_are_used_with_a_warning(images, tmp_path
 
 
 def test_drawn_shapes_are_never_those_of_training(tmp_path):
-    adapter = save_adapter(tmp_path / "adapter", load_task_set("shapes", seed=1, shots=2))
+    adapter = adapter_of(tmp_path / "adapter", load_task_set("shapes", seed=1, shots=2))
     sizes, protocol, _, said = loaded("shapes", None, adapter, seed=5)
     assert sum(sizes.values()) == 1600
     known = {"split": "drawn", "seed": 5, "shots": 16, "sources": None, "tasks_not_compared_with_training": None}
@@ -235,17 +228,16 @@ def test_a_file_that_is_no_manifest_is_told_of(images, tmp_path):
 def test_no_manifest_takes_the_place_of_that_of_a_training(images, tmp_path, capsys):
     adapter = of_folder(tmp_path / "adapter", images)
     own = (adapter / "manifest.json").read_text()
-    into = ["--task_set", "folder", "--data_root", str(images), "--adapter", str(adapter), "--use_cpu"]
-    into += ["--corruptions", "none", "--overwrite_output_dir", "--output_dir"]
-    evaluate.main([*into, str(adapter)])
+    options = ["--adapter", adapter, "--corruptions", "none", "--overwrite_output_dir"]
+    evaluate.main(on_folder(images, adapter, *options))
     assert (adapter / "manifest.json").read_text() == own
-    other = ["--shots", "2"]
-    message = fails(capsys, evaluate.main, *into, adapter, *other)
+    options += ["--shots", "2"]
+    message = fails(capsys, evaluate.main, *on_folder(images, adapter, *options))
     assert f"`output_dir` {adapter} holds an adapter, and the manifest.json of this evaluation is not that" in message
     assert (adapter / "manifest.json").read_text() == own
     run = tmp_path / "run"  # one that was interrupted
     shutil.copytree(adapter, run / "checkpoint-4")
-    assert "holds an adapter" in fails(capsys, evaluate.main, *into, run, *other)
+    assert "holds an adapter" in fails(capsys, evaluate.main, *on_folder(images, run, *options))
     assert not (run / "manifest.json").exists()
 
 

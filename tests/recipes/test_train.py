@@ -7,15 +7,10 @@ import re
 import shutil
 import sys
 
-import predict
 import pytest
 import task_data
 import train
-from paths import TINY_CLIP
-from peft import PeftModel
-from PIL import Image
-from recipe_runs import CLASSES, QUICK, draw_images, fails
-from transformers import CLIPModel
+from recipe_runs import QUICK, draw_images, fails, on_folder
 
 from jscpt_peft.evaluation import read_history
 from jscpt_peft.training.evaluating import EvaluatingTrainer
@@ -29,8 +24,7 @@ def finished_run(images, tmp_path_factory):
 
 
 def command(images, output, *more):
-    data = ["--task_set", "folder", "--data_root", str(images), "--seed", "3"]
-    return [*data, *QUICK, "--output_dir", str(output), *map(str, more)]
+    return on_folder(images, output, *QUICK, *more)
 
 
 def test_everything_is_written(finished_run):
@@ -54,16 +48,6 @@ def test_without_validation_images_there_is_no_evaluation_while_training(tmp_pat
         path.rename(folder / path.name)
     train.main(command(root, tmp_path / "out"))
     assert (tmp_path / "out" / "results.md").exists()
-
-
-def test_adapter_loads_again_and_predicts(finished_run, images, capsys):
-    model = PeftModel.from_pretrained(CLIPModel.from_pretrained(TINY_CLIP), finished_run)
-    path = next((images / "scans" / "sky").iterdir())
-    prediction = model.predict(Image.open(path), task="scans")[0]
-    assert set(prediction) == set(CLASSES)
-    predict.main(["--adapter", str(finished_run), "--task", "scans", str(path), "--top", "1"])
-    best, probability = next(iter(prediction.items()))
-    assert f"{best} {probability:.1%}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_events_for_tensorboard_are_in_the_output_directory(finished_run):
@@ -180,9 +164,9 @@ def test_ctrl_c_after_training_says_what_is_saved(images, tmp_path, capsys, monk
         return evaluate(*args, **kwargs)
 
     monkeypatch.setattr(EvaluatingTrainer, "evaluate", interrupted)
-    words = ["--task_set", "folder", "--data_root", str(images), "--use_cpu", "--eval_strategy", "no"]
+    words = ["--eval_strategy", "no", "--max_steps", "1", "--method", method]
     with pytest.raises(SystemExit) as stop:
-        train.main([*words, "--max_steps", "1", "--method", method, "--output_dir", str(tmp_path)])
+        train.main(on_folder(images, tmp_path, *words))
     assert stop.value.code == 130
     assert f"Interrupted; the {what} saved in {tmp_path}" in " ".join(capsys.readouterr().out.split())
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
