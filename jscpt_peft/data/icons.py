@@ -14,7 +14,7 @@ from PIL import Image
 from jscpt_peft.data.files import open_image
 from jscpt_peft.data.found import FoundTask, Images, build_task
 from jscpt_peft.data.manifest import images_of_manifest, new_manifest
-from jscpt_peft.data.splits import carve_dev, check_amount, take
+from jscpt_peft.data.splits import check_amount, sample_task
 from jscpt_peft.data.task import TaskSet
 
 FILE = "icons.parquet"
@@ -61,11 +61,7 @@ def icons_task_set(
     if manifest is not None:
         chosen = images_of_manifest(manifest, "icons", found, "`data_root`")
     else:
-        chosen = {}
-        for task, splits in found.items():
-            train, validation, dev = carve_dev(splits["train"], splits["validation"], seed, task)
-            train = {name: take(keys, train_fraction, shots, seed, task) for name, keys in train.items()}
-            chosen[task] = {"train": train, "validation": validation, "dev": dev, "test": splits["test"]}
+        chosen = {task: sample_task(splits, train_fraction, shots, seed, task) for task, splits in found.items()}
         manifest = new_manifest("icons", seed, {"train_fraction": train_fraction, "shots": shots}, chosen)
     tasks = [
         build_task(number, task, splits, images, template=TEMPLATE)
