@@ -25,9 +25,9 @@ FoundTask = dict[str, dict[str, list[str]]]
 
 
 class Images:
-    """How the images of a source are stored in a column, and opened from there; none is ever held in memory."""
+    """How the images of a source are stored in a column, here as files, and opened from there on access."""
 
-    feature: datasets.Image | dict
+    feature: datasets.Image | dict = datasets.Image(decode=False)
 
     def place(self, key: str) -> dict:
         """What the column holds for a key."""
@@ -35,7 +35,7 @@ class Images:
 
     def image(self, place: dict) -> Image.Image:
         """The image in a place."""
-        raise NotImplementedError
+        return open_image(place["bytes"] or place["path"])
 
     def opened(self, dataset: datasets.Dataset) -> datasets.Dataset:
         """`dataset` with a column `image` of places as one of images."""
@@ -51,13 +51,9 @@ class FilesOnDisk(Images):
     """Keys are paths relative to `root`."""
 
     root: Path
-    feature = datasets.Image(decode=False)
 
     def place(self, key: str) -> dict:
         return {"path": str(self.root.absolute() / key), "bytes": None}
-
-    def image(self, place: dict) -> Image.Image:
-        return open_image(place["path"])
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from jscpt_peft.data.files import open_image
 from jscpt_peft.data.found import FoundTask, Images, build_task
 from jscpt_peft.data.manifest import images_of_manifest, new_manifest
 from jscpt_peft.data.splits import check_amount, sample_task
@@ -27,13 +24,9 @@ class ImagesInMemory(Images):
     """Keys of a mapping to the bytes of image files: 2 MB in all."""
 
     files: Mapping[str, bytes]
-    feature = datasets.Image(decode=False)
 
     def place(self, key: str) -> dict:
         return {"path": None, "bytes": self.files[key]}
-
-    def image(self, place: dict) -> Image.Image:
-        return open_image(place["bytes"])
 
 
 def icons_task_set(
