@@ -14,8 +14,6 @@ from jscpt_peft.data.benchmarks import BENCHMARKS
 from jscpt_peft.data.hub_tables import facts_of_selection
 
 SPLITS = ("train", "validation", "dev", "test")
-
-
 AGAIN = "The Hub or the network failed, which may pass: run the same command again."
 
 
@@ -42,8 +40,7 @@ def test_rows_are_those_of_one_commit(tmp_path):
 
     def commits(hub, count):
         sizes = dict.fromkeys(("train", "test", "pool"), count)
-        names = {"dtd": dtd, "stanford_cars": cars}
-        return [publish(hub, name, place, per_class=sizes) for name, place in names.items()]
+        return [publish(hub, name, per_class=sizes) for name in ("dtd", "stanford_cars")]
 
     with Hub() as hub:
         old = commits(hub, 4)
