@@ -9,7 +9,8 @@ import io
 import json
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -169,9 +170,8 @@ def folder(name: str, root: Path, per_class: dict[str, int] | None = None) -> No
     counts = {**PER_CLASS, **(per_class or {})}
     if name == "office_home":
         for domain in benchmark.domains.values():
-            for label, raw in enumerate(sorted(raw_names(name))):
-                for number in range(sum(counts.values())):
-                    write(root / benchmark.folder / domain / raw / f"{number:05}.png", label, number)
+            for _, label, raw, number in _items(name, counts):
+                write(root / benchmark.folder / domain / raw / f"{number:05}.png", label, number)
     elif name == "mini_domainnet":
         _dassl(benchmark, root, counts)
     elif name == "fgvc_aircraft":
@@ -182,22 +182,23 @@ def folder(name: str, root: Path, per_class: dict[str, int] | None = None) -> No
 
 def libmtl_lists(root: Path) -> None:
     """LibMTL's lists of Office-Home, for a folder that is there: 6 images a class for training, 2 and 2."""
-    home = root / BENCHMARKS["office_home"].folder
+    folder = root / BENCHMARKS["office_home"].folder / "data_txt" / "office-home"
     for domain in BENCHMARKS["office_home"].domains.values():
-        lines = {split: [] for split in COOP_SPLITS}
-        for label, raw in enumerate(sorted(raw_names("office_home"))):
-            for number in range(10):
-                split = "train" if number < 6 else "val" if number < 8 else "test"
-                lines[split].append(f"{domain}/{raw}/{number:05}.png {label}")
-        for split, each in lines.items():
-            path = home / "data_txt" / "office-home" / f"{domain.replace(' ', '_')}_{split}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(each) + "\n", encoding="utf-8")
+        lists = defaultdict(list)
+        for split, label, raw, number in _items("office_home", PER_CLASS):
+            lists[split].append(f"{domain}/{raw}/{number:05}.png {label}")
+        write_lists(folder, f"{domain.replace(' ', '_')}_{{}}.txt", lists)
 
 
 def write(path: Path, label: int, number: int, domain: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encoded(*colour(label, number, domain), suffix=path.suffix[1:]))
+
+
+def write_lists(folder: Path, name: str, lists: Mapping[str, list[str]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, lines in lists.items():
+        (folder / name.format(split)).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _items(name: str, counts: dict[str, int]) -> Iterator[tuple[str, int, str, int]]:
@@ -223,7 +224,7 @@ def coop_name(name: str, raw: str) -> str:
 
 def _coop(benchmark: Benchmark, root: Path, counts: dict[str, int]) -> None:
     home = root / benchmark.folder
-    splits = {split: [] for split in COOP_SPLITS}
+    splits = defaultdict(list)
     for split, label, raw, number in _items(benchmark.name, counts):
         path = f"{raw}/image_{number:04}.png"
         write(home / benchmark.images / path, label, number)
@@ -233,27 +234,24 @@ def _coop(benchmark: Benchmark, root: Path, counts: dict[str, int]) -> None:
 
 def _aircraft(benchmark: Benchmark, root: Path, counts: dict[str, int]) -> None:
     home = root / benchmark.folder
-    lists = {split: [] for split in COOP_SPLITS}
+    lists = defaultdict(list)
     for split, label, raw, number in _items(benchmark.name, counts):
         image = f"{1_000_000 + 100 * label + number}"
         write(home / benchmark.images / f"{image}.jpg", label, number)
         lists[split].append(f"{image} {raw}")
-    (home / "variants.txt").write_text("\n".join(raw_names(benchmark.name)) + "\n", encoding="utf-8")
-    for split, lines in lists.items():
-        (home / f"images_variant_{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_lists(home, "images_variant_{}.txt", lists)
+    write_lists(home, "{}.txt", {"variants": raw_names(benchmark.name)})
 
 
 def _dassl(benchmark: Benchmark, root: Path, counts: dict[str, int]) -> None:
     home = root / benchmark.folder
-    (home / "splits_mini").mkdir(parents=True)
     for number_of_domain, domain in enumerate(benchmark.domains.values()):
-        lines = {"train": [], "test": []}
+        lists = defaultdict(list)
         for split, label, raw, number in _items(benchmark.name, counts):
             path = f"{domain}/{raw}/{number}.png"
             write(home / path, label, number, number_of_domain)
-            lines["test" if split == "test" else "train"].append(f"{path} {label}")
-        for split, each in lines.items():
-            (home / "splits_mini" / f"{domain}_{split}.txt").write_text("\n".join(each) + "\n", encoding="utf-8")
+            lists["test" if split == "test" else "train"].append(f"{path} {label}")
+        write_lists(home / "splits_mini", f"{domain}_{{}}.txt", lists)
 
 
 def coop_zip(name: str, folder_of: Path) -> bytes:
