@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .task import SPLITS, Task, TaskSet, changed_rows, read_column
+from .task import SPLITS, Task, TaskSet, read_column
 
 if TYPE_CHECKING:  # takes seconds to import
     import datasets
@@ -51,7 +51,12 @@ def of_classes(table: datasets.Dataset, class_names: Sequence[str], chosen: Sequ
     place = {name: number for number, name in enumerate(chosen)}
     labels = [place.get(class_names[label]) for label in read_column(table, "label")]
     rows = [row for row, label in enumerate(labels) if label is not None]
-    return changed_rows(table, rows, named=False, label=[labels[row] for row in rows])
+    # With a format, of shapes' drawing for example, every image would be made for a change of the table.
+    plain, form = table.with_format(None), table.format
+    plain = plain.remove_columns("label").add_column("label", [-1 if label is None else label for label in labels])
+    kept = plain.select(rows)
+    kept.set_format(form["type"], form["columns"], form["output_all_columns"], **form["format_kwargs"])
+    return kept
 
 
 def _half(task: Task) -> int:

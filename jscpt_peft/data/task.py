@@ -20,23 +20,15 @@ def read_column(dataset: datasets.Dataset, name: str) -> list:
     return dataset.with_format("arrow", columns=[name])[:][name].to_pylist()
 
 
-def changed_rows(
-    dataset: datasets.Dataset, rows: Sequence[int], named: bool = True, **columns: Sequence[int]
-) -> datasets.Dataset:
-    """Some rows, opened as before, with other numbers in some columns; no image is decoded.
-
-    Unless `named`, what a `ClassLabel` has called these numbers is no longer theirs.
-    """
+def changed_rows(dataset: datasets.Dataset, rows: Sequence[int], **columns: Sequence[int]) -> datasets.Dataset:
+    """Some rows, opened as before, with other numbers in some columns; no image is decoded."""
     import datasets
     import pyarrow as pa
 
-    info = dataset.info.copy()
-    if not named:
-        info.features.update(dict.fromkeys(columns, datasets.Value("int64")))
     table = dataset.with_format("arrow")[:].take(pa.array(rows, pa.int64()))
     for name, values in columns.items():
         table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.int64()))
-    changed = datasets.Dataset(table.cast(info.features.arrow_schema), info=info)
+    changed = datasets.Dataset(table.cast(dataset.features.arrow_schema), info=dataset.info)
     shown = dict(dataset.format)
     return changed.with_format(**{**shown, **shown.pop("format_kwargs")})
 
