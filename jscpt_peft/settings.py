@@ -118,9 +118,7 @@ def annotations_of(settings: type) -> dict[str, Any]:
 def check_settings(settings: Any, annotations: Mapping[str, Any] | None = None) -> None:
     """Checks every field of a dataclass instance; to be called by its `__post_init__`.
 
-    Args:
-        settings: it.
-        annotations: of inherited fields whose own ones say too little or too much.
+    `annotations` are of inherited fields whose own ones say too little or too much.
 
     Raises:
         ValueError: as `check_setting`.
@@ -140,13 +138,10 @@ def path_given(argument: str, value: Any) -> Path:
 
 
 def check_setting(argument: str, value: Any, annotation: Any) -> None:
-    """Checks one value.
+    """Checks that the value of an argument is what an annotation says.
 
-    Args:
-        argument: its name.
-        value: it.
-        annotation: what it may be. A whole number will do for a `float`; `True` is no number, NaN and infinities are
-            none; of an enumeration the values will do.
+    A whole number will do for a `float`; `True` is no number, NaN and infinities are none; of an enumeration the
+    values will do.
 
     Raises:
         ValueError: it is something else; the message names the argument, the value and what would do.

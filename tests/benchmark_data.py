@@ -9,7 +9,8 @@ import io
 import json
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -78,26 +79,43 @@ def encoded(*rgb: int, suffix: str = "png") -> bytes:
 
 
 def repository(
-    name: str, place: HubTable, per_class: dict[str, int] | None = None, filling: bytes = b"", shards: int = 2
+    name: str,
+    place: HubTable,
+    per_class: dict[str, int] | None = None,
+    filling: bytes = b"",
+    shards: int = 2,
+    times: int = 1,
 ) -> dict[str, bytes]:
-    """The files of a data set repository: path -> content; `filling` follows the bytes of every image."""
-    benchmark = BENCHMARKS[name]
-    tables = {}
+    """The files of a data set repository: path -> content.
+
+    `filling` follows the bytes of every image; `times` multiplies the images of each class.
+    """
+    benchmark, tables = BENCHMARKS[name], {}
     for split, ours in place.splits.items():
         count = {**PER_CLASS, "pool": 10, **(per_class or {})}[ours]
-        tables[split] = frames(name, count) if place.middle_frame else images(benchmark, place, count, filling)
-    return parquet_files(tables, shards, rows=100 if filling else 1000)
+        if place.middle_frame:  # a clip is known by its columns: in another file it would still be the same one
+            tables[split] = frames(name, count * times)
+        else:
+            tables[split] = images(benchmark, place, count, filling)
+    return parquet_files(tables, shards, 100 if filling else 1000, 1 if place.middle_frame else times)
 
 
-def parquet_files(tables: dict[str, datasets.Dataset], shards: int = 2, rows: int = 1000) -> dict[str, bytes]:
-    """Splits as `push_to_hub` publishes them: several files each, in groups of `rows`, and described in the README."""
+def parquet_files(
+    tables: dict[str, datasets.Dataset], shards: int = 2, rows: int = 1000, times: int = 1
+) -> dict[str, bytes]:
+    """Splits as `push_to_hub` publishes them: several files each, in groups of `rows`, and described in the README.
+
+    With `times`, each file is there so many times.
+    """
     files, splits = {}, datasets.SplitDict()
     for split, table in tables.items():
         for number in range(shards):
             buffer = io.BytesIO()
             table.shard(shards, number, contiguous=True).to_parquet(buffer, batch_size=rows)
-            files[f"data/{split}-{number:05}-of-{shards:05}.parquet"] = buffer.getvalue()
-        splits.add(datasets.SplitInfo(split, num_bytes=1, num_examples=len(table)))
+            for copy in range(times):
+                path = f"data/{split}-{copy * shards + number:05}-of-{times * shards:05}.parquet"
+                files[path] = buffer.getvalue()
+        splits.add(datasets.SplitInfo(split, num_bytes=1, num_examples=times * len(table)))
     card = DatasetCardData()
     info = datasets.DatasetInfo(features=next(iter(tables.values())).features, splits=splits, dataset_size=1)
     DatasetInfosDict(default=info).to_dataset_card_data(card)
@@ -110,45 +128,37 @@ def images(benchmark: Benchmark, place: HubTable, count: int, filling: bytes = b
     """Rows in the order class, domain, number; with what is to be dropped between them."""
     names = sorted(raw_names(benchmark.name) + FOREIGN_NAMES.get(benchmark.name, []))
     domains = sorted([*benchmark.domains.values(), *FOREIGN_DOMAINS.get(benchmark.name, [])]) or [""]
-    columns = {"image": [], place.label: [], **({place.domain: []} if place.domain else {})}
-    for label in range(len(names)):
-        for number_of_domain, domain in enumerate(domains):
-            for number in range(count):
-                content = encoded(*colour(label, number, number_of_domain))
-                columns["image"].append({"bytes": content + filling, "path": f"{number}.png"})
-                columns[place.label].append(label)
-                if place.domain:
-                    columns[place.domain].append(domain)
+    rows = [
+        {
+            "image": {"bytes": encoded(*colour(label, number, number_of_domain)) + filling, "path": f"{number}.png"},
+            place.label: label,
+            **({place.domain: domain} if place.domain else {}),
+        }
+        for label in range(len(names))
+        for number_of_domain, domain in enumerate(domains)
+        for number in range(count)
+    ]
     kinds = {"image": datasets.Image(), place.label: datasets.ClassLabel(names=names)}
-    if place.domain:
-        # DomainNet's domains are class labels, Office-Home's are strings.
+    if place.domain:  # DomainNet's domains are class labels, Office-Home's are strings
         by_label = benchmark.name == "mini_domainnet"
         kinds[place.domain] = datasets.ClassLabel(names=domains) if by_label else datasets.Value("string")
-        if by_label:
-            columns[place.domain] = [domains.index(domain) for domain in columns[place.domain]]
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+    return datasets.Dataset.from_list(rows, features=datasets.Features(kinds))
 
 
 def frames(name: str, clips: int) -> datasets.Dataset:
     """UCF101 as frames: 3 or 4 of each clip, not in order; the middle one is green by its number, the others black."""
-    names = sorted(raw_names(name))
-    columns = {"image": [], "video_id": [], "clip_id": [], "frame": [], "label": []}
+    names, rows = sorted(raw_names(name)), []
     for label, raw in enumerate(names):
         for clip in range(clips):
             length = 3 + clip % 2
             for frame in sorted(range(length), key=lambda each: (each * 2) % length):
-                middle = frame == length // 2
-                rgb = colour(label, clip) if middle else (0, 255, 255)
-                columns["image"].append({"bytes": encoded(*rgb), "path": None})
-                columns["video_id"].append(f"v_{raw}_g01")
-                columns["clip_id"].append(f"c{clip:02}")
-                columns["frame"].append(frame)
-                columns["label"].append(label)
+                rgb = colour(label, clip) if frame == length // 2 else (0, 255, 255)
+                ids = {"video_id": f"v_{raw}_g01", "clip_id": f"c{clip:02}", "frame": frame}
+                rows.append({"image": {"bytes": encoded(*rgb), "path": None}, **ids, "label": label})
     text = datasets.Value("string")
     kinds = {"image": datasets.Image(), "video_id": text, "clip_id": text, "frame": datasets.Value("int64")}
-    return datasets.Dataset.from_dict(
-        columns, features=datasets.Features({**kinds, "label": datasets.ClassLabel(names=names)})
-    )
+    features = datasets.Features({**kinds, "label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_list(rows, features=features)
 
 
 # ---- folders --------------------------------------------------------------------------------------------------------
@@ -160,9 +170,8 @@ def folder(name: str, root: Path, per_class: dict[str, int] | None = None) -> No
     counts = {**PER_CLASS, **(per_class or {})}
     if name == "office_home":
         for domain in benchmark.domains.values():
-            for label, raw in enumerate(sorted(raw_names(name))):
-                for number in range(sum(counts.values())):
-                    write(root / benchmark.folder / domain / raw / f"{number:05}.png", label, number)
+            for _, label, raw, number in _items(name, counts):
+                write(root / benchmark.folder / domain / raw / f"{number:05}.png", label, number)
     elif name == "mini_domainnet":
         _dassl(benchmark, root, counts)
     elif name == "fgvc_aircraft":
@@ -173,22 +182,23 @@ def folder(name: str, root: Path, per_class: dict[str, int] | None = None) -> No
 
 def libmtl_lists(root: Path) -> None:
     """LibMTL's lists of Office-Home, for a folder that is there: 6 images a class for training, 2 and 2."""
-    home = root / BENCHMARKS["office_home"].folder
+    folder = root / BENCHMARKS["office_home"].folder / "data_txt" / "office-home"
     for domain in BENCHMARKS["office_home"].domains.values():
-        lines = {split: [] for split in COOP_SPLITS}
-        for label, raw in enumerate(sorted(raw_names("office_home"))):
-            for number in range(10):
-                split = "train" if number < 6 else "val" if number < 8 else "test"
-                lines[split].append(f"{domain}/{raw}/{number:05}.png {label}")
-        for split, each in lines.items():
-            path = home / "data_txt" / "office-home" / f"{domain.replace(' ', '_')}_{split}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("\n".join(each) + "\n", encoding="utf-8")
+        lists = defaultdict(list)
+        for split, label, raw, number in _items("office_home", PER_CLASS):
+            lists[split].append(f"{domain}/{raw}/{number:05}.png {label}")
+        write_lists(folder, f"{domain.replace(' ', '_')}_{{}}.txt", lists)
 
 
 def write(path: Path, label: int, number: int, domain: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encoded(*colour(label, number, domain), suffix=path.suffix[1:]))
+
+
+def write_lists(folder: Path, name: str, lists: Mapping[str, list[str]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, lines in lists.items():
+        (folder / name.format(split)).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _items(name: str, counts: dict[str, int]) -> Iterator[tuple[str, int, str, int]]:
@@ -214,7 +224,7 @@ def coop_name(name: str, raw: str) -> str:
 
 def _coop(benchmark: Benchmark, root: Path, counts: dict[str, int]) -> None:
     home = root / benchmark.folder
-    splits = {split: [] for split in COOP_SPLITS}
+    splits = defaultdict(list)
     for split, label, raw, number in _items(benchmark.name, counts):
         path = f"{raw}/image_{number:04}.png"
         write(home / benchmark.images / path, label, number)
@@ -224,27 +234,24 @@ def _coop(benchmark: Benchmark, root: Path, counts: dict[str, int]) -> None:
 
 def _aircraft(benchmark: Benchmark, root: Path, counts: dict[str, int]) -> None:
     home = root / benchmark.folder
-    lists = {split: [] for split in COOP_SPLITS}
+    lists = defaultdict(list)
     for split, label, raw, number in _items(benchmark.name, counts):
         image = f"{1_000_000 + 100 * label + number}"
         write(home / benchmark.images / f"{image}.jpg", label, number)
         lists[split].append(f"{image} {raw}")
-    (home / "variants.txt").write_text("\n".join(raw_names(benchmark.name)) + "\n", encoding="utf-8")
-    for split, lines in lists.items():
-        (home / f"images_variant_{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_lists(home, "images_variant_{}.txt", lists)
+    write_lists(home, "{}.txt", {"variants": raw_names(benchmark.name)})
 
 
 def _dassl(benchmark: Benchmark, root: Path, counts: dict[str, int]) -> None:
     home = root / benchmark.folder
-    (home / "splits_mini").mkdir(parents=True)
     for number_of_domain, domain in enumerate(benchmark.domains.values()):
-        lines = {"train": [], "test": []}
+        lists = defaultdict(list)
         for split, label, raw, number in _items(benchmark.name, counts):
             path = f"{domain}/{raw}/{number}.png"
             write(home / path, label, number, number_of_domain)
-            lines["test" if split == "test" else "train"].append(f"{path} {label}")
-        for split, each in lines.items():
-            (home / "splits_mini" / f"{domain}_{split}.txt").write_text("\n".join(each) + "\n", encoding="utf-8")
+            lists["test" if split == "test" else "train"].append(f"{path} {label}")
+        write_lists(home / "splits_mini", f"{domain}_{{}}.txt", lists)
 
 
 def coop_zip(name: str, folder_of: Path) -> bytes:
@@ -265,6 +272,13 @@ def publish(hub: Hub, name: str, place: HubTable | None = None, revision: str | 
     place = place or next(each for each in BENCHMARKS[name].hub if isinstance(each, HubTable))
     files = repository(name, place, **options)
     return hub.add(place.repository, files, kind="datasets", revision=revision or place.revision or "main")
+
+
+def publish_archive(hub: Hub, name: str, folder_of: Path) -> None:
+    """The zip file of a benchmark's first choice, with what is made below `folder_of`."""
+    folder(name, folder_of)
+    archive = BENCHMARKS[name].hub[0]
+    hub.add(archive.repository, {archive.file: coop_zip(name, folder_of)}, revision=archive.revision)
 
 
 def load(hub: Hub, home: Path, *options: dict, **environment: str) -> tuple[list[dict], str]:

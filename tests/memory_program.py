@@ -1,6 +1,7 @@
-"""Trains on a task set for some steps and prints what memory the process and its data workers took.
+"""Trains on task sets for some steps, each in a process of its own, and prints what memory it and its workers took.
 
-`python tests/memory_program.py '{"name": "few_shot_10", "train_fraction": 1.0}' FOLDER`: one line of JSON, in bytes.
+`python tests/memory_program.py '[{"name": "few_shot_10", "train_fraction": 1.0}]' FOLDER`: a line of JSON each, in
+bytes.
 `anonymous` is what the processes themselves hold after the last step; `all` is the most at any time, mapped files
 included, of which the system keeps as much as it has room for.
 """
@@ -8,6 +9,7 @@ included, of which the system keeps as much as it has room for.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import sys
 import threading
@@ -15,17 +17,15 @@ from pathlib import Path
 
 import psutil
 import torch
-from paths import TINY_CLIP
-from peft import get_peft_model
-from transformers import CLIPImageProcessorPil, CLIPModel, TrainerCallback
+from adapted import adapted_clip
+from transformers import TrainerCallback
 
-from jscpt_peft import JSCPTConfig
 from jscpt_peft.data import ImageTaskDataset, image_transform, load_task_set
 from jscpt_peft.training import JSCPTTrainer, JSCPTTrainingArguments
 
 
 class Watch(threading.Thread):
-    """Looks at the memory of this process and its children twice a second."""
+    """Looks at the memory twice a second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -45,8 +45,8 @@ class Held(TrainerCallback):
 
 
 def memory() -> dict[str, int]:
-    """Of this process and its children, in proportional shares: pages that several share are counted once in all."""
-    process = psutil.Process()
+    """Of this process, its workers, and the one that has imported all for it; pages that they share count once."""
+    process = psutil.Process().parent()
     found = dict.fromkeys(("Pss", "Pss_Anon"), 0)
     for each in (process, *process.children(recursive=True)):
         try:
@@ -58,18 +58,15 @@ def memory() -> dict[str, int]:
     return {"all": found["Pss"], "anonymous": found["Pss_Anon"]}
 
 
-def main(options: dict, folder: str) -> dict[str, int]:
+def measure(options: dict, folder: str) -> None:
     watch = Watch()
     watch.start()
     task_set = load_task_set(**options)
-    clip, processor = CLIPModel.from_pretrained(TINY_CLIP), CLIPImageProcessorPil.from_pretrained(TINY_CLIP)
-    statistics = {"mean": processor.image_mean, "std": processor.image_std}
-    size = processor.crop_size["height"]
     images = {
-        split: ImageTaskDataset(task_set.split(split), image_transform(size, **statistics, train=split == "train"))
-        for split in ("train", "dev", "validation")
+        split: ImageTaskDataset(task_set.split(split), image_transform(64, (0.5,) * 3, (0.25,) * 3, split == "train"))
+        for split in ("train", "dev")
     }
-    config = JSCPTConfig(tasks=task_set.class_names, num_shared_tokens=1, num_task_tokens=1)
+    some = [table.take(16) for table in task_set.split("validation")]  # of which there are no more with more images
     arguments = JSCPTTrainingArguments(
         output_dir=folder,
         max_steps=2,
@@ -84,20 +81,27 @@ def main(options: dict, folder: str) -> dict[str, int]:
         disable_tqdm=True,
     )
     trainer = JSCPTTrainer(
-        get_peft_model(clip, config),
+        adapted_clip(tasks=task_set.class_names, num_shared_tokens=1, num_task_tokens=1),
         arguments,
         train_dataset=images["train"],
         dev_dataset=images["dev"],
-        eval_dataset=images["validation"],
+        eval_dataset=ImageTaskDataset(some, images["dev"].transform),
         callbacks=[held := Held()],
     )
     trainer.train()
     watch.done.set()
     watch.join()
     count = {split: sum(len(task.split(split)) for task in task_set) for split in ("train", "test")}
-    return {"all": watch.most, "anonymous": held.anonymous, **count, "steps": trainer.state.global_step}
+    found = {"all": watch.most, "anonymous": held.anonymous, **count, "steps": trainer.state.global_step}
+    print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(main(json.loads(sys.argv[1]), sys.argv[2])))
+    for number, options in enumerate(json.loads(sys.argv[1])):
+        arguments = (options, f"{sys.argv[2]}/{number}")
+        process = multiprocessing.get_context("fork").Process(target=measure, args=arguments)
+        process.start()
+        process.join()
+        if process.exitcode:
+            sys.exit(process.exitcode)

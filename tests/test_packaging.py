@@ -105,7 +105,7 @@ start = time.perf_counter()
 import jscpt_peft
 further = time.perf_counter() - start
 assert (hooks(), classes()) == before, "importing the package has changed torch or peft"
-import jscpt_peft.scheduling
+import jscpt_peft.data, jscpt_peft.scheduling
 print(json.dumps([of_peft, further, sorted(sys.modules)]))
 """
 

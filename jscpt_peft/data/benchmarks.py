@@ -48,12 +48,11 @@ class HubTable:
 
 @dataclass(frozen=True)
 class HubArchive:
-    """A zip file on the Hub that holds a data set in CoOp's layout."""
+    """A zip file in a model repository on the Hub that holds a data set in CoOp's layout."""
 
     repository: str
     file: str
     revision: str
-    repo_type: str = "model"
 
 
 @dataclass(frozen=True)

@@ -78,25 +78,14 @@ def check_map_style(argument: str, dataset: Any) -> None:
         )
 
 
-def image_task_datasets(dataset: Any) -> Iterator[ImageTaskDataset]:
-    """Those that a data set is made of, as far as it is."""
-    if isinstance(dataset, ImageTaskDataset):
-        yield dataset
-    elif isinstance(dataset, ConcatDataset):
-        for part in dataset.datasets:
-            yield from image_task_datasets(part)
-    elif isinstance(dataset, (Subset, ByTask)):
-        yield from image_task_datasets(dataset.dataset)
-
-
-def tables(dataset: Any) -> Iterator[Any]:
-    """The Hugging Face data sets that a data set is made of, as far as it is; not those of `ImageTaskDataset`s."""
+def parts_of(dataset: Any) -> Iterator[Any]:
+    """What a data set is put together of: `ImageTaskDataset`s, Hugging Face data sets, or others; or it itself."""
     if isinstance(dataset, ConcatDataset):
         for part in dataset.datasets:
-            yield from tables(part)
+            yield from parts_of(part)
     elif isinstance(dataset, (Subset, ByTask)):
-        yield from tables(dataset.dataset)
-    elif hasattr(dataset, "features"):
+        yield from parts_of(dataset.dataset)
+    else:
         yield dataset
 
 

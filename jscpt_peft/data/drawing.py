@@ -179,10 +179,6 @@ def _grain(image: Image.Image, strength: float, rng: Random) -> Image.Image:
     return Image.blend(image, noise, strength)
 
 
-def _shrink(image: Image.Image) -> Image.Image:
-    return image.reduce(OVERSAMPLING)
-
-
 def _pale_background(scene: Scene, rng: Random, contrast: float = 0.25, coarseness: float = 1.0) -> Image.Image:
     ground, white = COLOURS[scene.ground], (255, 255, 255)
     share = rng.uniform(0.7, 0.85)
@@ -194,7 +190,7 @@ def _flat(scene: Scene, rng: Random) -> Image.Image:
     image = _pale_background(scene, rng)
     for contours, colour in _things(scene, rng):
         image.paste(colour, mask=_filled(contours))
-    return _shrink(image)
+    return image.reduce(OVERSAMPLING)
 
 
 def _outline(scene: Scene, rng: Random) -> Image.Image:
@@ -202,7 +198,7 @@ def _outline(scene: Scene, rng: Random) -> Image.Image:
     width = rng.randint(5, 8)
     for contours, colour in _things(scene, rng):
         image.paste(colour, mask=_stroked(contours, width, 0, rng))
-    return _shrink(image)
+    return image.reduce(OVERSAMPLING)
 
 
 def _chalk(scene: Scene, rng: Random) -> Image.Image:
@@ -214,7 +210,7 @@ def _chalk(scene: Scene, rng: Random) -> Image.Image:
         strokes = _stroked(contours, 5, 2.5, rng)
         mask = ImageChops.lighter(strokes, ImageChops.multiply(hatching, _filled(contours)))
         image.paste(_mix(colour, (255, 255, 255), 0.55), mask=mask)
-    return _grain(_shrink(image), 0.12, rng)
+    return _grain(image.reduce(OVERSAMPLING), 0.12, rng)
 
 
 def _mosaic(scene: Scene, rng: Random) -> Image.Image:

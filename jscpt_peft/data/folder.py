@@ -8,7 +8,7 @@ from pathlib import Path
 from jscpt_peft.data.found import POOL, FilesOnDisk, FoundTask, build_task, keys_of
 from jscpt_peft.data.layout import LAYOUT, find_images
 from jscpt_peft.data.manifest import images_of_manifest, new_manifest
-from jscpt_peft.data.splits import carve_dev, check_amount, split_pools, take
+from jscpt_peft.data.splits import check_amount, sample_task, split_pools
 from jscpt_peft.data.task import TaskSet
 
 logger = logging.getLogger(__name__)
@@ -60,9 +60,7 @@ def folder_task_set(
         chosen = {}
         for task, splits in found.items():
             splits = _complete(task, splits, validation_fraction, test_fraction, split_seed)
-            train, validation, dev = carve_dev(splits["train"], splits["validation"], seed, task)
-            train = {folder: take(keys, train_fraction, shots, seed, task) for folder, keys in train.items()}
-            chosen[task] = {"train": train, "validation": validation, "dev": dev, "test": splits["test"]}
+            chosen[task] = sample_task(splits, train_fraction, shots, seed, task)
         options = {
             "train_fraction": train_fraction,
             "shots": shots,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,25 +26,27 @@ FoundTask = dict[str, dict[str, list[str]]]
 
 
 class Images:
-    """How the images of a source are stored in a column, and opened from there; none is ever held in memory."""
+    """How the images of a source are stored in a column, here as files, and opened from there on access."""
 
-    feature: datasets.Image | dict
+    feature: datasets.Image | dict = datasets.Image(decode=False)
 
     def place(self, key: str) -> dict:
         """What the column holds for a key."""
         raise NotImplementedError
 
-    def image(self, place: dict) -> Image.Image:
+    @staticmethod  # data sets copy and hash what opens their images at every turn: nothing of `self` with it
+    def image(place: dict) -> Image.Image:
         """The image in a place."""
-        raise NotImplementedError
+        return open_image(place["bytes"] or place["path"])
 
     def opened(self, dataset: datasets.Dataset) -> datasets.Dataset:
         """`dataset` with a column `image` of places as one of images."""
-        return dataset.with_transform(self._read, columns=["image"], output_all_columns=True)
+        return dataset.with_transform(partial(_images, self.image), columns=["image"], output_all_columns=True)
 
-    def _read(self, batch: dict[str, list]) -> dict[str, list]:
-        """The transform of the data sets; `batch` is empty where `image` was not selected."""
-        return {name: [self.image(place) for place in places] for name, places in batch.items()}
+
+def _images(image: Callable[[dict], Image.Image], batch: dict[str, list]) -> dict[str, list]:
+    """The transform of the data sets; `batch` is empty where `image` was not selected."""
+    return {name: [image(place) for place in places] for name, places in batch.items()}
 
 
 @dataclass(frozen=True)
@@ -51,13 +54,9 @@ class FilesOnDisk(Images):
     """Keys are paths relative to `root`."""
 
     root: Path
-    feature = datasets.Image(decode=False)
 
     def place(self, key: str) -> dict:
         return {"path": str(self.root.absolute() / key), "bytes": None}
-
-    def image(self, place: dict) -> Image.Image:
-        return open_image(place["path"])
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,9 @@ class RowsOfTables(Images):
         split, _, number = key.rpartition("/")
         row = int(number)
         return {"split": split, "row": self.places[split][row] if split in self.places else row}
+
+    def __deepcopy__(self, _memo: dict) -> RowsOfTables:
+        return self  # data sets copy it whenever their format changes
 
     def image(self, place: dict) -> Image.Image:
         stored = self.tables[place["split"]][place["row"]]["image"]["bytes"]

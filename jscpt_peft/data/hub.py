@@ -32,7 +32,7 @@ def hub_source(benchmark: Benchmark, place: HubTable | HubArchive, revision: str
     # Rows are known by their numbers, and copies on disk by the repository's commit: both hold for one commit only.
     commit = resolve_revision(
         place.repository,
-        repo_type=place.repo_type if archive else "dataset",
+        repo_type="model" if archive else "dataset",
         revision=revision or place.revision,
         local_files_only=datasets.config.HF_HUB_OFFLINE,
     ).resolved
@@ -71,8 +71,8 @@ def _archive(benchmark: Benchmark, place: HubArchive, commit: str) -> Source:
     kept = Path(constants.HF_HOME, "jscpt_peft", f"{benchmark.name}-{commit}")
     if not kept.is_dir():
         offline = datasets.config.HF_HUB_OFFLINE
-        repository = {"repo_type": place.repo_type, "revision": commit, "local_files_only": offline}
-        _unpack(benchmark, hf_hub_download(place.repository, place.file, **repository), kept)
+        path = hf_hub_download(place.repository, place.file, revision=commit, local_files_only=offline)
+        _unpack(benchmark, path, kept)
     return local_source(benchmark, kept)
 
 

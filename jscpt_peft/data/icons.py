@@ -6,15 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from jscpt_peft.data.files import open_image
 from jscpt_peft.data.found import FoundTask, Images, build_task
 from jscpt_peft.data.manifest import images_of_manifest, new_manifest
-from jscpt_peft.data.splits import carve_dev, check_amount, take
+from jscpt_peft.data.splits import check_amount, sample_task
 from jscpt_peft.data.task import TaskSet
 
 FILE = "icons.parquet"
@@ -27,13 +24,9 @@ class ImagesInMemory(Images):
     """Keys of a mapping to the bytes of image files: 2 MB in all."""
 
     files: Mapping[str, bytes]
-    feature = datasets.Image(decode=False)
 
     def place(self, key: str) -> dict:
         return {"path": None, "bytes": self.files[key]}
-
-    def image(self, place: dict) -> Image.Image:
-        return open_image(place["bytes"])
 
 
 def icons_task_set(
@@ -61,11 +54,7 @@ def icons_task_set(
     if manifest is not None:
         chosen = images_of_manifest(manifest, "icons", found, "`data_root`")
     else:
-        chosen = {}
-        for task, splits in found.items():
-            train, validation, dev = carve_dev(splits["train"], splits["validation"], seed, task)
-            train = {name: take(keys, train_fraction, shots, seed, task) for name, keys in train.items()}
-            chosen[task] = {"train": train, "validation": validation, "dev": dev, "test": splits["test"]}
+        chosen = {task: sample_task(splits, train_fraction, shots, seed, task) for task, splits in found.items()}
         manifest = new_manifest("icons", seed, {"train_fraction": train_fraction, "shots": shots}, chosen)
     tasks = [
         build_task(number, task, splits, images, template=TEMPLATE)

@@ -81,8 +81,7 @@ def shapes_task_set(
     }
     for split, size in sizes.items():
         if size < 1:
-            name = "shots" if split == "train" else f"{split}_per_class"
-            raise ValueError(f"`{name}` is {size}: every split needs at least one image per class.")
+            raise ValueError(f"`{split}_per_class` is {size}: every split needs at least one image per class.")
     strengths = _strengths(spurious_strength, tasks)
     built = [
         Task(
@@ -134,16 +133,15 @@ def _strengths(spurious_strength: SpuriousStrength, tasks: Sequence[str]) -> dic
 
 def _split(seed: int, task: str, task_id: int, split: str, per_class: int, strength: float) -> Dataset:
     """The data set of one split; row `index` has label `index` modulo the number of classes."""
-    columns = {name: [] for name in _FEATURES}
+    rows = []
     for index in range(per_class * len(CLASS_NAMES)):
         label = index % len(CLASS_NAMES)
         key = f"{seed}/{task}/{split}/{index}"
         background = _draw_background(label, strength, Random(f"{key}/background"))
         scene = {"seed": key, "shape": tuple(OUTLINES)[label], "style": task, "background": background}
-        row = (scene, label, task_id, int(background == aligned_background(label)), key)
-        for name, value in zip(_FEATURES, row, strict=True):
-            columns[name].append(value)
-    dataset = Dataset.from_dict(columns, features=_FEATURES)
+        group = int(background == aligned_background(label))
+        rows.append({"image": scene, "label": label, "task_id": task_id, "group": group, "key": key})
+    dataset = Dataset.from_list(rows, features=_FEATURES)
     return dataset.with_transform(_render, columns=["image"], output_all_columns=True)
 
 

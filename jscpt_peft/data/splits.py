@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 KeysOfClass = Mapping[str, Sequence[str]]
 
+DEV_OF_VALIDATION = 0.5
+DEV_OF_TRAIN = 0.2
+
 
 def check_amount(train_fraction: float | None, shots: int | None, manifest: dict | None = None) -> None:
     """Raises a ValueError where training images are asked for in two ways, or in an impossible one."""
@@ -78,22 +81,17 @@ def split_pools(
 
 
 def carve_dev(
-    train: KeysOfClass,
-    validation: KeysOfClass,
-    seed: int,
-    task: str,
-    validation_share: float = 0.5,
-    train_share: float = 0.2,
+    train: KeysOfClass, validation: KeysOfClass, seed: int, task: str
 ) -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, list[str]]]:
     """Takes D_dev (Eq. 11) out of one task: (train, validation, dev), disjoint and together all that was given.
 
-    D_dev gets `validation_share` of every class's validation keys, and model selection keeps the rest. Where a share
-    is no whole number, a hash of the class name decides which side gets the odd key, so that of many classes with one
-    validation image half go to each. With fewer than two validation keys in all, D_dev gets `train_share` of the
-    training keys instead (the log says so), but never the last one of a class; with none to spare it is a ValueError.
+    D_dev gets half of every class's validation keys, and model selection keeps the rest. Where a share is no whole
+    number, a hash of the class name decides which side gets the odd key, so that of many classes with one validation
+    image half go to each. With fewer than two validation keys in all, D_dev gets a fifth of the training keys instead
+    (the log says so), but never the last one of a class; with none to spare it is a ValueError.
     """
     from_train = sum(len(keys) for keys in validation.values()) < 2
-    source, share, kept = (train, train_share, 1) if from_train else (validation, validation_share, 0)
+    source, share, kept = (train, DEV_OF_TRAIN, 1) if from_train else (validation, DEV_OF_VALIDATION, 0)
     orders = {name: ranked(keys, seed, task) for name, keys in source.items()}
     sizes = {}
     for name, order in orders.items():
@@ -115,6 +113,15 @@ def carve_dev(
         sum(len(keys) for keys in train.values()),
     )
     return rest, {name: list(keys) for name, keys in validation.items()}, dev
+
+
+def sample_task(
+    splits: Mapping[str, KeysOfClass], train_fraction: float | None, shots: int | None, seed: int, task: str
+) -> dict[str, dict[str, list[str]]]:
+    """Train, validation, dev and test of a task that has all but D_dev: `carve_dev`, then `take` of training."""
+    train, validation, dev = carve_dev(splits["train"], splits["validation"], seed, task)
+    train = {name: take(keys, train_fraction, shots, seed, task) for name, keys in train.items()}
+    return {"train": train, "validation": validation, "dev": dev, "test": splits["test"]}
 
 
 def _first(names: Sequence[str], seed: int, task: str) -> str:

@@ -17,7 +17,6 @@ def with_shots(task_set: TaskSet, shots: Mapping[str, int], seed: int) -> TaskSe
     """The task set with so many training images per class in some tasks, and as many as before in the others.
 
     Args:
-        task_set: it.
         shots: task -> training images per class (all, where there are fewer).
         seed: of the choice, which is that of `load_task_set(shots=...)`: 2 shots are among 4.
 
@@ -43,7 +42,6 @@ def with_label_noise(task_set: TaskSet, noise: Mapping[str, float], seed: int) -
     (seed, task, key): the images that are wrong at 0.2 are so at 0.7.
 
     Args:
-        task_set: it.
         noise: task -> probability of a wrong label, in [0, 1].
         seed: of the noise.
 

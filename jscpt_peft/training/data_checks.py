@@ -8,7 +8,7 @@ from typing import Any
 from peft import PeftModel
 
 from jscpt_peft.data import ImageTaskDataset, read_column
-from jscpt_peft.data.by_task import ByTask, check_map_style, image_task_datasets, tables, task_ids_of
+from jscpt_peft.data.by_task import ByTask, check_map_style, parts_of, task_ids_of
 from jscpt_peft.data.task import first_difference
 from jscpt_peft.model import JSCPTModel
 
@@ -55,12 +55,14 @@ def check_some(argument: str, dataset: Any) -> None:
 
 def check_tasks(argument: str, dataset: Any, tasks: dict[str, list[str]]) -> None:
     """Raises a `ValueError` where some of the data cannot be those of the model's tasks, as far as they tell."""
-    for images in image_task_datasets(dataset):
-        _check_images(argument, images, tasks)
+    for part in parts_of(dataset):
+        if isinstance(part, ImageTaskDataset):
+            _check_images(argument, part, tasks)
     if isinstance(dataset, ByTask):
         _check_ids(argument, dataset.task_ids, tasks)
-    for table in tables(dataset):
-        _check_features(argument, table, tasks)
+    for part in parts_of(dataset):
+        if hasattr(part, "features"):
+            _check_features(argument, part, tasks)
 
 
 def _check_features(argument: str, table: Any, tasks: dict[str, list[str]]) -> None:

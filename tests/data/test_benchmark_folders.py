@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import benchmark_data
 import pytest
 
-from jscpt_peft.data import ImageTaskDataset, load_task_set, read_column
+from jscpt_peft.data import ImageTaskDataset, load_task_set, read_column, read_manifest, write_manifest
 from jscpt_peft.data.benchmarks import BENCHMARKS, FEW_SHOT_10
 
 COOP = [each.name for each in FEW_SHOT_10]
+SPLITS = ("train", "validation", "dev", "test")
 
 
 @pytest.fixture(scope="session")
@@ -24,16 +26,22 @@ def data_root(tmp_path_factory):
 
 
 def copy_of(name, data_root, tmp_path):
+    """Its files are links: a test may remove them, but not write to them."""
     folder = BENCHMARKS[name].folder
-    shutil.copytree(data_root / folder, tmp_path / folder)
+    shutil.copytree(data_root / folder, tmp_path / folder, copy_function=os.link)
     return tmp_path
+
+
+def rewrite(path, content):
+    path.unlink()
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def check_images(task_set, label_of_name):
     """Every image of every split shows the class that its label says, none is in two splits."""
     for task in task_set:
         keys = []
-        for split in ("train", "validation", "dev", "test"):
+        for split in SPLITS:
             table = task.split(split)
             keys += read_column(table, "key")
             for row in table:
@@ -47,7 +55,8 @@ def clean(name, raw):
 
 
 class TestCoOp:
-    @pytest.mark.parametrize("name", COOP)
+    # those whose names or lists are read in a way of their own, and one of the others
+    @pytest.mark.parametrize("name", ["caltech101", "stanford_cars", "fgvc_aircraft", "ucf101", "dtd"])
     def test_the_files_splits_are_the_splits(self, data_root, name, caplog):
         task_set = load_task_set(name, data_root=data_root, train_fraction=1.0)
         task = task_set.tasks[0]
@@ -108,15 +117,6 @@ class TestDomains:
         assert numbers["train"] <= set(range(6)) and numbers["test"] == {8, 9}
         assert {int(key[-9:-4]) for s in ("validation", "dev") for key in read_column(task.split(s), "key")} == {6, 7}
 
-    def test_dassls_splits_mini(self, data_root):
-        task_set = load_task_set("mini_domainnet", data_root=data_root, train_fraction=0.25)
-        assert list(task_set.class_names) == ["clipart", "painting", "real", "sketch"]
-        for task in task_set:
-            assert len(task.class_names) == 126 and "The Eiffel Tower" in task.class_names
-            assert (len(task.train), len(task.test)) == (2 * 126, 2 * 126)
-            assert len(task.validation) + len(task.dev) == 2 * 126
-            assert not set(read_column(task.train, "key")) & set(read_column(task.validation, "key"))
-
 
 class TestMixtures:
     def test_several_data_sets(self, data_root):
@@ -132,10 +132,13 @@ class TestMixtures:
             *("art", "office_home_clipart", "product", "real_world"),
             *("mini_domainnet_clipart", "painting", "real", "sketch", "eurosat"),
         ]
-        assert [len(task.train) for task in mixed] == [65] * 4 + [126] * 4 + [5 * 10]
+        sizes = [(len(task.train), len(task.validation) + len(task.dev), len(task.test)) for task in mixed]
+        # a pool, Dassl's lists for training (8 images a class) and testing (2), and CoOp's for all three
+        assert sizes == [(65, 65, 8 * 65)] * 4 + [(126, 126, 2 * 126)] * 4 + [(5 * 10, 2 * 10, 2 * 10)]
+        assert "The Eiffel Tower" in mixed.tasks[7].class_names
         # the same images are drawn whatever else is loaded
         alone = load_task_set("office_home", data_root=data_root).tasks[1]
-        for split in ("train", "validation", "dev", "test"):
+        for split in SPLITS:
             assert read_column(mixed.tasks[1].split(split), "key") == read_column(alone.split(split), "key")
 
 
@@ -177,10 +180,7 @@ class TestBadInput:
             ),
             (DASSL_LIST, None, "has no list real_train.txt: mini_domainnet belongs there as"),
             ("domainnet/clipart", None, "has no folder 'clipart'"),
-            (
-                *(DASSL_LIST, lambda text: text.replace(" 0\n", " 5\n", 1)),
-                "gives label 5 to .* and to ",
-            ),
+            (DASSL_LIST, lambda text: text.replace(" 0\n", " 5\n", 1), "gives label 5 to .* and to "),
             (DASSL_LIST, lambda text: text + "nonsense\n", "has the line 'nonsense': expected `<domain>/<class>/<im"),
             (
                 *("fgvc_aircraft/images_variant_val.txt", lambda text: text + "1 Zeppelin\n"),
@@ -197,7 +197,7 @@ class TestBadInput:
         name = next(name for name, each in BENCHMARKS.items() if each.folder == path.partition("/")[0])
         target = copy_of(name, data_root, tmp_path) / path
         if change is not None:
-            target.write_text(change(target.read_text()))
+            rewrite(target, change(target.read_text()))
         elif target.is_dir():
             shutil.rmtree(target)
         else:
@@ -234,10 +234,62 @@ class TestBadInput:
     def test_unreadable_images_are_skipped_where_that_is_asked_for(self, data_root, tmp_path, caplog):
         river = sorted((copy_of("eurosat", data_root, tmp_path) / "eurosat" / "2750" / "River").iterdir())
         ask = {"name": "eurosat", "data_root": tmp_path, "train_fraction": 1.0, "skip_bad_images": True}
-        river[1].write_bytes(b"no image")
+        rewrite(river[1], b"no image")
         assert len(load_task_set(**ask).tasks[0].train) == 59
         assert "Skipped 1 unreadable images" in caplog.text and "River/image_0001.png" in caplog.text
         for path in river:
-            path.write_bytes(b"no image")
+            rewrite(path, b"no image")
         with pytest.raises(ValueError, match="has 9 classes and no 'River' in task 'eurosat', but eurosat has 10"):
             load_task_set(**ask)
+
+
+class TestManifest:
+    def test_it_names_every_image_and_no_place_on_the_machine(self, data_root, tmp_path):
+        """Manifests are published: they name folders as images, below `data_root`, wherever that is."""
+        first = load_task_set("dtd,eurosat", data_root=data_root, shots=2, seed=5)
+        write_manifest(first.manifest, tmp_path / "manifest.json")
+        kept = read_manifest(tmp_path / "manifest.json")
+        assert kept["options"]["sources"] == {"dtd": "dtd", "eurosat": "eurosat"}
+        assert str(data_root) not in json.dumps(kept)
+        moved = copy_of("dtd", data_root, copy_of("eurosat", data_root, tmp_path))
+        again = load_task_set("dtd,eurosat", data_root=moved, seed=9, manifest=kept)
+        assert again.manifest == kept
+        assert [len(task.train) for task in again] == [2 * 47, 2 * 10]
+        for one, other in zip(first, again, strict=True):
+            assert one.class_names == other.class_names
+            for split in SPLITS:
+                keys = read_column(one.split(split), "key")
+                assert keys == read_column(other.split(split), "key")
+                assert sorted(keys) == kept["tasks"][one.name][split]
+                assert all((data_root / key).is_file() for key in keys)
+
+    def test_one_that_does_not_fit(self, data_root):
+        manifest = load_task_set("dtd", data_root=data_root).manifest
+        with pytest.raises(ValueError, match="`manifest` belongs to the task set 'dtd', not to 'eurosat'"):
+            load_task_set("eurosat", data_root=data_root, manifest=manifest)
+        with pytest.raises(ValueError, match="`manifest` fixes the training images"):
+            load_task_set("dtd", data_root=data_root, manifest=manifest, shots=2)
+        with pytest.raises(ValueError, match="was written for dtd, which is no place of dtd on the Hub: give `data_r"):
+            load_task_set("dtd", manifest=manifest)
+        manifest["tasks"]["dtd"]["test"].append(manifest["tasks"]["dtd"]["train"][0])
+        with pytest.raises(ValueError, match=r"`manifest` names 'dtd/images/.*' of task 'dtd' twice"):
+            load_task_set("dtd", data_root=data_root, manifest=manifest)
+
+
+class TestNames:
+    ONE_EACH = {"train": 1, "validation": 1, "test": 1}  # noqa: RUF012 (a constant)
+
+    def test_numbers_are_no_names(self, tmp_path, monkeypatch):
+        """CLIP would be asked for `a photo of a 17`."""
+        monkeypatch.setattr(benchmark_data, "raw_names", lambda _: [str(number) for number in range(47)])
+        benchmark_data.folder("dtd", tmp_path, self.ONE_EACH)
+        with pytest.raises(ValueError, match="has 47 classes and no 'banded', 'chequered', 'zigzagged' in task 'dtd'"):
+            load_task_set("dtd", data_root=tmp_path, shots=1)
+
+    @pytest.mark.parametrize("spelling", [str.upper, lambda name: name.replace(" ", "_").replace("-", " ")])
+    def test_spellings_do_not_matter(self, spelling, tmp_path, monkeypatch):
+        names = [spelling(name) for name in benchmark_data.raw_names("oxford_flowers")]
+        monkeypatch.setattr(benchmark_data, "raw_names", lambda _: names)
+        benchmark_data.folder("oxford_flowers", tmp_path, self.ONE_EACH)
+        task = load_task_set("oxford_flowers", data_root=tmp_path, shots=1).tasks[0]
+        assert spelling("pink primrose").replace("_", " ") in task.class_names

@@ -21,8 +21,7 @@ def image(width=120, height=90):
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_distance_from_the_clean_image_grows_with_severity(corruption):
-    for size in [(64, 64), (300, 224)]:
-        clean = image(*size)
+    for clean in (image(64, 64), image(300, 224)):
         corrupted = [np.asarray(corrupt(clean, corruption, severity, seed=1), float) for severity in SEVERITIES]
         errors = [np.sqrt(((each - np.asarray(clean)) ** 2).mean()) for each in corrupted]
         assert 0.5 < errors[0] < 0.95 * errors[1] < 0.9 * errors[2]

@@ -5,30 +5,11 @@ import os
 import shutil
 
 import pytest
-from PIL import Image
+from image_folders import flat, save, splits
 
 from jscpt_peft.data import folder_task_set, read_column, read_manifest, write_manifest
 
 SPLITS = ("train", "validation", "dev", "test")
-
-
-def save(path, colour="red"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (6, 6), colour).save(path)
-
-
-def flat(root, task, **sizes):
-    for name, size in sizes.items():
-        for number in range(size):
-            save(root / task / name / f"{number}.png")
-
-
-def splits(root, task, names=("train", "validation", "test"), **sizes):
-    """`sizes`: class -> (train, validation, test)."""
-    for name, counts in sizes.items():
-        for split, size in zip(names, counts, strict=True):
-            for number in range(size):
-                save(root / task / split / name / f"{number}.png")
 
 
 def keys(task_set):
@@ -95,6 +76,8 @@ def test_sampling_keeps_its_promises(tmp_path):
     assert all(found[split] == everything[split] for found in shots for split in SPLITS[1:])
     assert len(keys(folder_task_set(tmp_path, train_fraction=0.1))["art"]["train"]) == 3
     assert keys(folder_task_set(tmp_path, shots=2, seed=2))["art"]["train"] != shots[0]["train"]
+    with pytest.raises(ValueError, match=r"`train_fraction` is 0\.5 and `shots` is 2"):
+        folder_task_set(tmp_path, train_fraction=0.5, shots=2)
 
 
 def test_seeds_share_their_test_images(tmp_path):
@@ -271,63 +254,42 @@ def test_class_folders_of_folders_are_questioned(folders, strays, tmp_path):
         folder_task_set(tmp_path)
 
 
-def test_images_above_their_folders_are_questioned(tmp_path):
-    """A root that is one level too deep, in which something has been put into folders."""
-    flat(tmp_path, ".", cat=8, dog=8)
-    flat(tmp_path, "cat", thumbnails=2)
-    flat(tmp_path, "dog", thumbnails=2)
-    with pytest.raises(ValueError, match=r"cat' holds 8 images in no class folder, and 2 in folders: .* too deep\?"):
-        folder_task_set(tmp_path)
-
-
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     flat(tmp_path, "art", cat=4)
-    deep = tmp_path / "deep" / "/".join(60 * "x")
-    save(deep / "1.png")
-    with pytest.raises(ValueError, match=r"`data_root`: '.*' lies more than 50 folders deep"):
-        folder_task_set(tmp_path)
     monkeypatch.setattr(os, "scandir", lambda path: (_ for _ in ()).throw(PermissionError(13, "denied", str(path))))
     with pytest.raises(ValueError, match=r"`data_root`: '.*' cannot be read \(.*denied"):
         folder_task_set(tmp_path)
 
 
-def test_another_layout_is_refused(tmp_path):
-    save(tmp_path / "deep" / "cat" / "1.png")
-    with pytest.raises(ValueError, match=r"cat' has no class folders in it: .* one level too deep"):
-        folder_task_set(tmp_path / "deep")
-    splits(tmp_path / "mixed", "art", cat=(2, 2, 2))
-    flat(tmp_path / "mixed", "art", dog=3)
-    with pytest.raises(ValueError, match="holds both the split folder 'test' and the folder 'dog'"):
-        folder_task_set(tmp_path / "mixed")
-    splits(tmp_path / "twice", "art", cat=(2, 2, 2))
-    splits(tmp_path / "twice", "art", names=("train", "val", "test"), cat=(2, 2, 2))
-    with pytest.raises(ValueError, match="has two folders for 'validation'"):
-        folder_task_set(tmp_path / "twice")
-    splits(tmp_path / "part", "art", cat=(2, 2, 0))
-    with pytest.raises(ValueError, match="none for 'test'"):
-        folder_task_set(tmp_path / "part")
-
-
-def test_a_class_without_training_images_is_refused(tmp_path):
-    splits(tmp_path, "art", cat=(2, 2, 2), dog=(0, 0, 1))
-    with pytest.raises(ValueError, match="class 'dog' of task 'art' has no training images"):
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda root: save(root / "cat" / "1.png"), "cat' has no class folders in it: .* one level too deep"),
+        (
+            lambda root: (flat(root, ".", cat=8), flat(root, "cat", thumbnails=2)),
+            r"cat' holds 8 images in no class folder, and 2 in folders: .* too deep\?",
+        ),
+        (lambda root: save(root / "/".join(60 * "x") / "1.png"), "`data_root`: '.*' lies more than 50 folders deep"),
+        (
+            lambda root: (splits(root, "art", cat=(2, 2, 2)), flat(root, "art", dog=3)),
+            "holds both the split folder 'test' and the folder 'dog'",
+        ),
+        (
+            lambda root: [splits(root, "art", ("train", name, "test"), cat=(2, 2, 2)) for name in ("val", "dev")],
+            "has two folders for 'validation'",
+        ),
+        (lambda root: splits(root, "art", cat=(2, 2, 0)), "none for 'test'"),
+        (lambda root: splits(root, "art", cat=(2, 2, 2), dog=(0, 0, 1)), "class 'dog' .* has no training images"),
+        (
+            lambda root: (flat(root, "art", cat=5), (root / "art" / "empty").mkdir()),
+            "class 'empty' of task 'art' has no training images",
+        ),
+        (lambda root: flat(root, "art", a_b=4, **{"a b": 4}), "of task 'art' holds 'a b' more than once"),
+        (lambda root: flat(root, "art", cat=1), "task 'art' has no test images"),
+        (lambda root: splits(root, "art", cat=(1, 0, 1)), "`dev` of task 'art' would be empty"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(build, message, tmp_path):
+    build(tmp_path)
+    with pytest.raises(ValueError, match=message):
         folder_task_set(tmp_path)
-    shutil.rmtree(tmp_path / "art")
-    flat(tmp_path, "art", cat=5)
-    (tmp_path / "art" / "empty").mkdir()
-    with pytest.raises(ValueError, match="class 'empty' of task 'art' has no training images"):
-        folder_task_set(tmp_path)
-
-
-def test_other_bad_input_is_refused(tmp_path):
-    flat(tmp_path, "art", a_b=4, **{"a b": 4})
-    with pytest.raises(ValueError, match="`class_names` of task 'art' holds 'a b' more than once"):
-        folder_task_set(tmp_path)
-    with pytest.raises(ValueError, match=r"`train_fraction` is 0\.5 and `shots` is 2"):
-        folder_task_set(tmp_path, train_fraction=0.5, shots=2)
-    flat(tmp_path / "few", "art", cat=1)
-    with pytest.raises(ValueError, match="task 'art' has no test images"):
-        folder_task_set(tmp_path / "few")
-    splits(tmp_path / "bare", "art", cat=(1, 0, 1))
-    with pytest.raises(ValueError, match="`dev` of task 'art' would be empty"):
-        folder_task_set(tmp_path / "bare")

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import benchmark_data
 import fork_server
 import pytest
+from benchmark_data import load, publish
 from hub_server import Hub
 
-from jscpt_peft.data.benchmarks import BENCHMARKS, FEW_SHOT_10, HubTable
+from jscpt_peft.data.benchmarks import FEW_SHOT_10, HubTable
 
 PROGRAM = Path(__file__).parents[1] / "memory_program.py"
 GIGABYTE = 1e9
@@ -25,30 +25,26 @@ def real(command, **options):
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
-def measure(hub, folder, start, **options):
-    """What `memory_program` finds."""
+def measure(hub, folder, start, name, revisions):
+    """What `memory_program` finds of a task set at some revisions, one after the other."""
+    options = [{"name": name, "revision": revision, "train_fraction": 1.0} for revision in revisions]
     command = [sys.executable, str(PROGRAM), json.dumps(options), str(folder / "run")]
     done = start(command, env=hub.environment(folder), timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def of_ten_data_sets(folder, images):
-    """What training on about as many images of each takes."""
-    with Hub() as hub:
-        for benchmark in FEW_SHOT_10:
-            place = next(each for each in benchmark.hub if isinstance(each, HubTable))
-            count = -(-images // (benchmark.num_classes * len(place.splits)))
-            counts = dict.fromkeys(("train", "validation", "test", "pool"), count)
-            files = benchmark_data.repository(benchmark.name, place, counts)
-            hub.add(place.repository, files, kind="datasets", revision=place.revision or "main")
-        return measure(hub, folder, real, name="few_shot_10", train_fraction=1.0)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"all"')]
 
 
 @pytest.mark.slow
 def test_ten_data_sets_of_100_000_images(tmp_path):
     """Extrapolated from what images add between 2,000 and 8,000 of each."""
-    few, many = (of_ten_data_sets(tmp_path / str(images), images) for images in (2_000, 8_000))
+    with Hub() as hub:
+        for benchmark in FEW_SHOT_10:
+            place = next(each for each in benchmark.hub if isinstance(each, HubTable))
+            count = -(-2_000 // (benchmark.num_classes * len(place.splits)))
+            counts = dict.fromkeys(("train", "validation", "test", "pool"), count)
+            for revision, times in {"few": 1, "many": 4}.items():
+                publish(hub, benchmark.name, place, revision, per_class=counts, times=times)
+        few, many = measure(hub, tmp_path, real, "few_shot_10", ["few", "many"])
     print(few, many)
     assert few["steps"] == many["steps"] == 2
     images = [found["train"] + found["test"] for found in (few, many)]  # the rest is validation that is not of use
@@ -63,17 +59,13 @@ def test_images_stay_on_disk(tmp_path):
 
     Downloading needs some row groups of a parquet file at a time, whatever is done with them.
     """
-    place = BENCHMARKS["eurosat"].hub[0]
-    counts = {"pool": 5_000 // 10 // 3}
-    found = {}
-    for name, filling in (("small", b""), ("large", b"\0" + bytes(range(256)) * 200)):  # read by no decoder
-        with Hub() as hub:
-            files = benchmark_data.repository("eurosat", place, counts, filling=filling)
-            hub.add(place.repository, files, kind="datasets", revision=place.revision)
-            (tmp_path / name).mkdir()
-            for _ in ("download", "train"):  # processes that share as much of the fork server's memory as each other
-                found[name] = measure(hub, tmp_path / name, fork_server.run, name="eurosat", train_fraction=1.0)
-    print(found)
-    on_disk = sum(path.stat().st_size for path in (tmp_path / "large").rglob("*.arrow"))
+    fillings = {"small": b"", "large": b"\0" + bytes(range(256)) * 200}  # read by no decoder
+    with Hub() as hub:
+        for revision, filling in fillings.items():
+            publish(hub, "eurosat", revision=revision, per_class={"pool": 42}, filling=filling, times=4)
+        load(hub, tmp_path, *({"name": "eurosat", "revision": revision} for revision in fillings))
+        small, large = measure(hub, tmp_path, fork_server.run, "eurosat", fillings)
+    print(small, large)
+    on_disk = sum(path.stat().st_size for path in tmp_path.rglob("*.arrow"))
     assert on_disk > 0.2 * GIGABYTE
-    assert found["large"]["anonymous"] - found["small"]["anonymous"] < 0.1 * on_disk
+    assert large["anonymous"] - small["anonymous"] < 0.1 * on_disk

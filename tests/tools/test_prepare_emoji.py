@@ -36,7 +36,7 @@ import pathlib, sys
 from PIL import Image
 script, resvg, svg, png = map(pathlib.Path, sys.argv[1:])
 assert script.name == "emoji_render.mjs" and {each.name for each in resvg.iterdir()} == {"index.mjs", "index_bg.wasm"}
-image = Image.new("RGBA", (256, 256), (0, 0, 255, 255))
+image = Image.new("RGBA", (96, 96), (0, 0, 255, 255))
 image.save(png / "one.png")
 data = (png / "one.png").read_bytes()
 for drawing in svg.iterdir():
@@ -94,7 +94,7 @@ def packages(tmp_path_factory):
     contents["openmoji"] = {f"color/svg/{entry['unified']}.svg": b"<svg/>" for entry in entries}
     contents["openmoji"]["data/openmoji.json"] = json.dumps(texts).encode()
     contents["openmoji"] |= {"black/svg/1F600.svg": b"not to be drawn"}
-    webp = image("fluent3d", 256, "WEBP")
+    webp = image("fluent3d", 96, "WEBP")
     contents["fluent"] = {f"assets/{each.name.replace('-fe0f', '')}.webp": webp for each in emoji}
     contents["resvg"] = {"index.mjs": b"", "index_bg.wasm": b"", "index.js": b""}
     made = []
