@@ -7,6 +7,7 @@ import math
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jscpt_peft.data.files import UNREADABLE, open_image
+from jscpt_peft.data.files import UNREADABLE, OpensImages, open_image
 from jscpt_peft.data.task import check_names, first_difference, named_classes
 from jscpt_peft.data.transforms import ImageTransform, to_rgb
 
@@ -120,7 +121,8 @@ class ImageTaskDataset(torch.utils.data.Dataset):
         class_names: class names of each data set in the order of its labels, by task as `TaskSet.class_names` gives
             them, or in a list; `None`: those that the data sets' labels bear as `datasets.ClassLabel`, if they do.
             The trainer compares them, and the names of tasks, with the model's.
-        jpeg_side: as of `files.open_image`; keep well above the size that the transform gives.
+        jpeg_side: as of `files.open_image`; keep well above the size that the transform gives. A data set with a
+            transform of your own opens its images itself.
 
     Attributes:
         class_names: class names of each data set; `None` in the place of those that nobody has named.
@@ -155,7 +157,7 @@ class ImageTaskDataset(torch.utils.data.Dataset):
             raise ValueError(
                 f"`task_ids` is {list(task_ids)} for {len(datasets)} data sets: give each an id of its own."
             )
-        self.datasets = tuple(map(_not_decoded, datasets))
+        self.datasets = tuple(_opened_with(jpeg_side, dataset) for dataset in datasets)
         self.class_names = _class_names(datasets, class_names)
         self.task_names = tuple(class_names) if isinstance(class_names, Mapping) else None
         self.transform = transform
@@ -215,11 +217,14 @@ def _class_names(
     return tuple(found)
 
 
-def _not_decoded(dataset: datasets.Dataset) -> datasets.Dataset:
+def _opened_with(jpeg_side: int | None, dataset: datasets.Dataset) -> datasets.Dataset:
     """`dataset` with files for images where it would decode them itself, in whatever format and of whatever size."""
-    image = dataset.features.get("image")
-    if getattr(image, "decode", False) and dataset.format["type"] is None:
+    image, form = dataset.features.get("image"), dataset.format
+    if getattr(image, "decode", False) and form["type"] is None:
         return dataset.cast_column("image", type(image)(decode=False))
+    opens = form["format_kwargs"].get("transform")
+    if isinstance(opens, OpensImages):
+        return dataset.with_transform(replace(opens, jpeg_side=jpeg_side), form["columns"], form["output_all_columns"])
     return dataset
 
 

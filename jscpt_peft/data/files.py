@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -44,6 +45,23 @@ def open_image(source: str | os.PathLike | bytes, jpeg_side: int | None = None) 
         image.draft(None, (jpeg_side, jpeg_side))  # JPEG alone knows how
     image.load()  # and closes the file
     return image
+
+
+@dataclass(frozen=True)
+class OpensImages:
+    """The transform of data sets whose column `image` says where each image is.
+
+    Attributes:
+        image: opens one, given what the column holds and `jpeg_side`.
+        jpeg_side: as of `open_image`.
+    """
+
+    image: Callable[[dict, int | None], Image.Image]
+    jpeg_side: int | None = None
+
+    def __call__(self, batch: dict[str, list]) -> dict[str, list]:
+        """The images of a batch, which is empty where `image` was not selected."""
+        return {name: [self.image(place, self.jpeg_side) for place in places] for name, places in batch.items()}
 
 
 def check_size(width: int, height: int) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import datasets
 from PIL import Image
 
-from jscpt_peft.data.files import UNREADABLE, open_image
+from jscpt_peft.data.files import UNREADABLE, OpensImages, open_image
 from jscpt_peft.data.task import SPLITS, Task, check_names
 from jscpt_peft.data.transforms import to_rgb
 
@@ -35,18 +34,13 @@ class Images:
         raise NotImplementedError
 
     @staticmethod  # data sets copy and hash what opens their images at every turn: nothing of `self` with it
-    def image(place: dict) -> Image.Image:
-        """The image in a place."""
-        return open_image(place["bytes"] or place["path"])
+    def image(place: dict, jpeg_side: int | None = None) -> Image.Image:
+        """The image in a place; `jpeg_side` as of `open_image`."""
+        return open_image(place["bytes"] or place["path"], jpeg_side)
 
     def opened(self, dataset: datasets.Dataset) -> datasets.Dataset:
         """`dataset` with a column `image` of places as one of images."""
-        return dataset.with_transform(partial(_images, self.image), columns=["image"], output_all_columns=True)
-
-
-def _images(image: Callable[[dict], Image.Image], batch: dict[str, list]) -> dict[str, list]:
-    """The transform of the data sets; `batch` is empty where `image` was not selected."""
-    return {name: [image(place) for place in places] for name, places in batch.items()}
+        return dataset.with_transform(OpensImages(self.image), columns=["image"], output_all_columns=True)
 
 
 @dataclass(frozen=True)
@@ -80,11 +74,11 @@ class RowsOfTables(Images):
     def __deepcopy__(self, _memo: dict) -> RowsOfTables:
         return self  # data sets copy it whenever their format changes
 
-    def image(self, place: dict) -> Image.Image:
+    def image(self, place: dict, jpeg_side: int | None = None) -> Image.Image:
         stored = self.tables[place["split"]][place["row"]]["image"]["bytes"]
         if stored is None:  # the path of a file on this machine, or on another
             raise OSError("the table does not hold it")
-        return open_image(stored)
+        return open_image(stored, jpeg_side)
 
 
 def without_unreadable(found: Mapping[str, FoundTask], images: Images, place: object) -> dict[str, FoundTask]:

@@ -10,7 +10,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from jscpt_peft.data import ImageTaskDataset, TaskBalancedBatchSampler, collate, image_transform, shapes_task_set
+from jscpt_peft.data import (
+    SPLITS,
+    ImageTaskDataset,
+    TaskBalancedBatchSampler,
+    collate,
+    image_transform,
+    shapes_task_set,
+)
+from jscpt_peft.data.found import FilesOnDisk, RowsOfTables, build_task
 
 SIZES = (5, 23, 12)
 STARTS = (0, 5, 28, 40)
@@ -213,3 +221,31 @@ def test_an_unreadable_image_is_named_when_it_is_read(tmp_path, splits):
     with pytest.raises(OSError, match=r"image '.*0-1\.png' cannot be read"):
         next(iter(DataLoader(data, batch_sampler=[[0, 1]], collate_fn=collate, num_workers=1)))
     assert data[0]["labels"] == 0
+
+
+JPEG_SIZES = {None: (1600, 1200), 448: (800, 600)}
+
+
+def tables_of_jpegs(folder) -> dict[str, datasets.Dataset]:
+    """One image of 1600 by 1200 pixels as each kind of data set holds it."""
+    path = folder / "photos" / "art" / "train" / "cat" / "1.jpg"
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (1600, 1200), "teal").save(path)
+    stored = {"image": [{"bytes": path.read_bytes(), "path": None}], "label": [0], "task_id": [0], "key": ["train/0"]}
+    plain = datasets.Dataset.from_dict(stored).cast_column("image", datasets.Image())
+    rows = RowsOfTables({"train": plain.cast_column("image", datasets.Image(decode=False))}, {})
+    found = {"a row": (rows, "train/0"), "a file": (FilesOnDisk(path.parent), path.name)}
+    built = {
+        name: build_task(0, "art", {split: {"cat": [key]} for split in SPLITS}, images).train
+        for name, (images, key) in found.items()
+    }
+    return {"a table of images": plain, **built}
+
+
+def test_jpegs_are_decoded_at_a_reduced_size_from_wherever_they_come(tmp_path):
+    for name, table in tables_of_jpegs(tmp_path).items():
+        for side, size in JPEG_SIZES.items():
+            seen = []
+            images = ImageTaskDataset([table], lambda image, _: seen.append(image.size), jpeg_side=side)  # noqa: B023
+            assert images[0]["labels"] == 0 and seen == [size], name
+        assert table[0]["image"].size == (1600, 1200), name
