@@ -13,7 +13,7 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from jscpt_peft.evaluation import read_history
-from jscpt_peft.training.callbacks import StopOnInterrupt
+from jscpt_peft.training.callbacks import SIGNALS, StopOnInterrupt
 from jscpt_peft.training.step_log import HISTORY_FILE
 
 # Three steps an epoch.
@@ -67,14 +67,14 @@ def test_an_interrupted_run_keeps_its_last_step_and_goes_on_from_it(tmp_path, st
     accuracies = {3: 0.5, 4: 0.9, 6: 0.4, 7: 0.3}
     options = {"save_strategy": strategy, "save_steps": 3, "save_total_limit": 1}
     options["load_best_model_at_end"] = strategy == "epoch"
-    whole, handler = new_run(tmp_path / "whole", accuracies, **options), signal.getsignal(signal.SIGINT)
+    whole, handlers = new_run(tmp_path / "whole", accuracies, **options), [signal.getsignal(each) for each in SIGNALS]
     whole.train()
     for stop in (4, 6):  # in the middle of an epoch, and at its end
         folder = tmp_path / str(stop)
         run = new_run(folder, accuracies, stop, **options)
         run.train()
         assert run.interrupt.interrupted and run.unsaved_error is None and run.args.save_strategy == strategy
-        assert run.state.global_step == stop and signal.getsignal(signal.SIGINT) is handler
+        assert run.state.global_step == stop and [signal.getsignal(each) for each in SIGNALS] == handlers
         assert run.evaluated == [3, 6][: 1 + (stop == 6)]  # an epoch that is not over is not evaluated
         best = set() if strategy == "no" else {"checkpoint-3"}
         assert checkpoints(folder) == {f"checkpoint-{stop}"} | best
