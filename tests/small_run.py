@@ -116,6 +116,11 @@ def batches_of(run: JSCPTTrainer, steps: int) -> list[dict[str, torch.Tensor]]:
     ]
 
 
+def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """θ."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def trained_parameters(run: JSCPTTrainer) -> dict[str, torch.Tensor]:
     """The adapter's parameters after (or before) a run."""
     return {name: p.detach().clone() for name, p in run.model.named_parameters() if ".jscpt_" in name}

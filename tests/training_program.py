@@ -51,7 +51,7 @@ class AtStep(TrainerCallback):
         if not self.communications.calls:  # what begins a run belongs to no step
             self.communications.open = 0
         if state.global_step == self.step and process_index() == self.rank:
-            if self.fault in ("SIGKILL", "SIGSTOP", "SIGINT", "SIGTERM"):
+            if self.fault in ("SIGKILL", "SIGTERM"):
                 os.kill(os.getpid(), getattr(signal, self.fault))
             elif self.fault == "slow":
                 time.sleep(600)

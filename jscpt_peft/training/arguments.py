@@ -35,12 +35,7 @@ from .hessian import HESSIAN_PRODUCTS
 from .optimizer_checks import check_mappings, check_optimizer
 from .trainer_settings import ANNOTATIONS, check_launcher, check_refused, check_trackers, usual_workers
 
-REFERENCES = ("original", "complement")
-COMPILERS = ("inductor", "aot_eager")
-HESSIAN_PARAMETERS = ("all", "shared")
-SCHEDULER_OPTIMIZERS = ("adam", "sgd")
 CALIBRATED = "calibrated"
-DEV_LOSSES = ("cross_entropy", CALIBRATED)
 WATCHING_A_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 AUTO = "auto"
 Auto = Annotated[str, OneOf((AUTO,))]
@@ -130,7 +125,7 @@ class JSCPTTrainingArguments(TrainingArguments):
     causal_effect: Annotated[str, OneOf(NEUTRAL_EFFECT)] = setting(
         "literal", "Eq. 4: literal, σ(exp(d)), or sigmoid, σ(d)."
     )
-    reference: Annotated[str, OneOf(REFERENCES)] = setting(
+    reference: Annotated[str, OneOf(("original", "complement"))] = setting(
         "original", "What Eq. 4 compares x̄ with: original, x, or complement, (1-M)∘x."
     )
     affinity: Annotated[str, OneOf(AFFINITIES)] = setting("clipped", "Eq. 5: clipped to [-1, 1], cosine or unclipped.")
@@ -179,22 +174,24 @@ class JSCPTTrainingArguments(TrainingArguments):
         "product. Default: the lower step's graph is kept.",
     )
     hypergradient_dtype: Annotated[str, OneOf(PRECISIONS)] = setting("float32", "Precision of the upper level.")
-    hessian_parameters: Annotated[str, OneOf(HESSIAN_PARAMETERS)] = setting(
+    hessian_parameters: Annotated[str, OneOf(("all", "shared"))] = setting(
         "all", "θ of the Hessian: all, or shared prompts only."
     )
     scheduler_learning_rate: PositiveRate | Auto = setting(
         1e-2, "Learning rate η₂ of Ω; auto: 16 / number of updates in the run, at most 0.25."
     )
-    scheduler_optimizer: Annotated[str, OneOf(SCHEDULER_OPTIMIZERS)] = setting("adam", "Optimizer of Ω: adam or sgd.")
+    scheduler_optimizer: Annotated[str, OneOf(("adam", "sgd"))] = setting("adam", "Optimizer of Ω: adam or sgd.")
     max_hypergradient_norm: NonNegativeFloat = setting(10.0, "Clip the gradient of Ω; 0 does not.")
     dev_batch_size: BatchSize | None = setting(
         None, "Dev images of every task in an update of Ω. Default: as in training."
     )
-    dev_loss: Annotated[str, OneOf(DEV_LOSSES)] = setting(
+    dev_loss: Annotated[str, OneOf(("cross_entropy", CALIBRATED))] = setting(
         "cross_entropy",
         "Loss of a task on D_dev (Eq. 8): cross_entropy, or calibrated: that at the temperature at which it is least.",
     )
-    compile_blocks: Annotated[str, OneOf(COMPILERS)] | None = setting(None, "torch.compile's backend for the blocks.")
+    compile_blocks: Annotated[str, OneOf(("inductor", "aot_eager"))] | None = setting(
+        None, "torch.compile's backend for the blocks."
+    )
     cuda_graphs: Annotated[str, OneOf(("auto", "off"))] = setting("off", "auto: replay recorded lower steps on GPUs.")
     max_nonfinite_steps: PositiveInt = setting(
         10, "Stop after so many steps in a row with a task whose loss is not finite."

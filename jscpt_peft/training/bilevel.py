@@ -65,7 +65,7 @@ class UpperLevel:
         if any(True for _ in weighting.parameters()):
             optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[args.scheduler_optimizer]
             self.optimizer = optimizer(weighting.parameters(), lr=0.0)
-        self.updates, self.lower_steps = 0, 1
+        self.updates = 0
         self.begin(1)
         self._dev_batches: Iterator[dict[str, Tensor]] | None = None
 

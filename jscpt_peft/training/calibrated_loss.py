@@ -26,11 +26,8 @@ TEMPERATURES = torch.arange(-8, 25).div(4).exp2()  # 1/4 to 64, bounds where all
 def best_temperatures(model: PeftModel, chunks: Sequence[Batch]) -> Tensor:
     """Of `TEMPERATURES`, the one per task `[N]` at which its images, in all processes, have the least cross-entropy.
 
-    Any one where a task has no image, or logits that are not finite.
-
-    Args:
-        model: the JSCPT model.
-        chunks: this process's images, in pieces that go through the model one after the other.
+    Any one where a task has no image, or logits that are not finite. `chunks` are this process's images, in pieces
+    that go through the model one after the other.
     """
     sums = torch.zeros(len(TEMPERATURES), len(model.active_jscpt_config.tasks), device=chunks[0].labels.device)
     with torch.no_grad():

@@ -25,9 +25,7 @@ class SetEpoch(TrainerCallback):
     def __init__(self, sampler: TaskBalancedBatchSampler) -> None:
         self.sampler = sampler
 
-    def on_epoch_begin(
-        self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_: Any
-    ) -> None:
+    def on_epoch_begin(self, _args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         self.sampler.set_epoch(int(state.epoch))
 
 
@@ -125,14 +123,7 @@ class TaskLines(TrainerCallback):
         """Shows a line."""
         print(line, flush=True)
 
-    def on_log(
-        self,
-        _args: TrainingArguments,
-        state: TrainerState,
-        _control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, _args: Any, state: TrainerState, *_: Any, logs: dict | None = None, **__: Any) -> None:
         if not (state.is_world_process_zero and logs):
             return
         if "loss" in logs:

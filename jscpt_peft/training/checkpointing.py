@@ -16,11 +16,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, TrainOutput
 from transformers.utils import logging
 
-from jscpt_peft.scheduling import Weighting
-
 from . import checkpoint as files
-from .arguments import JSCPTTrainingArguments
-from .bilevel import UpperLevel
 from .configuration import fixed_configuration, reproducing_configuration
 from .distributed import by_first_process, gather_objects, wait_for_all
 from .guarding import Guarding
@@ -44,19 +40,15 @@ class Checkpointing(Guarding):
     Attributes:
         unsaved_error: why the last checkpoint could not be written; `None` where it could.
         loaded_step: step of the best checkpoint, if training ended with its weights.
+        logged_before_loading: how many entries the log had when they were loaded.
     """
 
-    args: JSCPTTrainingArguments
     dev_dataset: Any
     adapter_name: str
-    task_names: list[str]
-    upper_level: UpperLevel
-    weighting: Weighting
     step_log: StepLog
     unsaved_error: str | None = None
     loaded_step: int | None = None
-    _limit: int | None = None
-    _resumed_step = 0
+    logged_before_loading = 0
 
     def fixed_configuration(self) -> dict[str, Any]:
         """What a checkpoint must have in common with a run that goes on from it, as JSON."""
@@ -131,12 +123,14 @@ class Checkpointing(Guarding):
         """The active adapter of the best checkpoint, which `Trainer` finds under the name `default` alone."""
         best = Path(self.state.best_model_checkpoint)
         moved = Path(self.args.output_dir, best.name)  # with the run's directory
-        folder = adapter_folder(moved if moved.is_dir() else best, self.adapter_name)
+        folder = moved if moved.is_dir() else best
+        if self.adapter_name != "default":  # as PEFT writes it
+            folder = folder / self.adapter_name
         if not Path(folder, SAFETENSORS_WEIGHTS_NAME).exists():
             logger.warning(f"The best checkpoint {best} is gone: the weights are those of the last step.")
             return
         set_peft_model_state_dict(self.model, load_peft_weights(str(folder), device="cpu"), self.adapter_name)
-        self.loaded_step = self.state.best_global_step
+        self.loaded_step, self.logged_before_loading = self.state.best_global_step, len(self.state.log_history)
 
     # ---- saving -----------------------------------------------------------------------------------------------------
 
@@ -208,11 +202,6 @@ class Checkpointing(Guarding):
         best = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
         if best == final or best.exists():
             self.state.best_model_checkpoint = str(best)
-
-
-def adapter_folder(directory: str | Path, adapter: str) -> Path:
-    """Where PEFT writes an adapter."""
-    return Path(directory) if adapter == "default" else Path(directory, adapter)
 
 
 def _best(state: TrainerState) -> dict[str, Any]:

@@ -48,10 +48,7 @@ def reproducing_configuration(
 ) -> dict[str, Any]:
     """Without these in common, the run goes on but not as it would have without a stop.
 
-    Args:
-        model: that is trained.
-        args: of the run.
-        sizes: images of each task, [N], by split.
+    `sizes` are the numbers of images of each task, [N], by split.
     """
     own = [name for name in _names(type(args)) - _names(TrainingArguments) - IRRELEVANT if name not in OPTIMIZERS]
     chosen = {name: _plain(getattr(args, name)) for name in (*INHERITED, *sorted(own))}

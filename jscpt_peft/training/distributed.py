@@ -21,12 +21,9 @@ Result = TypeVar("Result")
 
 
 def join_on_cpu(timeout: float) -> None:
-    """Connects CPU processes that a launcher has started, with a bound on how long one waits for another.
+    """Connects CPU processes that a launcher has started, with a bound in seconds on how long one waits for another.
 
     Transformers hands its `ddp_timeout` to the process group of GPUs alone; a group that is there already it keeps.
-
-    Args:
-        timeout: seconds.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))

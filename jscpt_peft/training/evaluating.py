@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,7 +24,7 @@ from .arguments import JSCPTTrainingArguments
 from .data_checks import check_some, check_tasks
 from .loading import make_loader
 from .lost_processes import lost_processes_named
-from .own_loss import OwnLoss, own_loss_sums
+from .own_loss import own_loss_sums
 
 logger = logging.get_logger(__name__)
 
@@ -70,9 +69,27 @@ class EvaluatingTrainer(Trainer):
     def prediction_step(
         self, _model: torch.nn.Module, inputs: dict[str, Tensor], prediction_loss_only: bool, **_: Any
     ) -> Answers:
-        """Loss, logits `[B, C]` and `(labels, task_ids[, groups])` of one batch."""
+        """Loss, logits `[B, C]` and `(labels, task_ids[, groups])` of one batch; without labels logits alone."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            return answers(self.model, self._prepare_inputs(inputs), prediction_loss_only, self.compute_loss_func)
+            return self._answers(self._prepare_inputs(inputs), prediction_loss_only)
+
+    def _answers(self, inputs: dict[str, Tensor], loss_only: bool) -> Answers:
+        labels, task_ids = inputs.get("labels"), inputs.get("task_ids")
+        if task_ids is None:
+            raise ValueError("the images to evaluate have no `task_ids`: say of which of the model's tasks each is.")
+        logits = self.model.classify(inputs["pixel_values"], task_ids, labels).logits
+        if labels is None:
+            return None, logits, None
+        # The mean over images, which `Trainer` weighs by their number; that over tasks would depend on the batches.
+        if self.compute_loss_func is None:
+            loss = cross_entropy(logits, labels)
+        else:
+            classes = [len(names) for names in self.model.active_jscpt_config.tasks.values()]
+            sums, _ = own_loss_sums(self.compute_loss_func, logits, labels, TaskRows.of(task_ids), classes)
+            loss = sums.sum() / len(labels)
+        if loss_only:
+            return loss, None, None
+        return loss, logits, tuple(inputs[name] for name in ("labels", "task_ids", "groups") if name in inputs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As `Trainer`'s; of every image its predicted class and its loss are gathered, not the logits of all classes.
@@ -114,30 +131,16 @@ class EvaluatingTrainer(Trainer):
         return cause_of_nan(self.model.base_model)
 
     def multi_task_accuracy(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Accuracies of gathered predictions, for `compute_metrics`."""
-        return accuracies(prediction, self.task_names)
-
-
-def answers(model: Any, inputs: dict[str, Tensor], loss_only: bool, own_loss: OwnLoss | None = None) -> Answers:
-    """Loss, logits `[B, C]` and `(labels, task_ids[, groups])` of one batch, as of `Trainer.prediction_step`.
-
-    Without labels there are logits alone.
-    """
-    labels, task_ids = inputs.get("labels"), inputs.get("task_ids")
-    if task_ids is None:
-        raise ValueError("the images to evaluate have no `task_ids`: say of which of the model's tasks each is.")
-    logits = model.classify(inputs["pixel_values"], task_ids, labels).logits
-    if labels is None:
-        return None, logits, None
-    # The mean over images, which `Trainer` weighs by their number; that over tasks would depend on the batches.
-    if own_loss is None:
-        loss = cross_entropy(logits, labels)
-    else:
-        classes = [len(names) for names in model.active_jscpt_config.tasks.values()]
-        loss = own_loss_sums(own_loss, logits, labels, TaskRows.of(task_ids), classes)[0].sum() / len(labels)
-    if loss_only:
-        return loss, None, None
-    return loss, logits, tuple(inputs[name] for name in ("labels", "task_ids", "groups") if name in inputs)
+        """Accuracies of gathered predictions, logits or what `classes_and_losses` gives, for `compute_metrics`."""
+        labels, task_ids, *groups = prediction.label_ids
+        given = prediction.predictions
+        return multi_task_accuracy(
+            predictions=given[0] if isinstance(given, tuple) else given.argmax(-1),
+            references=labels,
+            task_ids=task_ids,
+            task_names=self.task_names,
+            groups=groups[0] if groups else None,
+        )
 
 
 def classes_and_losses(logits: Tensor, labels: tuple[Tensor, ...] | None) -> tuple[Tensor, Tensor]:
@@ -145,19 +148,6 @@ def classes_and_losses(logits: Tensor, labels: tuple[Tensor, ...] | None) -> tup
     if labels is None:
         raise ValueError("the images to evaluate have no `labels` to count accuracies by: use `predict`.")
     return logits.argmax(-1), cross_entropy(logits.float(), labels[0], reduction="none")
-
-
-def accuracies(prediction: EvalPrediction, task_names: Sequence[str]) -> dict[str, float]:
-    """Accuracies of gathered predictions: logits, or what `classes_and_losses` gives."""
-    labels, task_ids, *groups = prediction.label_ids
-    given = prediction.predictions
-    return multi_task_accuracy(
-        predictions=given[0] if isinstance(given, tuple) else given.argmax(-1),
-        references=labels,
-        task_ids=task_ids,
-        task_names=task_names,
-        groups=groups[0] if groups else None,
-    )
 
 
 def mean_loss(output: EvalLoopOutput) -> float:

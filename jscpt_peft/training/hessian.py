@@ -169,10 +169,9 @@ class HessianProduct:
 
     def _exact(self, vector: Tensor) -> Tensor:
         with twice_differentiable(self.device_type):  # also for checkpointed blocks that run again in the product
-            if self._product is not None:
-                return self._product(vector)
-            if len(self.chunks) == 1:
+            if self._product is None and len(self.chunks) == 1:
                 self._product = self._of_chunk(self.chunks[0])
+            if self._product is not None:
                 return self._product(vector)
             return sum((self._of_chunk(chunk)(vector) for chunk in self.chunks), torch.zeros_like(vector))
 

@@ -14,14 +14,9 @@ from .arguments import JSCPTTrainingArguments
 def make_loader(
     dataset: Dataset, args: JSCPTTrainingArguments, collate: Callable, most_workers: int | None = None, **options: Any
 ) -> DataLoader:
-    """A loader with the workers of `args`, which are given up after `dataloader_timeout`.
+    """A loader with the workers of `args`, or at most `most_workers`, which are given up after `dataloader_timeout`.
 
-    Args:
-        dataset: images of all tasks.
-        args: of the run.
-        collate: makes a batch.
-        most_workers: no more workers than these.
-        options: further ones of `DataLoader`.
+    Further `options` are those of `DataLoader`.
     """
     workers = args.dataloader_num_workers if most_workers is None else min(args.dataloader_num_workers, most_workers)
     return DataLoader(

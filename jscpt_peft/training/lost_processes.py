@@ -27,8 +27,7 @@ GO_ON = "Saved checkpoints are whole: go on with `resume_from_checkpoint=True`."
 def lost_processes_named(timeout: float) -> Iterator[None]:
     """Tells the user what to do instead of what a loader or a communication ran into.
 
-    Args:
-        timeout: seconds after which a silent process counts as lost (`ddp_timeout`).
+    After `timeout` seconds (`ddp_timeout`) a silent process counts as lost.
 
     Raises:
         ChildProcessError: a data worker died or did not answer.

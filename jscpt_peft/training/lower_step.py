@@ -66,11 +66,9 @@ class LowerStep:
                 self.graphs.forget()
 
     def __call__(self, batch: Batch, keep: bool) -> tuple[TaskSums, TaskParameters, KeptGraph | None]:
-        """Sums over the images of each task, the task parameters that they belong to, and the graph of the gradients.
+        """Sums over the images of each task, and the task parameters that they belong to.
 
-        Args:
-            batch: the images.
-            keep: whether the graph of the gradients is wanted, for Hessian-vector products.
+        With `keep` also the graph of the gradients, for Hessian-vector products.
         """
         with results_held() if self._looked else nullcontext():
             if keep:

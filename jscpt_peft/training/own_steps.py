@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from jscpt_peft.model.heads import TaskParameters
 from jscpt_peft.model.task_module import TaskModule
@@ -68,22 +68,12 @@ class OwnSteps(TrainerCallback):
             parameter.grad = gradient
         return torch.nn.utils.get_total_norm(gradients)
 
-    def on_pre_optimizer_step(
-        self, _args: TrainingArguments, _state: TrainerState, _control: TrainerControl, model: PeftModel, **_: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, *_: Any, model: PeftModel, **__: Any) -> None:
         if self.args.weigh_own_steps:
             self._before = [getattr(part, name).detach().clone() for part, name in own_stacks(model)]
 
     @torch.no_grad()
-    def on_optimizer_step(
-        self,
-        _args: TrainingArguments,
-        _state: TrainerState,
-        _control: TrainerControl,
-        model: PeftModel,
-        optimizer: torch.optim.Optimizer,
-        **_: Any,
-    ) -> None:
+    def on_optimizer_step(self, *_: Any, model: PeftModel, optimizer: torch.optim.Optimizer, **__: Any) -> None:
         pull = min(self.args.task_prior * optimizer.param_groups[0]["lr"], 1.0)
         for part, name in own_stacks(model) if self.args.weigh_own_steps or pull else ():
             stack, weights = getattr(part, name), self.weights.to(getattr(part, name))

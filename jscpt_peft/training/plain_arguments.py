@@ -17,10 +17,8 @@ def own_arguments(args: TrainingArguments | None) -> JSCPTTrainingArguments:
     """Arguments of Algorithm 1, with what `args` sets to anything but `TrainingArguments`' own default.
 
     What stands at that default, set or not, gets the default of `JSCPTTrainingArguments`, the paper's: a learning rate
-    of 5e-5 becomes 1.5e-3. Who wants the former gives `JSCPTTrainingArguments`.
-
-    Args:
-        args: of a `Trainer`; `None`: all defaults, with `output_dir` as `Trainer` has it.
+    of 5e-5 becomes 1.5e-3. Who wants the former gives `JSCPTTrainingArguments`. `None` stands for all defaults, with
+    `output_dir` as `Trainer` has it.
     """
     if isinstance(args, JSCPTTrainingArguments):
         args.check()

@@ -16,7 +16,7 @@ from huggingface_hub import CommitInfo
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 from transformers.utils import logging
 from transformers.utils.hub import PushInProgress, hf_api
 
@@ -50,16 +50,7 @@ class Publishing(Trainer):
     task_names: list[str]
     adapter_name: str
     loaded_step: int | None
-    # Step whose weights were loaded at the end of training, if any, and the length of the log then.
-    best_loaded: tuple[int, int] | None = None
-
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `Trainer.train`."""
-        self.best_loaded = None
-        output = super().train(*args, **kwargs)
-        if self.loaded_step is not None:
-            self.best_loaded = self.loaded_step, len(self.state.log_history)
-        return output
+    logged_before_loading: int
 
     def create_model_card(
         self,
@@ -79,7 +70,9 @@ class Publishing(Trainer):
         if not self.is_world_process_zero():
             return
         log = self.state.log_history
-        step, since = self.best_loaded or (self.state.global_step, len(log))
+        step, since = self.loaded_step, self.logged_before_loading
+        if step is None:
+            step, since = self.state.global_step, len(log)
         of_these_weights = [logs for logs in log[:since] if logs.get("step") == step] + log[since:]
         configuration = settings(
             self.model.active_jscpt_config, self.fixed_configuration(), self.reproducing_configuration()

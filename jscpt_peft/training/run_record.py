@@ -92,10 +92,7 @@ def training_record(
 def settings(adapter: JSCPTConfig, fixed: Mapping[str, Any], reproducing: Mapping[str, Any]) -> dict[str, Any]:
     """What decided what a step does, without what is not set or not used.
 
-    Args:
-        adapter: the adapter's configuration.
-        fixed: the run's `fixed_configuration`.
-        reproducing: the run's `reproducing_configuration`.
+    `fixed` and `reproducing` are the run's `fixed_configuration` and `reproducing_configuration`.
     """
     chosen = {fixed["weighting"], fixed["gradient_aggregator"]}
     unused = UNSAID | {name for name, needed in WEIGHTING_OPTIONS.items() if chosen.isdisjoint(needed)}
@@ -136,9 +133,7 @@ def results_of(output: Path, accuracies: Mapping[str, float]) -> str | None:
 def data_of(output: Path, sizes: Mapping[str, int]) -> tuple[str, dict[str, tuple[str, str]]]:
     """The task set, and per source what it is and which part is trained with, if the manifest there is of the run.
 
-    Args:
-        output: folder of the run.
-        sizes: task -> number of training images of the run.
+    That is so where its numbers of training images, by task, are `sizes`.
     """
     try:
         manifest = read_manifest(output / MANIFEST_FILE)

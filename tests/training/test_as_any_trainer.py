@@ -81,18 +81,18 @@ def of_the_hub(pictures: ImageTaskDataset) -> HubDataset:
 
 
 KINDS = {
+    "pictures": lambda pictures: pictures,
     "list": rows,
     "Hugging Face": of_the_hub,
-    "Subset": lambda pictures: Subset(pictures, range(len(pictures))),
     "ConcatDataset": task_by_task,
-    "both": lambda pictures: ConcatDataset([Subset(pictures, range(7)), Subset(pictures, range(7, len(pictures)))]),
+    "of Subsets": lambda images: ConcatDataset([Subset(images, range(7)), Subset(images, range(7, len(images)))]),
 }
 
 
 def test_any_map_style_data_set_trains_as_the_same_images_do(tmp_path):
     results = {}
-    for name, kind in {"pictures": lambda pictures: pictures, **KINDS}.items():
-        run = small_run.trainer(tmp_path / name, max_steps=2)
+    for name, kind in KINDS.items():
+        run = small_run.trainer(tmp_path / name, max_steps=1, lower_steps=1, neumann_terms=0)
         data = {split: kind(small_run.pictures(split)) for split in ("train", "dev", "validation")}
         run = JSCPTTrainer(run.model, run.args, None, data["train"], data["validation"], dev_dataset=data["dev"])
         run.train()
@@ -112,20 +112,16 @@ def test_augmentation_stays_a_function_of_the_draw(tmp_path):
     assert not torch.equal(subset[9, 5]["pixel_values"], subset[9, 6]["pixel_values"])
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"labels": 0.5}, "`labels` of an item .* is 0.5: give a whole number"),
-        ({"task_ids": None}, "`task_ids` of an item .* is None: give a whole number"),
-        ({"task_ids": ...}, "the images to evaluate have no `task_ids`"),
-        ({"pixel_values": ...}, "an item of the data set has no `pixel_values`"),
-    ],
-)
-def test_items_that_an_evaluation_cannot_read_are_refused(tmp_path, changed, message):
-    item = {"pixel_values": torch.zeros(3, 32, 32), "labels": 0, "task_ids": 0, **changed}
-    item = {name: value for name, value in item.items() if value is not ...}
-    with pytest.raises(ValueError, match=message):
-        small_run.trainer(tmp_path).evaluate([item, item])
+def test_items_that_an_evaluation_cannot_read_are_refused(tmp_path):
+    run, item = small_run.trainer(tmp_path), {"pixel_values": torch.zeros(3, 32, 32), "labels": 0, "task_ids": 0}
+    for changed, message in [
+        ({**item, "labels": 0.5}, "`labels` of an item .* is 0.5: give a whole number"),
+        ({**item, "task_ids": None}, "`task_ids` of an item .* is None: give a whole number"),
+        ({"pixel_values": item["pixel_values"], "labels": 0}, "the images to evaluate have no `task_ids`"),
+        ({"labels": 0, "task_ids": 0}, "an item of the data set has no `pixel_values`"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run.evaluate([changed, changed])
 
 
 class Stream(IterableDataset):
@@ -173,7 +169,8 @@ def test_cross_entropy_of_ones_own_is_that_of_eq_3(tmp_path, reduction, hvp):
     def loss(outputs, labels, **_):
         return cross_entropy(outputs.logits, labels, reduction=reduction)
 
-    runs = [small_run.trainer(tmp_path / name, prompted.prompted_clip(), hvp=hvp) for name in ("given", "own")]
+    models = {name: prompted.prompted_clip() for name in ("given", "own")}
+    runs = [small_run.trainer(tmp_path / name, model, hvp=hvp, max_steps=2) for name, model in models.items()]
     runs[1] = remade(runs[1], compute_loss_func=loss)
     for run in runs:
         run.train()
@@ -208,7 +205,7 @@ def test_compute_loss_of_a_subclass_is_not_ignored(tmp_path):
 
 
 def test_logs_count_images_and_leave_out_a_task_that_is_not_finite(tmp_path):
-    run = small_run.trainer(tmp_path, max_steps=4)
+    run = small_run.trainer(tmp_path, max_steps=4, learn_scheduler=False)
     run.train_dataset = small_run.Spoiled(run.train_dataset, lambda draw: draw < 6)  # all steps but the last
     metrics = run.train().metrics
     images = metrics["train_samples_per_second"] * metrics["train_runtime"]
@@ -221,7 +218,7 @@ def test_logs_count_images_and_leave_out_a_task_that_is_not_finite(tmp_path):
 
 
 def test_every_training_of_model_init_starts_anew(tmp_path):
-    run = small_run.trainer(tmp_path, max_steps=2, lower_steps=1)
+    run = small_run.trainer(tmp_path, max_steps=2, lower_steps=1, neumann_terms=0)
     run = remade(run, model=None, model_init=lambda: prompted.prompted_clip(torch.float32))
     results = []
     for _ in range(2):
@@ -234,7 +231,7 @@ def test_every_training_of_model_init_starts_anew(tmp_path):
 
 def test_a_search_with_optuna(tmp_path):
     pytest.importorskip("optuna")
-    run = small_run.trainer(tmp_path, max_steps=2, lower_steps=1)
+    run = small_run.trainer(tmp_path, max_steps=1, lower_steps=1, neumann_terms=0)
     run = remade(run, model=None, model_init=lambda: prompted.prompted_clip(torch.float32))
     best = run.hyperparameter_search(
         hp_space=lambda trial: {"scheduler_learning_rate": trial.suggest_categorical("eta", [0.1, 0.2])},
@@ -267,7 +264,7 @@ def of(run, adapter: str) -> dict[str, torch.Tensor]:
 
 
 def test_the_active_adapter_alone_is_trained_and_saved(tmp_path):
-    run = small_run.trainer(tmp_path, two_adapters(), weight_decay=0.1, **SAVING)
+    run = small_run.trainer(tmp_path, two_adapters(), weight_decay=0.1, max_steps=2, **SAVING)
     before = {name: of(run, name) for name in ("default", "second")}
     run.train()
     after = {name: of(run, name) for name in ("default", "second")}
@@ -276,38 +273,31 @@ def test_the_active_adapter_alone_is_trained_and_saved(tmp_path):
     optimized = {id(each) for group in run.optimizer.param_groups for each in group["params"]}
     assert optimized == {id(each) for name, each in run.model.named_parameters() if ".second." in name}
     assert not list(tmp_path.glob("checkpoint-*/adapter_model.safetensors"))
-    assert len(list(tmp_path.glob("checkpoint-*/second/adapter_model.safetensors"))) == 4
+    assert len(list(tmp_path.glob("checkpoint-*/second/adapter_model.safetensors"))) == 2
     run.model.set_adapter("default")
     with pytest.raises(ValueError, match="the active adapter is 'default', but this trainer was made for 'second'"):
         run.train()
 
 
-@pytest.mark.parametrize("adapter", ["second", "default"])
-def test_the_best_weights_of_any_adapter_are_loaded_and_resumed(tmp_path, adapter):
+def test_the_best_weights_of_another_adapter_are_loaded_and_resumed(tmp_path):
     options = {**SAVING, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "learning_rate": 30.0}
     options |= {"lr_scheduler_type": "constant", "learn_scheduler": False, "greater_is_better": True}
-    model = two_adapters()
-    model.set_adapter(adapter)
     seen = {}
 
     def metrics(_prediction):
-        seen[run.state.global_step] = of(run, adapter)
+        seen[run.state.global_step] = of(run, "second")
         return {}
 
-    run = remade(small_run.trainer(tmp_path, model, **options), compute_metrics=metrics)
-    other = {"second": "default", "default": "second"}[adapter]
-    before = of(run, other)
+    run = remade(small_run.trainer(tmp_path, two_adapters(), **options), compute_metrics=metrics)
+    before = of(run, "default")
     run.train()
-    best = run.state.best_global_step
-    for name, value in of(run, adapter).items():
-        assert torch.equal(value, seen[best][name]), name
-    assert all(torch.equal(value, of(run, other)[name]) for name, value in before.items())
-    model = two_adapters()
-    model.set_adapter(adapter)
-    resumed = remade(small_run.trainer(tmp_path, model, **options), compute_metrics=metrics)
+    best, weights = run.state.best_global_step, of(run, "second")
+    assert all(torch.equal(value, seen[best][name]) for name, value in weights.items())
+    assert all(torch.equal(value, of(run, "default")[name]) for name, value in before.items())
+    resumed = remade(small_run.trainer(tmp_path, two_adapters(), **options), compute_metrics=lambda _: {})
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert resumed.loaded_step == best
-    assert all(torch.equal(value, of(run, adapter)[name]) for name, value in of(resumed, adapter).items())
+    assert all(torch.equal(value, weights[name]) for name, value in of(resumed, "second").items())
 
 
 # ---- as any image classifier ----------------------------------------------------------------------------------------
@@ -316,10 +306,8 @@ def test_the_best_weights_of_any_adapter_are_loaded_and_resumed(tmp_path, adapte
 def test_the_model_called_with_images_classifies():
     model = prompted.prompted_clip()
     pixels, task_ids, labels = prompted.batch(model)
-    output, expected = (
-        model(pixel_values=pixels, task_ids=task_ids, labels=labels),
-        model.classify(pixels, task_ids, labels),
-    )
+    output = model(pixel_values=pixels, task_ids=task_ids, labels=labels)
+    expected = model.classify(pixels, task_ids, labels)
     assert torch.equal(output.logits, expected.logits) and torch.equal(output.loss, expected.loss)
     model.set_task("photo")
     assert torch.equal(model(pixel_values=pixels).logits, model.classify(pixels, 0).logits)
@@ -327,18 +315,16 @@ def test_the_model_called_with_images_classifies():
         assert not torch.equal(model(pixel_values=pixels).logits, model.classify(pixels, 0).logits.new_zeros(1))
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_plain_trainer_is_plain_joint_training(tmp_path, accumulation):
+def test_a_plain_trainer_is_plain_joint_training(tmp_path):
     """Also the scale of the loss under accumulation, by which `Trainer` and model must agree."""
     model, by_hand = prompted.prompted_clip(), prompted.prompted_clip()
     images = [
         {**each, "pixel_values": each["pixel_values"].double()} for each in rows(small_run.pictures("validation"))
     ]
-    size = 4 // accumulation
     arguments = TrainingArguments(
         str(tmp_path),
-        per_device_train_batch_size=size,
-        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
         max_steps=1,
         learning_rate=0.1,
         lr_scheduler_type="constant",

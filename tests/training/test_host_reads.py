@@ -122,7 +122,7 @@ def watched_run(tmp_path, monkeypatch, **options):
         {"bf16": True},
         {"gradient_accumulation_steps": 2, "max_steps": 4},
         {"weigh_own_steps": True, "task_prior": 0.1},
-        *({"weighting": name} for name in ("uniform", "loss_cosine", "uw", "gradnorm", "dwa", "famo")),
+        *({"weighting": each, "max_steps": 3} for each in ("uniform", "loss_cosine", "uw", "gradnorm", "dwa", "famo")),
     ],
     ids=str,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import adapted
 import torch
+from small_run import trainable
 from torch.nn.functional import cosine_similarity
 
 from jscpt_peft.data import image_transform
@@ -30,7 +31,7 @@ def hypergradient(dtype: torch.dtype, precision: str) -> tuple[torch.Tensor, tor
     """∇_Ω L_dev, p ≈ H⁻¹∇_θ L_dev, and the bytes of the graph."""
     model = adapted.adapted_clip(dtype)
     weighting = JointScheduling(TaskPromptScheduler(len(adapted.TASKS))).to(dtype)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = trainable(model)
     with upper_level_precision(precision):
         kept = kept_graph(model, pictures(dtype, 0), "original")
         step = kept.sums.detach().means()

@@ -9,6 +9,7 @@ import prompted
 import pytest
 import torch
 from peft import get_peft_model
+from small_run import trainable
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -53,7 +54,7 @@ class BiLevelProblem:
             prompt_init_std=0.3,
         )
         self.model = get_peft_model(clip, config)
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.parameters = trainable(self.model)
         self.names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         with torch.no_grad():
             generator = torch.Generator().manual_seed(3)
@@ -145,10 +146,10 @@ def test_series_tends_to_the_closed_form(problem):
 
     step_size = float(2 / (eigenvalues.min() + eigenvalues.max()))  # the best of all fixed ones
     errors = []
-    for terms in (1, 3, 9, 250):
+    for terms in (1, 3, 9, 40):
         series, _ = problem.implicit_gradient(terms, step_size)
         errors.append(float((series - closed_form).norm() / closed_form.norm()))
-    print("relative errors with 1, 3, 9, 250 terms:", *(f"{error:.1e}" for error in errors))
+    print("relative errors with 1, 3, 9, 40 terms:", *(f"{error:.1e}" for error in errors))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-8, f"relative errors {errors}"
 
@@ -173,8 +174,8 @@ def test_implicit_gradient_is_the_slope_of_the_whole_bilevel_loss():
     value = dev_loss()
     problem.set_theta(optimum)
     eigenvalues = torch.linalg.eigvalsh(hessian)
-    implicit, inverse = problem.implicit_gradient(250, float(2 / (eigenvalues.min() + eigenvalues.max())))
-    assert inverse.terms == 250
+    implicit, inverse = problem.implicit_gradient(40, float(2 / (eigenvalues.min() + eigenvalues.max())))
+    assert inverse.terms == 40
 
     slopes, shift = [], 1e-4
     for parameter in omega:
@@ -198,34 +199,12 @@ def test_implicit_gradient_is_the_slope_of_the_whole_bilevel_loss():
     assert dev_loss() < value
 
 
-def test_no_neumann_terms_need_no_second_derivative(problem):
-    """With H = 0 the gradient of Ω is -s Σ_i (v·g_i) ∂φ_i/∂Ω, and the lower gradients carry no graph."""
-    sums, views = task_gradients(problem.model, problem.lower_batch)
-    _, dev = dev_gradient(problem.model, problem.parameters, [problem.dev_batch])
-    weights, omega = problem.scheduler(EFFECT, AFFINITY), list(problem.scheduler.parameters())
-    step = sums.means()
-    gradients, inverse = implicit_gradient(
-        views, problem.parameters, step.gradients, weights, omega, dev, product=None, terms=0, step_size=0.5
-    )
-    losses = problem.model.classify(*problem.lower_batch).task_losses
-    rows = [
-        torch.autograd.grad(
-            losses[task], problem.parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        for task in range(2)
-    ]
-    products = torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in rows]) @ dev * 0.5
-    expected = torch.autograd.grad(problem.scheduler(EFFECT, AFFINITY), omega, -products)
-    torch.testing.assert_close(torch.cat(gradients), torch.cat(expected))
-    assert (inverse.step_size, inverse.terms) == (0.5, 0)
-
-
 def test_the_gradients_of_chunks_are_not_all_held(monkeypatch):
     """Of as many chunks as there are images, no more than the sum and one chunk's gradients are there at a time."""
     model = prompted.prompted_clip(torch.float64)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    chunks = hessian_chunks([Batch(*prompted.batch(model, per_task=4))], None, 1)
-    assert len(chunks) == 12
+    parameters = trainable(model)
+    chunks = hessian_chunks([Batch(*prompted.batch(model, per_task=2))], None, 1)
+    assert len(chunks) == 6
     held = []
 
     def counted(*args, **kwargs):

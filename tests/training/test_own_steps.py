@@ -73,17 +73,13 @@ def test_the_prior_draws_towards_the_weighted_mean_and_residuals_to_zero(tmp_pat
         torch.testing.assert_close(start[name] + step, after, atol=1e-7, rtol=1e-6)
 
 
-@pytest.mark.parametrize("steps", [1, 63, 100, 272, 5000])
-def test_auto_follows_the_length_of_the_run(tmp_path, steps):
-    run = small_run.trainer(tmp_path, lower_steps="auto", scheduler_learning_rate="auto")
-    run.upper_level.begin(steps)
-    updates = sum(run.upper_level.due(step) for step in range(1, steps + 1))
-    assert min(steps, 64) <= updates < 128
-    assert run.upper_level.optimizer.param_groups[0]["lr"] * updates == pytest.approx(min(16, updates / 4))
-
-
-def test_auto_is_set_when_training_begins(tmp_path):
+def test_auto_follows_the_length_of_the_run(tmp_path):
     run = small_run.trainer(tmp_path, max_steps=3, lower_steps="auto", scheduler_learning_rate="auto", neumann_terms=0)
+    for steps in (1, 63, 100, 272, 5000):
+        run.upper_level.begin(steps)
+        updates = sum(run.upper_level.due(step) for step in range(1, steps + 1))
+        assert min(steps, 64) <= updates < 128
+        assert run.upper_level.optimizer.param_groups[0]["lr"] * updates == pytest.approx(min(16, updates / 4))
     run.train()
     assert run.upper_level.updates == 3 and run.upper_level.optimizer.param_groups[0]["lr"] == 0.25
 

@@ -28,7 +28,7 @@ def state(run) -> dict[str, torch.Tensor]:
 def test_the_upper_level_differentiates_penalties_twice_and_leaves_them_out_of_the_dev_loss(options):
     model = prompted.prompted_clip(**options, decorrelation_weight=0.1)
     batch, weights = Batch(*prompted.batch(model, per_task=4)), torch.tensor([0.5, 1.6, 0.9]).double()
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = small_run.trainable(model)
     size, generator = sum(each.numel() for each in parameters), torch.Generator().manual_seed(5)
     vector = torch.randn(size, dtype=torch.float64, generator=generator)
     exact = HessianProduct(model, parameters, [batch], weights, kept=kept_graph(model, batch))(vector)
@@ -68,14 +68,13 @@ def test_learned_weights_and_a_bank_that_fills_and_is_resumed(tmp_path):
     assert torch.equal(loaded.task_adapter.head.bank, bank)
 
 
-@pytest.mark.parametrize(("weight", "equal"), [(0.0, True), (0.1, False)])
-def test_batches_add_up_but_for_their_correlations(tmp_path, weight, equal):
-    """What is observed is the same in any case."""
+def test_batches_add_up_but_for_their_correlations(tmp_path):
+    """So does what is observed."""
     ends = []
     for batch, accumulation in ((4, 1), (1, 4)):
         run = small_run.trainer(
             tmp_path / str(batch),
-            prompted.prompted_clip(**PROJECTED, decorrelation_weight=weight),
+            prompted.prompted_clip(**PROJECTED, decorrelation_weight=0.0),
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=accumulation,
             weighting="uniform",
@@ -83,8 +82,7 @@ def test_batches_add_up_but_for_their_correlations(tmp_path, weight, equal):
         )
         run.train()
         ends.append(state(run))
-    close = [torch.allclose(ends[0][name], ends[1][name], atol=1e-10, rtol=1e-10) for name in ends[0]]
-    assert all(close) is equal
+    torch.testing.assert_close(*ends, atol=1e-10, rtol=1e-10)
 
 
 def test_a_task_that_is_not_finite_leaves_the_bank_and_the_others_alone(tmp_path):

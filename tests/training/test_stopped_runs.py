@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import types
 
 import pytest
@@ -11,30 +13,30 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from jscpt_peft.evaluation import read_history
-from jscpt_peft.training.callbacks import StopOnInterrupt
+from jscpt_peft.training.callbacks import SIGNALS, StopOnInterrupt
 from jscpt_peft.training.step_log import HISTORY_FILE
 
 # Three steps an epoch.
-COMMON = {"max_steps": 9, "per_device_train_batch_size": 3, "save_strategy": "epoch", "eval_strategy": "epoch"}
+COMMON = {"max_steps": 7, "per_device_train_batch_size": 3, "save_strategy": "epoch", "eval_strategy": "epoch"}
+COMMON |= {"learn_scheduler": False}
 BY_STEPS = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
 
 
-class AskToStop(TrainerCallback):
-    """As the signal's handler does, during a step."""
+class PressCtrlC(TrainerCallback):
+    """During a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
-        self.run = None
 
     def on_step_begin(self, _args, state, _control, **_):
         if state.global_step + 1 == self.step:
-            self.run.stop_asked = True
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def new_run(folder, accuracies: dict[int, float], stop: int | None = None, callbacks=(), **options):
     """A run whose evaluation after a step has an accuracy that the test decides; `evaluated` are these steps."""
-    ask = [] if stop is None else [AskToStop(stop)]
-    run = small_run.trainer(folder, callbacks=[*callbacks, *ask], **{**COMMON, **options})
+    press = [] if stop is None else [PressCtrlC(stop)]
+    run = small_run.trainer(folder, callbacks=[*callbacks, *press], **{**COMMON, **options})
     run.evaluated = []
 
     def evaluate(self, **_):
@@ -44,8 +46,7 @@ def new_run(folder, accuracies: dict[int, float], stop: int | None = None, callb
         return metrics
 
     run.evaluate = types.MethodType(evaluate, run)
-    if ask:
-        ask[0].run = run
+    if press:
         run.interrupt = StopOnInterrupt(run)
         run.add_callback(run.interrupt)
     return run
@@ -60,25 +61,26 @@ def assert_same_weights(one, other) -> None:
     assert all(torch.equal(ones[name], others[name]) for name in ones)
 
 
-@pytest.mark.parametrize("strategy", ["epoch", "steps", "best", "no"])
+@pytest.mark.parametrize("strategy", ["epoch", "best", "no"])
 def test_an_interrupted_run_keeps_its_last_step_and_goes_on_from_it(tmp_path, strategy):
     """The best checkpoint is of step 3, only one is to be kept, and the accuracy would be best at the step itself."""
-    accuracies = {3: 0.5, 4: 0.9, 6: 0.4, 9: 0.3}
+    accuracies = {3: 0.5, 4: 0.9, 6: 0.4, 7: 0.3}
     options = {"save_strategy": strategy, "save_steps": 3, "save_total_limit": 1}
     options["load_best_model_at_end"] = strategy == "epoch"
-    whole = new_run(tmp_path / "whole", accuracies, **options)
+    whole, handlers = new_run(tmp_path / "whole", accuracies, **options), [signal.getsignal(each) for each in SIGNALS]
     whole.train()
     for stop in (4, 6):  # in the middle of an epoch, and at its end
         folder = tmp_path / str(stop)
         run = new_run(folder, accuracies, stop, **options)
         run.train()
         assert run.interrupt.interrupted and run.unsaved_error is None and run.args.save_strategy == strategy
+        assert run.state.global_step == stop and [signal.getsignal(each) for each in SIGNALS] == handlers
         assert run.evaluated == [3, 6][: 1 + (stop == 6)]  # an epoch that is not over is not evaluated
         best = set() if strategy == "no" else {"checkpoint-3"}
         assert checkpoints(folder) == {f"checkpoint-{stop}"} | best
         resumed = new_run(folder, accuracies, **options)
         resumed.train(resume_from_checkpoint=True)
-        assert run.evaluated + resumed.evaluated == whole.evaluated == [3, 6, 9]
+        assert run.evaluated + resumed.evaluated == whole.evaluated == [3, 6, 7]
         assert_same_weights(resumed, whole)
         for name in ("best_metric", "best_global_step"):
             assert getattr(resumed.state, name) == getattr(whole.state, name)
@@ -97,25 +99,22 @@ def test_early_stopping_is_as_patient_after_a_resume(tmp_path):
 
 @pytest.mark.parametrize("kind", ["reduce_lr_on_plateau", "greedy"])
 def test_a_schedule_that_watches_the_accuracy_knows_that_more_is_better(tmp_path, kind):
-    rising = {step: step / 10 for step in range(1, 7)}
+    rising = {step: step / 10 for step in range(1, 4)}
     rates = []
     for accuracies in (rising, {step: 1 - value for step, value in rising.items()}):
         run = new_run(
             tmp_path / str(len(rates)),
             accuracies,
             **{**BY_STEPS, "save_strategy": "no"},
-            max_steps=6,
+            max_steps=3,
             lr_scheduler_type=kind,
             lr_scheduler_kwargs={"patience": 0},
         )
         run.train()
         rates.append(run.lr_scheduler.get_last_lr()[0])
     assert rates[0] >= 0.05 > rates[1]
-
-
-def test_a_mode_that_is_given_stays(tmp_path):
-    options = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"mode": "min"}}
-    assert small_run.trainer(tmp_path, eval_strategy="steps", **options).args.lr_scheduler_kwargs == {"mode": "min"}
+    options = {"lr_scheduler_type": kind, "lr_scheduler_kwargs": {"mode": "min"}}  # a mode that is given stays
+    assert new_run(tmp_path, {}, **options).args.lr_scheduler_kwargs == {"mode": "min"}
 
 
 def test_what_was_trained_after_a_step_that_one_goes_back_to_is_set_aside(tmp_path, caplog):
@@ -155,3 +154,4 @@ def test_the_best_step_is_one_that_was_saved(tmp_path):
     run.train()
     assert checkpoints(tmp_path) == {"checkpoint-1", "checkpoint-3", "checkpoint-4"}
     assert (run.state.best_metric, run.state.best_global_step) == (0.5, 3)
+    assert run.state.best_model_checkpoint == str(tmp_path / "checkpoint-3") and run.loaded_step == 3

@@ -19,19 +19,13 @@ OMEGA = {"alpha": torch.tensor(ALPHA), "beta": torch.tensor(BETA)}
 NONE = {"weight_normalization": "none"}
 SWITCHES = {
     "as the paper has it": {},
-    "no prompt scheduling": {"prompt_scheduling": False},
-    "no task scheduling": {"task_scheduling": False},
-    "plain joint training": {"prompt_scheduling": False, "task_scheduling": False},
-    "as printed": NONE,
+    # Normalised, a factor that is off could be any constant.
+    "plain joint training, as printed": {"prompt_scheduling": False, "task_scheduling": False, **NONE},
     "no prompt scheduling, as printed": {"prompt_scheduling": False, **NONE},
     "no task scheduling, as printed": {"task_scheduling": False, **NONE},
-    "sigmoid": {"causal_effect": "sigmoid"},
-    "complement": {"reference": "complement"},
-    "complement, sigmoid": {"reference": "complement", "causal_effect": "sigmoid"},
+    "another effect": {"reference": "complement", "causal_effect": "sigmoid"},
+    "another affinity": {"affinity_direction": "outgoing", "affinity": "unclipped"},
     "cosine": {"affinity": "cosine"},
-    "unclipped": {"affinity": "unclipped"},
-    "outgoing": {"affinity_direction": "outgoing"},
-    "outgoing, unclipped, as printed": {"affinity_direction": "outgoing", "affinity": "unclipped", **NONE},
 }
 
 
@@ -82,23 +76,9 @@ def test_weights_of_a_step_are_those_of_the_formula(tmp_path, known, switch):
     row = first_row(one_step(tmp_path, **options))
     expected = expected_weights(known, options)
     assert row["weight"] == pytest.approx(expected, rel=1e-5)
-    if options:
-        assert expected != pytest.approx(expected_weights(known, {}), rel=1e-3), "the switch changes nothing here"
-
-
-def test_without_both_the_step_is_that_of_the_plain_sum(tmp_path):
-    """The factor is 1, so with "none" as with "sum" the trained prompts are the same."""
-    trained = []
-    for normalization in ("sum", "none"):
-        run = one_step(
-            tmp_path / normalization,
-            prompt_scheduling=False,
-            task_scheduling=False,
-            weight_normalization=normalization,
-        )
-        run.train()
-        trained.append(small_run.trained_parameters(run))
-    assert all(torch.equal(parameter, trained[1][name]) for name, parameter in trained[0].items())
+    for name in options.keys() - NONE.keys():
+        others = {other: value for other, value in options.items() if other != name}
+        assert expected != pytest.approx(expected_weights(known, others), rel=1e-3), f"{name} changes nothing here"
 
 
 @pytest.mark.parametrize(("off", "still"), [("prompt_scheduling", "alpha"), ("task_scheduling", "beta")])
@@ -116,7 +96,7 @@ def test_omega_of_a_factor_that_is_off_does_not_move(tmp_path, off, still):
 
 def test_fixed_masks_stay_at_one_half_while_the_mlps_learn(tmp_path):
     model = prompted.prompted_clip(torch.float32, learn_masks=False)
-    run = small_run.trainer(tmp_path, model, max_steps=3)
+    run = small_run.trainer(tmp_path, model, max_steps=2)
     before = small_run.trained_parameters(run)
     assert not any(name.endswith("mask") for name in before)
     run.train()
@@ -124,21 +104,8 @@ def test_fixed_masks_stay_at_one_half_while_the_mlps_learn(tmp_path):
     mlps = [name for name in before if ".head." in name]
     assert len(mlps) == 8
     assert all(not torch.equal(before[name], after[name]) for name in before)
-
-    views = model.task_parameters()
-    assert torch.equal(torch.sigmoid(views["mask"]), torch.full_like(views["mask"], 0.5))
-    pixels, tasks, _ = prompted.batch(model)
-    with torch.no_grad():
-        output = model.classify(pixels, tasks)
-        for x, selected, task in zip(output.image_embeds, output.selected_embeds, tasks, strict=True):
-            half = 0.5 * x
-            torch.testing.assert_close(selected, mlp(views, "outer", task, half + mlp(views, "inner", task, half)))
-
-
-def mlp(views, name, task, u):
-    """Eq. 2's residual MLP, written out."""
-    hidden = torch.nn.functional.gelu(u @ views[f"{name}_down"][task] + views[f"{name}_down_bias"][task])
-    return u + hidden @ views[f"{name}_up"][task] + views[f"{name}_up_bias"][task]
+    masks = model.task_parameters()["mask"]
+    assert torch.equal(torch.sigmoid(masks), torch.full_like(masks, 0.5))
 
 
 def test_fixed_omega_stays_and_needs_no_dev_images(tmp_path, known):
@@ -164,8 +131,7 @@ class TestGradientAggregator:
     def _torchjd(self):
         pytest.importorskip("torchjd", reason="needs the extra `aggregators`")
 
-    @pytest.mark.parametrize("options", [{}, NONE, {"prompt_scheduling": False}], ids=str)
-    @pytest.mark.parametrize("c", [0.5, 0.9])
+    @pytest.mark.parametrize(("options", "c"), [({}, 0.5), (NONE, 0.9), ({"prompt_scheduling": False}, 0.9)], ids=str)
     def test_cagrad_replaces_the_affinity_factor(self, tmp_path, known, options, c):
         """Row 22: MT-CAGrad, its weights by search over the simplex instead of TorchJD."""
         chosen = {} if c == 0.5 else {"cagrad_c": c}  # the default is the design's
@@ -177,27 +143,6 @@ class TestGradientAggregator:
         assert expected != pytest.approx(expected_weights(known, options), rel=1e-2)
         other = expected_weights(known, options, cagrad_weights(known["gradients"], 0.1))
         assert expected != pytest.approx(other, rel=1e-2)
-
-    def test_a_task_that_is_not_finite_is_left_out(self, tmp_path, known):
-        run = one_step(tmp_path, gradient_aggregator="cagrad")
-        run.train_dataset = small_run.Spoiled(run.train_dataset, task=1)
-        with pytest.raises(FloatingPointError, match="The run ends with step 1, but tasks were not finite"):
-            first_row(run)
-        (row,) = read_history(tmp_path / "scheduler_history.jsonl")
-        present = torch.tensor([True, False, True])
-        factor = torch.zeros(3, dtype=torch.float64)
-        factor[present] = cagrad_weights(known["gradients"][present], 0.5)
-        assert row["weight"] == pytest.approx(expected_weights(known, {}, factor, present), rel=1e-3)
-
-    @pytest.mark.parametrize("name", ["mean", "sum", "random"])
-    def test_controls(self, tmp_path, known, name):
-        row = first_row(one_step(tmp_path, gradient_aggregator=name, **NONE))
-        factor = {"mean": torch.full((3,), 1 / 3), "sum": torch.ones(3)}.get(name)
-        if factor is not None:
-            assert row["weight"] == pytest.approx(expected_weights(known, NONE, factor), rel=1e-5)
-        else:
-            prompt = expected_weights(known, {**NONE, "task_scheduling": False})
-            assert sum(w / p for w, p in zip(row["weight"], prompt, strict=True)) == pytest.approx(1, rel=1e-5)
 
     def test_alpha_learns_and_beta_stays(self, tmp_path):
         run = small_run.trainer(tmp_path, max_steps=2, lower_steps=1, gradient_aggregator="upgrad")

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import prompted
 import pytest
 import small_run
 import torch
+from small_run import trainable
 from transformers import TrainerCallback
 
 from jscpt_peft.data import TaskBalancedBatchSampler, collate
 from jscpt_peft.evaluation import read_history
 from jscpt_peft.scheduling import TaskPromptScheduler, causal_effect, inter_task_affinity
 from jscpt_peft.training import JSCPTTrainer
-from jscpt_peft.training.callbacks import StopOnInterrupt
-
-
-def trainable(model):
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def manual_schedule(model, batch):
@@ -62,9 +55,7 @@ def test_lower_steps_are_momentum_sgd_on_the_scheduled_loss(tmp_path, scheduling
 
 
 @pytest.mark.parametrize(
-    ("micro_batch", "options"),
-    [(2, {}), (1, {"hypergradient_batch_size": 3}), (1, {"hvp": "finite_difference"})],
-    ids=str,
+    ("micro_batch", "options"), [(2, {}), (1, {"hypergradient_batch_size": 3, "hvp": "finite_difference"})], ids=str
 )
 def test_accumulation_equals_the_large_batch(tmp_path, micro_batch, options):
     """Also of the weights and of Ω, over two epochs of 6 images, which steps of 4 do not divide."""
@@ -143,10 +134,10 @@ def test_bfloat16_in_lower_steps_and_float32_where_second_derivatives_are_taken(
     assert {dtype for _, dtype in seen} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("which", ["all", "shared"])
-def test_update_of_omega_is_that_of_the_written_out_series(tmp_path, which):
+@pytest.mark.parametrize(("which", "terms"), [("all", 2), ("shared", 2), ("all", 0)])
+def test_update_of_omega_is_that_of_the_written_out_series(tmp_path, which, terms):
     """One step of SGD on Ω against Eq. 11, every term by `torch.autograd.functional.hvp` on the whole model."""
-    options = {"max_steps": 1, "lower_steps": 1, "neumann_terms": 2, "neumann_step_size": 1e-3, "power_iterations": 0}
+    options = {"max_steps": 1, "lower_steps": 1, "neumann_terms": terms, "neumann_step_size": 1e-3}
     damping = 100.0  # so much that no term grows, which would end the series
     run = small_run.trainer(
         tmp_path,
@@ -155,6 +146,7 @@ def test_update_of_omega_is_that_of_the_written_out_series(tmp_path, which):
         scheduler_learning_rate=5.0,
         hessian_parameters=which,
         weight_decay=damping,
+        power_iterations=0,
         **options,
     )
     run.weighting.scheduler.double()
@@ -179,7 +171,7 @@ def test_update_of_omega_is_that_of_the_written_out_series(tmp_path, which):
     weights = scheduler(effect, affinity)
     dev = torch.autograd.functional.jacobian(lambda *t: losses(t, dev_batch).sum(), theta)
     term, total = dev, dev
-    for _ in range(2):
+    for _ in range(terms):
         product = torch.autograd.functional.hvp(lambda *t: (weights.detach() * losses(t, batch)).sum(), theta, term)[1]
         term = tuple(t - 1e-3 * (p + damping * t) for t, p in zip(term, product, strict=True))
         total = tuple(a + b for a, b in zip(total, term, strict=True))
@@ -188,7 +180,7 @@ def test_update_of_omega_is_that_of_the_written_out_series(tmp_path, which):
     gradients = torch.autograd.grad(weights, [scheduler.alpha, scheduler.beta], -products)
 
     run.train()
-    assert read_history(tmp_path / "scheduler_history.jsonl")[0]["scheduler"]["neumann_terms"] == 2
+    assert read_history(tmp_path / "scheduler_history.jsonl")[0]["scheduler"]["neumann_terms"] == terms
     for name, gradient in zip(("alpha", "beta"), gradients, strict=True):
         moved = getattr(run.weighting.scheduler, name).detach() - 1
         assert gradient.norm() > 1e-6
@@ -198,7 +190,7 @@ def test_update_of_omega_is_that_of_the_written_out_series(tmp_path, which):
 def test_gradient_checkpointing_changes_nothing(tmp_path):
     results = []
     for name, checkpointing in (("plain", False), ("checkpointed", True)):
-        run = small_run.trainer(tmp_path / name, gradient_checkpointing=checkpointing)
+        run = small_run.trainer(tmp_path / name, gradient_checkpointing=checkpointing, max_steps=2)
         run.train()
         results.append(small_run.trained_parameters(run))
     for name, parameter in results[0].items():
@@ -228,55 +220,14 @@ def test_evaluation_counts_each_tasks_own_classes(tmp_path):
     assert metrics["test_worst_group_accuracy"] == pytest.approx(min(groups))
 
 
-@pytest.mark.parametrize("good_steps", [0, 1])
-def test_task_that_is_not_finite_gets_no_weight_and_then_stops_the_run(tmp_path, good_steps):
-    run = small_run.trainer(tmp_path, max_steps=10, max_nonfinite_steps=3)
-    # two images of each task a step
-    run.train_dataset = small_run.Spoiled(run.train_dataset, lambda draw: draw >= 2 * good_steps)
-    start = small_run.trained_parameters(run)
-    with pytest.raises(FloatingPointError, match=r"\['clipart'\] was not finite in 3 steps in a row") as stop:
-        run.train()
-    weights = [entry["weight/clipart"] for entry in run.state.log_history if "weight/clipart" in entry]
-    assert weights[good_steps:] == [0, 0] and all(weights[:good_steps])
-    assert all(parameter.isfinite().all() for parameter in small_run.trained_parameters(run).values())
-    saved = [path.name for path in tmp_path.glob("checkpoint-*")]
-    if good_steps:
-        assert saved == ["checkpoint-0"] and "of step 0, is saved" in str(stop.value)
-        assert all(torch.equal(start[name], value) for name, value in small_run.trained_parameters(run).items())
-    else:
-        assert saved == [] and "No step was good, so nothing is saved." in str(stop.value)
-
-
-class PressCtrlC(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_begin(self, _args, state, _control, **_):
-        if state.global_step == self.step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def test_interrupt_finishes_the_step_and_saves(tmp_path):
-    before = signal.getsignal(signal.SIGINT)
-    run = small_run.trainer(tmp_path, callbacks=[PressCtrlC(2)], max_steps=10)
-    interrupt = StopOnInterrupt(run)
-    run.add_callback(interrupt)
-    run.train()
-    assert interrupt.interrupted
-    assert run.state.global_step == 3
-    assert (tmp_path / "checkpoint-3" / "task_scheduler.pt").exists()
-    assert signal.getsignal(signal.SIGINT) is before
-
-
 def test_negative_omega_is_announced(tmp_path, caplog):
-    run = small_run.trainer(tmp_path, scheduler_learning_rate=5.0, max_steps=2, scheduler_optimizer="adam")
+    options = {"scheduler_learning_rate": 5.0, "max_steps": 2, "neumann_terms": 0}
+    run = small_run.trainer(tmp_path, **options)
     run.train()
     values = torch.cat([run.weighting.scheduler.alpha, run.weighting.scheduler.beta])
     assert (values <= 0).any()
     assert "is no longer positive" in caplog.text
-    softplus = small_run.trainer(
-        tmp_path / "softplus", scheduler_learning_rate=5.0, max_steps=2, scheduler_parameterization="softplus"
-    )
+    softplus = small_run.trainer(tmp_path / "softplus", scheduler_parameterization="softplus", **options)
     softplus.train()
     assert (softplus.weighting.scheduler.alpha > 0).all() and (softplus.weighting.scheduler.beta > 0).all()
 
@@ -288,7 +239,7 @@ def test_history_is_on_disk_with_every_checkpoint(tmp_path):
         def on_save(self, *_, **__):
             rows.append(len(read_history(tmp_path / "scheduler_history.jsonl")))
 
-    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 3, "logging_steps": 100}
+    options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3, "logging_steps": 100}
     small_run.trainer(tmp_path, callbacks=[Look()], **options).train()
     assert rows[0] == 3
 
@@ -307,21 +258,21 @@ def test_evaluation_does_not_take_from_the_training_averages(tmp_path):
 def test_evaluation_loss_does_not_depend_on_the_batches(tmp_path):
     losses = [
         small_run.trainer(tmp_path / str(size), per_device_eval_batch_size=size).evaluate()["eval_loss"]
-        for size in (1, 4, 9)
+        for size in (1, 4)
     ]
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_selection_without_prompts_trains(tmp_path):
     model = prompted.prompted_clip(torch.float32, num_shared_tokens=0, num_task_tokens=0)
-    run = small_run.trainer(tmp_path, model)
+    run = small_run.trainer(tmp_path, model, max_steps=2)
     run.train()
-    assert run.upper_level.updates == 2
+    assert run.upper_level.updates == 1
 
 
 def test_resume_without_a_saved_scheduler_says_so(tmp_path, caplog):
-    options = {"save_strategy": "steps", "save_steps": 2, "save_only_model": True}
-    small_run.trainer(tmp_path, **options).train()
+    options = {"save_strategy": "steps", "save_steps": 2, "save_only_model": True, "neumann_terms": 0}
+    small_run.trainer(tmp_path, max_steps=2, **options).train()
     run = small_run.trainer(tmp_path, **options)
     run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert "the scheduler starts anew" in caplog.text
@@ -352,18 +303,10 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"base model is in torch.bfloat16.*`neumann_terms=0`"):
             small_run.trainer(tmp_path, model)
 
-    @pytest.mark.parametrize(
-        ("variable", "value", "message"),
-        [
-            ("ACCELERATE_MIXED_PRECISION", "fp16", "`fp16=True` is not supported"),
-            (
-                "ACCELERATE_USE_FSDP",
-                "true",
-                "`fsdp` is not supported.* out of the configuration of `accelerate launch`",
-            ),
-        ],
-    )
-    def test_configuration_of_the_launcher(self, tmp_path, monkeypatch, variable, value, message):
-        monkeypatch.setenv(variable, value)
-        with pytest.raises(ValueError, match=message):
+    def test_configuration_of_the_launcher(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(ValueError, match=r"`fsdp` is not supported.* the configuration of `accelerate launch"):
+            small_run.trainer(tmp_path)
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+        with pytest.raises(ValueError, match="`fp16=True` is not supported"):
             small_run.trainer(tmp_path)

@@ -131,7 +131,7 @@ def test_a_schedule_free_optimizer_is_switched_back_after_an_evaluation(tmp_path
             said.append("eval")
 
     run = small_run.trainer(tmp_path, eval_strategy="steps", eval_steps=1, max_steps=2)
-    optimizer = Optimizer([parameter for parameter in run.model.parameters() if parameter.requires_grad], lr=0.01)
+    optimizer = Optimizer(run.trainable_parameters(), lr=0.01)
     run = remade(run, optimizers=(optimizer, None))
     run.train()
     assert said == ["train", "eval"] * 2
