@@ -37,7 +37,7 @@ RUNS = {
         "gradient_accumulation_steps": 2,
         "optim": "adamw_torch",
     },
-    "cagrad": {"seed": 5, "gradient_aggregator": "cagrad", "hypergradient_chunk_size": 1},
+    "cagrad": {"seed": 5, "steps": 10, "gradient_aggregator": "cagrad", "hypergradient_chunk_size": 1},
 }
 # Columns of the history; `graph_bytes` is a matter of the implementation.
 COLUMNS = ("loss", "causal_effect", "alpha", "beta", "prompt_factor", "task_factor", "weight", "affinity")

@@ -8,6 +8,7 @@ import pytest
 import small_run
 import torch
 from full_disk import no_file_larger_than
+from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from jscpt_peft.evaluation import draw_figures, history_arrays, read_history
@@ -84,7 +85,7 @@ def test_every_row_explains_its_own_weights(tmp_path, options):
     assert moved.tolist() == arrays["scheduler_step"].tolist() == [False, True, False, True, False]
 
 
-def test_a_task_that_is_not_finite_is_marked_counted_and_has_no_relations(tmp_path):
+def test_a_task_that_is_not_finite_is_marked_counted_and_has_no_relations(tmp_path, monkeypatch):
     run = small_run.trainer(tmp_path, max_steps=4, logging_steps=2, neumann_terms=0)
     run.train_dataset = small_run.Spoiled(run.train_dataset)
     with pytest.raises(FloatingPointError, match="ends with step 4, but tasks were not finite in the last 4 steps"):
@@ -103,6 +104,7 @@ def test_a_task_that_is_not_finite_is_marked_counted_and_has_no_relations(tmp_pa
     assert not any(f"nonfinite_steps/{task}" in entry for entry in logs for task in (TASKS[0], TASKS[2]))
     affinity = np.array([row["affinity"][2][0] for row in rows])  # the only other task's
     assert [entry["affinity/photo"] for entry in logs] == pytest.approx(affinity.reshape(2, 2).mean(1).tolist())
+    monkeypatch.setattr(Figure, "set_layout_engine", lambda *_, **__: None)  # it takes seconds
     draw_figures(tmp_path / "scheduler_history.jsonl", tmp_path / "pictures")
 
 
