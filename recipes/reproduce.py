@@ -82,13 +82,13 @@ def reproduce(options: argparse.Namespace, everywhere: Sequence[str]) -> None:
     check_options(options, options.methods or table.methods)
     for setting in (*(options.settings or ()), *([options.rates_from] if options.rates_from else [])):
         check_choice("settings", setting, table.settings)
-    tell_idle(KINDS, everywhere, OF_TABLES | ({"jpeg_side"} if options.kept_views else set()))
     words = {setting: (*shlex.split(text), *everywhere) for setting, text in table.settings.items()}
     searches = {}
     for setting in options.settings or table.settings:
         place = options.rates_from or setting
         for method in options.methods or table.methods:  # parses all, so that a wrong word is told at once
             searches[setting, method] = candidates(place, method, words[place], options.factors, options.kept_views)
+    tell_idle(KINDS, everywhere, OF_TABLES | ({"jpeg_side"} if options.kept_views else set()))
     with run_all(options.processes or torch.cuda.device_count() or os.cpu_count() or 1, output) as do:
         output.mkdir(parents=True, exist_ok=True)
         searched = [run for runs in dict.fromkeys(searches.values()) if len(runs) > 1 for run in runs]

@@ -223,7 +223,7 @@ def _opened_with(jpeg_side: int | None, dataset: datasets.Dataset) -> datasets.D
     if getattr(image, "decode", False) and form["type"] is None:
         return dataset.cast_column("image", type(image)(decode=False))
     opens = form["format_kwargs"].get("transform")
-    if isinstance(opens, OpensImages):
+    if isinstance(opens, OpensImages) and opens.jpeg_side != jpeg_side:  # it is hashed anew
         return dataset.with_transform(replace(opens, jpeg_side=jpeg_side), form["columns"], form["output_all_columns"])
     return dataset
 

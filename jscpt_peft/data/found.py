@@ -36,7 +36,7 @@ class Images:
     @staticmethod  # data sets copy and hash what opens their images at every turn: nothing of `self` with it
     def image(place: dict, jpeg_side: int | None = None) -> Image.Image:
         """The image in a place; `jpeg_side` as of `open_image`."""
-        return open_image(place["bytes"] or place["path"], jpeg_side)
+        return open_image(place["path"] if place["bytes"] is None else place["bytes"], jpeg_side)
 
     def opened(self, dataset: datasets.Dataset) -> datasets.Dataset:
         """`dataset` with a column `image` of places as one of images."""

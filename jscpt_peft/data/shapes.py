@@ -81,7 +81,8 @@ def shapes_task_set(
     }
     for split, size in sizes.items():
         if size < 1:
-            raise ValueError(f"`{split}_per_class` is {size}: every split needs at least one image per class.")
+            name = "shots" if split == "train" else f"{split}_per_class"
+            raise ValueError(f"`{name}` is {size}: every split needs at least one image per class.")
     strengths = _strengths(spurious_strength, tasks)
     built = [
         Task(

@@ -1,4 +1,7 @@
-"""`examples/train_shapes.ipynb` runs from top to bottom, with fewer steps and test images."""
+"""`examples/train_shapes.ipynb` runs from top to bottom, with fewer steps and test images.
+
+In IPython, as in a Jupyter kernel but without its process; figures are drawn, not laid out.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import copy
 import oracles
 import prompted
 import pytest
+import small_run
 import torch
 from peft import get_peft_model
 
@@ -151,3 +152,14 @@ def test_only_what_several_tasks_see_is_shared(method, groups):
     torch.testing.assert_close(gramian, rows @ rows.T, atol=1e-12, rtol=1e-10)
     affinity = inter_task_affinity(rows)
     assert affinity[1, 2] != 0 and (gramian[0].any() and affinity[0, 1] != 0) == (method == "hipro")
+
+
+@pytest.mark.parametrize(("prompts", "groups"), [("kronecker", GROUPS), ("tree", TREE)])
+def test_scheduled_by_jscpt_with_its_masks_and_learned_weights(tmp_path, prompts, groups):
+    made = prompted.prompted_clip(torch.float32, prompts=prompts, groups=groups)
+    run = small_run.trainer(tmp_path, made, max_steps=1, lower_steps=1)
+    start = small_run.trained_parameters(run)
+    run.train()
+    assert not any(torch.equal(start[name], each) for name, each in small_run.trained_parameters(run).items())
+    for each in run.weighting.learned().values():
+        assert each.isfinite().all() and (each != 1).any()

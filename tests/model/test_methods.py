@@ -198,8 +198,15 @@ def test_predicts(name):
     assert predicted != model.predict(images, task="photo")
 
 
-# One of each further head. Others take steps that tests/serving/test_export.py traces, with other numbers.
-TRACED = ("clip_adapter", "jscpt_projected", "mt_crl")
+# One of each kind of prompts and of each further head; the paper's is traced in tests/serving/test_export.py. Others
+# take the same steps, with other numbers.
+TRACED = ("vpt", "maple", "clip_adapter", "jscpt_projected", "mt_crl")
+LIKE = {"coop": "zero_shot", **dict.fromkeys(("mvlpt", "mmap", "hipro"), "vpt"), "jscpt_no_feature_selection": "jscpt"}
+
+
+def steps(classifier: TaskClassifier) -> tuple:
+    head = None if classifier.select is None else type(classifier.select.__self__)
+    return classifier.num_prefixed, classifier.carrying, head, {*classifier.head_parameters}
 
 
 @methods
@@ -209,6 +216,8 @@ def test_exports(name, tmp_path):
     if name in TRACED:
         folder = model.export_task("sketch", tmp_path / "sketch", torch.float64)
         served = torch.export.load(folder / "classifier.pt2").module()
+    elif name in LIKE:
+        assert steps(served) == steps(TaskClassifier(adapted(LIKE[name]).base_model, 2, torch.float64))
     with torch.no_grad():
         torch.testing.assert_close(served(pixels), model.classify(pixels, 2).logits, atol=1e-10, rtol=0)
 
@@ -424,7 +433,7 @@ def test_a_step_is_one_forward_and_one_backward_of_the_towers(name, tmp_path):
 OF_A_BATCH = {"jscpt_projected": ("decorrelation_weight",), "mt_crl": ("decorrelation_weight", "invariance_weight")}
 # Case -> method and options; weightings that remember losses and norms, and that draw.
 TOGETHER = {name: (name, {}) for name in LEARNING + VARIANTS}
-TOGETHER |= {name: ("jscpt", {"weighting": name}) for name in ("gradnorm", "pcgrad")}
+TOGETHER |= {name: ("jscpt", {"weighting": name}) for name in ("gradnorm", "dwa", "famo", "pcgrad")}
 
 
 def trained_with(count: int, folder) -> dict[str, dict[str, torch.Tensor]]:

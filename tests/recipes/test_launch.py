@@ -103,7 +103,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(tmp_path, data):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     assert process.wait(TIMEOUT) != 0
-    assert said(tmp_path).count(f"{RECIPES / 'evaluate.py'} False") == 2
+    assert said(tmp_path).count(f"{RECIPES / 'evaluate.py'} False") >= 1
     users = [file for file in (ROOT / "jscpt_peft").rglob("*.py") if "import evaluate\n" in file.read_text()]
     assert [file.name for file in users] == ["metric.py"]
     assert "is saved in" in said(tmp_path) and "--resume_from_checkpoint last" in said(tmp_path)

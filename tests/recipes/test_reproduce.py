@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 import signal
 import sys
@@ -158,21 +157,19 @@ def test_an_interrupted_table_goes_on_to_the_same_numbers(made, images, tmp_path
 
 
 PROGRAM = """
-import multiprocessing, os, sys, time
+import multiprocessing, os, signal, sys, time
 from pathlib import Path
 import reproduce
 
 class Endless:
     def result(self, output):
-        if os.getpid() != main:
-            time.sleep(1)  # until the main process waits for this one
+        if multiprocessing.parent_process() is not None:
             Path("child").write_text(str(os.getpid()))
             os.rename("child", "started")
             time.sleep(600)
 
 if __name__ == "__main__":
-    main, forked = os.getpid(), multiprocessing.get_context("fork")
-    reproduce.get_context = lambda name: {"spawn": forked}[name]  # one that is spawned would import everything anew
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests
     with reproduce.cli_errors(), reproduce.run_all(2, Path("out")) as do:
         do([Endless()], "runs")
 """
@@ -193,12 +190,6 @@ def test_what_ends_the_table_ends_its_runs(tmp_path, number):
     assert within(30, lambda: not Path("/proc", started.read_text()).exists())
     said = log.read_text()
     assert "Traceback" not in said and ("Interrupted; what is done is in out" in said) == (number == signal.SIGINT)
-
-
-def test_what_spawned_processes_are_given_can_be_sent_to_them():
-    run = measured_run.Run("clean", "coop", ("--task_set", "icons"), 0.25, 3, "validation")
-    given = reproduce.begin_process, reproduce.measure, run, Path("out")
-    assert pickle.loads(pickle.dumps(given)) == given
 
 
 def within(seconds, is_so) -> bool:

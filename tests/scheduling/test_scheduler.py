@@ -76,6 +76,18 @@ def test_effect_and_affinity_are_constants():
     assert torch.autograd.grad(weights[0], [effect, affinity], allow_unused=True) == (None, None)
 
 
+@pytest.mark.parametrize("options", OPTIONS[:4], ids=lambda options: "-".join(options.values()))
+@pytest.mark.parametrize("present", [None, torch.tensor([True, True, False])], ids=["all", "one absent"])
+def test_gradients_are_those_of_finite_differences(options, present):
+    scheduler = scheduler_at(ALPHA, BETA, **options)
+
+    def weights(*parameters):
+        named = dict(zip(dict(scheduler.named_parameters()), parameters, strict=True))
+        return torch.func.functional_call(scheduler, named, (EFFECT, AFFINITY, present))
+
+    assert torch.autograd.gradcheck(weights, tuple(scheduler.parameters()))
+
+
 def test_extreme_omega():
     assert scheduler_at([-1e4] * 3, [1e4] * 3)(EFFECT, AFFINITY).isfinite().all()
     scheduler = TaskPromptScheduler(3, parameterization="softplus")

@@ -11,7 +11,7 @@ import prompted
 import pytest
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors import safe_open
 
@@ -203,3 +203,10 @@ def test_a_card_that_somebody_has_edited_is_left_alone(model, tmp_path, old, new
     model.save_pretrained(tmp_path)
     assert not cards.write_card(cards.adapter_card(model, run=RUN), tmp_path)
     assert path.read_text() == edited
+
+
+def test_other_methods_keep_their_own_class_and_card(tmp_path):
+    lora = get_peft_model(oracles.tiny_clip(dtype=torch.float32), LoraConfig(target_modules=["q_proj"]))
+    assert type(lora) is PeftModel
+    lora.save_pretrained(tmp_path)
+    assert "jscpt" not in (tmp_path / "README.md").read_text()

@@ -163,6 +163,16 @@ def test_the_last_good_state_is_saved(tmp_path):
     assert histories[0] == histories[1]
 
 
+def test_where_the_first_step_alone_was_good_the_start_is_saved(tmp_path):
+    run = small_run.trainer(tmp_path, max_nonfinite_steps=2, learn_scheduler=False)
+    run.train_dataset = small_run.Spoiled(run.train_dataset, lambda draw: draw >= 2)  # two images of each task a step
+    start = small_run.trained_parameters(run)
+    with pytest.raises(FloatingPointError, match=r"\['clipart'\] was not finite in 2 steps.*of step 0, is saved"):
+        run.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-0"]
+    assert all(torch.equal(start[name], value) for name, value in small_run.trained_parameters(run).items())
+
+
 def test_a_run_that_ends_badly_is_no_success(tmp_path):
     """What is saved and what the model holds is the state before the step that went wrong, the third or the fourth."""
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "learn_scheduler": False}

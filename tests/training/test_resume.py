@@ -184,17 +184,17 @@ def test_killed_while_saving(killed_runs, kill):
 
 
 class FullDisk(TrainerCallback):
-    """From the end of step 4 to the beginning of the next one."""
+    """From the end of a step to the beginning of the next one."""
 
-    def __init__(self, limit):
-        self.full = no_file_larger_than(limit)
+    def __init__(self, limit, step=4):
+        self.step, self.full = step, no_file_larger_than(limit)
 
     def on_step_end(self, _args, state, _control, **_):
-        if state.global_step == 4:
+        if state.global_step == self.step:
             self.full.__enter__()
 
     def on_step_begin(self, _args, state, _control, **_):
-        if state.global_step == 4:
+        if state.global_step == self.step:
             self.full.__exit__(None, None, None)
 
 
@@ -221,6 +221,26 @@ def test_a_full_disk_costs_one_checkpoint(tmp_path, undisturbed, caplog, limit, 
     assert_same({**outcome(run), "logs": 0}, {**undisturbed("sgd")[0], "logs": 0})
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-6"]
     check_checkpoint(tmp_path / "checkpoint-6", run.fixed_configuration())
+
+
+def test_the_best_model_is_the_best_that_could_be_saved(tmp_path, monkeypatch):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "load_best_model_at_end": True, "max_steps": 4}
+    run = new_run(tmp_path, callbacks=[FullDisk(12_000, step=2)], save_total_limit=1, **options)
+    run.remove_callback(PrinterCallback)
+    accuracies = {1: 0.3, 2: 0.9, 3: 0.5, 4: 0.1}  # the second cannot be saved
+    monkeypatch.setattr(run, "evaluate", lambda **_: {"eval_mean_accuracy": accuracies[run.state.global_step]})
+    after = {}
+
+    class Remember(TrainerCallback):
+        def on_step_end(self, _args, state, _control, **_):
+            after[state.global_step] = small_run.trained_parameters(run)
+
+    run.add_callback(Remember())
+    run.train()
+    assert (run.state.best_metric, run.state.best_global_step) == (0.5, 3)
+    assert run.state.best_model_checkpoint == str(tmp_path / "checkpoint-3")
+    assert_same(small_run.trained_parameters(run), after[3])
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}  # best and last
 
 
 # ---- damaged checkpoints, and those of another configuration --------------------------------------------------------

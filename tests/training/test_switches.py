@@ -144,6 +144,17 @@ class TestGradientAggregator:
         other = expected_weights(known, options, cagrad_weights(known["gradients"], 0.1))
         assert expected != pytest.approx(other, rel=1e-2)
 
+    def test_a_task_that_is_not_finite_is_left_out(self, tmp_path, known):
+        run = one_step(tmp_path, gradient_aggregator="cagrad")
+        run.train_dataset = small_run.Spoiled(run.train_dataset, task=1)
+        with pytest.raises(FloatingPointError, match="The run ends with step 1, but tasks were not finite"):
+            first_row(run)
+        (row,) = read_history(tmp_path / "scheduler_history.jsonl")
+        present = torch.tensor([True, False, True])
+        factor = torch.zeros(3, dtype=torch.float64)
+        factor[present] = cagrad_weights(known["gradients"][present], 0.5)
+        assert row["weight"] == pytest.approx(expected_weights(known, {}, factor, present), rel=1e-3)
+
     def test_alpha_learns_and_beta_stays(self, tmp_path):
         run = small_run.trainer(tmp_path, max_steps=2, lower_steps=1, gradient_aggregator="upgrad")
         run.train()
