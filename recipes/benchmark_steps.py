@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from functools import reduce
 from operator import add
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from peft import PeftModel, get_peft_model
@@ -29,9 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 import oracles
 import prompted
 
-if TYPE_CHECKING:
-    from benchmark import BenchmarkArguments
-
 SHAPES = {
     "vit_b16": {"vision": (768, 12, 12), "text": (512, 12, 8), "image": (224, 16), "projection": 512},
     "vit_b32": {"vision": (768, 12, 12), "text": (512, 12, 8), "image": (224, 32), "projection": 512},
@@ -44,7 +41,21 @@ NEUMANN_TERMS = 3  # H of Algorithm 1
 TOLERANCE = 1e-4
 
 
-def random_model(arguments: BenchmarkArguments) -> PeftModel:
+class Sizes(Protocol):
+    """What a model and a batch are made from: see `benchmark.BenchmarkArguments`."""
+
+    model: str
+    method: str
+    tasks: int
+    images: int
+    classes: int
+    tokens: int
+    prompt_depth: int | None
+    activation_checkpointing: bool
+    device: str
+
+
+def random_model(arguments: Sizes) -> PeftModel:
     """A random CLIP of the chosen shapes under a method; JSCPT has `tokens` shared and as many task tokens."""
     shape, sizes = SHAPES[arguments.model], ("hidden_size", "num_hidden_layers", "num_attention_heads")
     vision, text = (dict(zip(sizes, shape[tower], strict=True)) for tower in ("vision", "text"))
@@ -76,7 +87,7 @@ def random_model(arguments: BenchmarkArguments) -> PeftModel:
     return model
 
 
-def random_batch(model: PeftModel, arguments: BenchmarkArguments, seed: int) -> Batch:
+def random_batch(model: PeftModel, arguments: Sizes, seed: int) -> Batch:
     """`images` images of every task, task after task as the trainer's sampler gives them."""
     generator = torch.Generator().manual_seed(seed)
     size, count = model.get_base_model().config.vision_config.image_size, arguments.tasks * arguments.images

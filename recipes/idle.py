@@ -11,7 +11,7 @@ from typing import Any
 from arguments import words_given
 from cli_errors import console
 from model_arguments import config_fields
-from outside import OUTSIDE
+from outside_methods import OUTSIDE
 from task_data import DataArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 

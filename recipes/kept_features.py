@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from filelock import FileLock
 from model_arguments import ModelArguments, config_of_any_tasks
-from outside import OUTSIDE, OutsideModel
+from outside import OutsideModel
+from outside_methods import OUTSIDE
 from peft import PeftModel
 from PIL.Image import Image
 from task_data import DataArguments

@@ -19,7 +19,8 @@ from evaluated_model import zero_shot_model
 from kept_features import features_file, keep_features, take_kept_features
 from model_arguments import ModelArguments
 from other_classes import OtherClassesTrainer
-from outside import OUTSIDE, OutsideTrainer, outside_trainer
+from outside import OutsideTrainer, outside_trainer
+from outside_methods import OUTSIDE
 from peft import get_peft_model
 from run_material import Material, load_material
 from task_data import DataArguments

@@ -8,7 +8,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from class_templates import TEMPLATES
-from outside import OUTSIDE
+from outside_methods import OUTSIDE
 from peft import PeftConfig
 from task_data import ASSETS
 

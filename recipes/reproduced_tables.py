@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from outside import OUTSIDE
+from outside_methods import OUTSIDE
 from published import PUBLISHED
 
 from jscpt_peft.methods import METHODS

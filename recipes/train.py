@@ -29,7 +29,8 @@ from launched import end_with_launcher
 from model_arguments import ModelArguments
 from other_classes import BaseAndNew, base_and_new
 from output_folder import output_folder
-from outside import OUTSIDE, outside_trainer
+from outside import outside_trainer
+from outside_methods import OUTSIDE
 from peft import PeftModel, get_peft_model
 from run_material import Material, load_material
 from task_data import DataArguments, load_data

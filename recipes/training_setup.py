@@ -8,7 +8,7 @@ from pathlib import Path
 from class_templates import with_templates
 from group_tasks import chosen_groups
 from model_arguments import ModelArguments, check_made_groups, model_config
-from outside import OUTSIDE
+from outside_methods import OUTSIDE
 from peft import PeftModel
 from run_material import Material
 from task_data import DataArguments
