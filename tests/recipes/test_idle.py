@@ -37,7 +37,7 @@ def test_what_does_nothing_is_said(tmp_path, capsys, monkeypatch, program, words
     def stop(*_):
         raise ValueError("as far as the arguments are checked")
 
-    monkeypatch.setattr(program, "candidates" if program is reproduce else "run", stop)
+    monkeypatch.setattr(program, "run_all" if program is reproduce else "run", stop)
     said = fails(capsys, program.main, *words.split(), "--output_dir", tmp_path / "out")
     assert said.endswith("as far as the arguments are checked")
     names = ", ".join(f"`{name}`" for name in sorted(idle))
