@@ -218,7 +218,10 @@ def _class_names(
 
 
 def _opened_with(jpeg_side: int | None, dataset: datasets.Dataset) -> datasets.Dataset:
-    """`dataset` with files for images where it would decode them itself, in whatever format and of whatever size."""
+    """`dataset` with files for images where it would decode them itself, in whatever format and of whatever size.
+
+    One of ours, which opens its images by `OpensImages`, does so with this `jpeg_side`.
+    """
     image, form = dataset.features.get("image"), dataset.format
     if getattr(image, "decode", False) and form["type"] is None:
         return dataset.cast_column("image", type(image)(decode=False))

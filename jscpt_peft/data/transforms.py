@@ -120,7 +120,7 @@ def _transform(
     return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
-def _centre_view(image: Image.Image, image_size: int, rng: random.Random | None) -> Image.Image:  # noqa: ARG001
+def _centre_view(image: Image.Image, image_size: int, rng: random.Random | None) -> Image.Image:  # noqa: ARG001 (as _random_view)
     width, height = image.size
     shortest = min(width, height)
     width, height = int(image_size * width / shortest), int(image_size * height / shortest)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .task_context import set_within
+from .context_variables import set_within
 
 
 class CacheKey:

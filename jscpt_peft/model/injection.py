@@ -42,10 +42,12 @@ class JSCPTInjection(BaseTuner):
             raise ValueError(f"`adapter_name` is {adapter_name!r}: it can have no dots and no control characters.")
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
+    # PEFT's form: not every argument is used here.
     def _pre_injection_hook(self, model: nn.Module, config: JSCPTConfig, adapter_name: str) -> None:  # noqa: ARG002
         self.backbone = backbone_for(self.model)
         self.class_features = ClassFeatures(self.backbone)
 
+    # PEFT's form: not every argument is used here.
     def _prepare_adapter_config(self, peft_config: JSCPTConfig, model_config: dict) -> JSCPTConfig:  # noqa: ARG002
         peft_config.check()
         if peft_config.target_modules not in (None, self.backbone.target_modules):
@@ -57,7 +59,7 @@ class JSCPTInjection(BaseTuner):
         peft_config.auto_mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
         return peft_config
 
-    def _prepare_model(self, peft_config: JSCPTConfig, model: nn.Module) -> None:  # noqa: ARG002
+    def _prepare_model(self, peft_config: JSCPTConfig, model: nn.Module) -> None:  # noqa: ARG002 (PEFT's form)
         # `model` is the PeftModel when a further adapter is added; `self.model` is the base model in every case.
         _check_base_model(peft_config, self.backbone.sizes)
         fill_token_ids(peft_config, self.model.config)
@@ -93,8 +95,8 @@ class JSCPTInjection(BaseTuner):
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
-        current_key: str,  # noqa: ARG002
-        parameter_name: str | None = None,  # noqa: ARG002
+        current_key: str,  # noqa: ARG002 (PEFT's form)
+        parameter_name: str | None = None,  # noqa: ARG002 (PEFT's form)
     ) -> None:
         layer = target if isinstance(target, JSCPTLayer) else self.backbone.wrap(target)
         layer.update_layer(adapter_name, peft_config)
@@ -106,6 +108,7 @@ class JSCPTInjection(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.set_requires_grad(adapter_name, False)  # a further adapter is not trained until it is set active
 
+    # PEFT's form: not every argument is used here.
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:  # noqa: ARG002
         # PEFT's own moves `weight` and `bias`, which towers do not have; parameters are made where they belong.
         setattr(parent, child_name, new_module)

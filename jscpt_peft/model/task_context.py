@@ -5,27 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jscpt_peft.choices import nearest
 
+from .context_variables import set_within
 from .task_rows import TaskRows
 
 _deterministic: ContextVar[bool] = ContextVar("deterministic", default=False)
 _disabled: ContextVar[tuple] = ContextVar("disabled", default=())
-
-
-@contextmanager
-def set_within(variable: ContextVar, value: Any) -> Iterator[None]:
-    """Within, the variable has this value, for this thread alone."""
-    token = variable.set(value)
-    try:
-        yield
-    finally:
-        variable.reset(token)
 
 
 def deterministic() -> AbstractContextManager[None]:

@@ -180,8 +180,12 @@ def _empty_card(description: str) -> str:
 def _task(task: str, names: Sequence[str]) -> dict[str, Any]:
     shown = ", ".join(names[:MOST_NAMES])
     rest = f", ... ({CONFIG_NAME} has all)" if len(names) > MOST_NAMES else ""
-    name, names_shown = (markdown(" ".join(text.split())) for text in (task, shown + rest))
-    return {"name": name, "classes": len(names), "names": names_shown}
+    return {"name": _cell(task), "classes": len(names), "names": _cell(shown + rest)}
+
+
+def _cell(text: str) -> str:
+    """As it can stand in a Markdown table."""
+    return markdown(" ".join(text.split()))
 
 
 def _code(text: str) -> str:

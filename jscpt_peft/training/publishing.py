@@ -101,7 +101,7 @@ class Publishing(Trainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:  # noqa: ARG002
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:  # noqa: ARG002 (Trainer's form)
         """As `Trainer`'s, of the adapter that is trained alone, and without the token of the Hub."""
         if not self.args.should_save:
             return

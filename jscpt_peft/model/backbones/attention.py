@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from transformers.activations import QuickGELUActivation
 from transformers.models.clip.modeling_clip import CLIPMLP, CLIPAttention, CLIPEncoderLayer
 
-from ..task_context import is_deterministic, set_within
+from ..context_variables import set_within
+from ..task_context import is_deterministic
 from ..task_rows import TaskRows
 from . import double_backward
 from .cast_weights import CastLinear, CastWeights

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
-from ..task_context import set_within
+from ..context_variables import set_within
 
 _wanted: ContextVar[bool] = ContextVar("double_backward", default=False)
 

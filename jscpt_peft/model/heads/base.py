@@ -44,6 +44,7 @@ class FeatureHead(TaskModule):
         """
         raise NotImplementedError
 
+    # Subclasses use all: not every argument is used here.
     def reference(self, x: Tensor, task_ids: Tensor, parameters: TaskParameters, kind: str) -> Tensor:  # noqa: ARG002
         """The view `[B, D]` that the causal effect compares x̄ with (Eq. 4): x itself, unless a head knows a better.
 

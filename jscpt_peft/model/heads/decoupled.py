@@ -67,6 +67,7 @@ class DecoupledFeatures(FeatureHead):
     def has_penalty(self) -> bool:
         return bool(self.reconstruction or self.decorrelation)
 
+    # FeatureHead's form: not every argument is used here.
     def penalty(self, x: Tensor, task_ids: Tensor, parameters: TaskParameters, loss_sums: LossSums) -> Tensor:  # noqa: ARG002
         causal, spurious = self.split(x, task_ids, parameters)
         x = x.to(causal.dtype)
